@@ -1,0 +1,24 @@
+# Two commands for a newcomer; each line can also be typed by hand.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: quickstart test check
+
+quickstart: $(VENV)/train
+	$(RUN) -m train.quickstart
+
+test: $(VENV)/dev
+	$(RUN) -m pytest
+
+check: $(VENV)/dev
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+$(VENV)/train $(VENV)/dev: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[train$(if $(findstring dev,$@),$(comma)dev)]"
+	touch $@
+
+comma := ,

@@ -1,0 +1,1 @@
+"""How a model is trained: scripts (verbs) over a few parts (nouns)."""

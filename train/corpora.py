@@ -1,0 +1,419 @@
+"""Where text comes from: documents in a fixed order, read anew for every pass and never all held.
+
+Reading order: `Document` and `Corpus`; `open_corpora`, which picks the sources and the validation
+part; then one section per source: this Python's own text, the user's files, Hub datasets.
+"""
+
+import csv
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import platform
+import sysconfig
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+TABLES = (".jsonl", ".csv", ".parquet")
+FOLDER_SUFFIXES = (".txt", ".md", *TABLES)  # what a folder is searched for; a named file may differ
+PYTHON_FOLDERS_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"} | {
+    "__pycache__",
+    "pydoc_data",  # the same text as the topics: it must not lie in both splits
+}
+SPLIT_PROBE = 10_000  # documents looked at to see whether a split by hash has two sides
+
+
+@dataclass(frozen=True)
+class Document:
+    name: str  # relative to the corpus and unique in it: the same on every machine
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents that can be read again and again, each time in the same order.
+
+    `fingerprint` changes when a document does. `num_bytes` is an estimate for progress bars, None
+    where nobody knows.
+    """
+
+    description: str
+    fingerprint: str
+    read: Callable[[], Iterator[Document]]
+    num_bytes: int | None = None
+
+    def __iter__(self) -> Iterator[Document]:
+        return (document for document in self.read() if document.text)
+
+
+class CorpusSettings(Protocol):
+    """What `open_corpora` reads; `train.arguments.CorpusArguments` describes each."""
+
+    text: list[str]
+    dataset: str | None
+    dataset_config: str | None
+    dataset_split: str
+    text_column: str
+    streaming: bool
+    validation_text: list[str]
+    validation_fraction: float
+
+
+def open_corpora(settings: CorpusSettings) -> tuple[Corpus, Corpus]:
+    """The corpora for training and validation; without --text and --dataset, Python's own text.
+
+    Raises:
+        ValueError, OSError: a source is missing, empty, not text, or in both.
+    """
+    if settings.text:
+        corpus = text_corpus(settings.text, settings.text_column)
+    elif settings.dataset:
+        corpus = dataset_corpus(settings)
+    else:
+        corpus = python_corpus()
+    if not settings.validation_text:
+        return split_corpus(corpus, settings.validation_fraction)
+    shared = _files(settings.text).keys() & _files(settings.validation_text).keys()
+    if shared:
+        raise ValueError(
+            f"{min(shared)} is in --text and in --validation_text: a loss on text that was "
+            "trained on says nothing. Remove it from one of them."
+        )
+    return corpus, text_corpus(settings.validation_text, settings.text_column)
+
+
+def split_corpus(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
+    """Splits by document: held out is whoever's name has a hash below `validation_fraction`.
+
+    So a document stays on its side on every machine and when others come or go. Where that leaves
+    a side empty (few documents) the document with the smallest hash is held out. The end of the
+    text is held out if there is only one document, at the character where nanoGPT cuts.
+
+    Raises:
+        ValueError: there is no document.
+    """
+    probe = [_position(document.name) for document in itertools.islice(corpus, SPLIT_PROBE)]
+    if not probe:
+        raise ValueError(f"The corpus ({corpus.description}) is empty: it holds no text.")
+    if len(probe) == 1:
+        return _cut_single_document(corpus, validation_fraction)
+    limit, rule = validation_fraction, f"{validation_fraction:g} of the documents, by hash"
+    if not min(probe) < limit <= max(probe):
+        limit, rule = sorted(probe)[1], "the document with the smallest hash"
+
+    def part(is_held_out: bool) -> Iterator[Document]:
+        return (d for d in corpus if (_position(d.name) < limit) == is_held_out)
+
+    return (
+        _part(corpus, f"without {rule}", 1 - limit, lambda: part(False)),
+        _part(corpus, rule, limit, lambda: part(True)),
+    )
+
+
+def _position(name: str) -> float:
+    """A number in [0, 1) that only the name decides."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
+
+
+def _cut_single_document(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
+    def part(is_held_out: bool) -> Iterator[Document]:
+        for document in corpus:
+            cut = int(len(document.text) * (1 - validation_fraction))
+            text = document.text[cut:] if is_held_out else document.text[:cut]
+            yield Document(f"{document.name}#{'end' if is_held_out else 'beginning'}", text)
+
+    rule = f"the last {validation_fraction:g} of its only document"
+    return (
+        _part(corpus, f"without {rule}", 1 - validation_fraction, lambda: part(False)),
+        _part(corpus, rule, validation_fraction, lambda: part(True)),
+    )
+
+
+def _part(
+    corpus: Corpus, rule: str, share: float, read: Callable[[], Iterator[Document]]
+) -> Corpus:
+    num_bytes = None if corpus.num_bytes is None else round(corpus.num_bytes * share)
+    fingerprint = _digest([corpus.fingerprint, rule])
+    return Corpus(f"{corpus.description}, {rule}", fingerprint, read, num_bytes)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part}\0".encode())
+    return digest.hexdigest()
+
+
+# This Python's own text
+
+
+def python_corpus(library: Path | None = None) -> Corpus:
+    """The standard library's sources (no tests, no site-packages), then the language reference.
+
+    About 11 MB that every Python installation carries; `library` is where it lies.
+
+    Raises:
+        ValueError: this Python has no sources, as in some embedded distributions.
+    """
+    library = library or Path(sysconfig.get_path("stdlib"))
+    sources = sorted(
+        (path.relative_to(library).as_posix(), path) for path in _python_sources(library)
+    )
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    if not sources:
+        raise ValueError(
+            f"This Python carries no library sources in {library}: give a corpus with --text."
+        )
+
+    def read() -> Iterator[Document]:
+        for name, path in sources:
+            with tokenize.open(path) as source:  # follows the file's coding line
+                yield Document(name, source.read())
+        for topic, text in sorted(topics.items()):
+            yield Document(f"pydoc_data.topics/{topic}", text)
+
+    contents = (_file_sha256(path) for _, path in sources)
+    parts = [*itertools.chain(*zip((name for name, _ in sources), contents, strict=True))]
+    return Corpus(
+        f"Python {platform.python_version()}: standard library and language reference",
+        _digest([*parts, *itertools.chain(*sorted(topics.items()))]),
+        read,
+        sum(path.stat().st_size for _, path in sources) + sum(map(len, topics.values())),
+    )
+
+
+def _python_sources(library: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(library):
+        # config-* and _sysconfigdata* are not sources: they list the paths of the build machine
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if name not in PYTHON_FOLDERS_LEFT_OUT and not name.startswith("config-")
+        ]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                yield Path(folder, name)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The user's files
+
+
+def text_corpus(paths: Sequence[str | Path], text_column: str = "text") -> Corpus:
+    """Files and folders: each row of a .jsonl, .csv or .parquet table is a document, and each other
+    file. A folder gives its FOLDER_SUFFIXES files, hidden ones left out; a file that is named itself
+    may have any other suffix and is read as UTF-8 text, bit for bit (only a byte order mark goes).
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: no usable file, two documents of one name, or (while reading) a file that is not
+            UTF-8, a broken line, or a missing column; the message names the place.
+    """
+    files = {name: path for path, name in _files(paths).items()}
+
+    def read() -> Iterator[Document]:
+        for name, path in sorted(files.items()):
+            if path.suffix in TABLES:
+                yield from _table_documents(name, path, text_column)
+            else:
+                yield Document(name, _read_text(path))
+
+    contents = ((name, _file_sha256(path)) for name, path in sorted(files.items()))
+    return Corpus(
+        f"{len(files)} files of {', '.join(sorted(Path(path).name for path in paths))}",
+        _digest([text_column, *itertools.chain(*contents)]),
+        read,
+        sum(path.stat().st_size for path in files.values()),
+    )
+
+
+def _files(paths: Sequence[str | Path]) -> dict[Path, str]:
+    """Document name of every file: relative to the folder's parent, or the file's own name."""
+    found: dict[Path, str] = {}
+    names: dict[str, Path] = {}
+    for root in map(Path, paths):
+        for path in _files_below(root):
+            name = f"{root.resolve().name}/{path.relative_to(root).as_posix()}".removesuffix("/.")
+            if other := names.get(name):
+                raise ValueError(
+                    f"Two documents would be called {name!r}: {other} and {path}. "
+                    "Give each path once, or the folder above them."
+                )
+            names[name] = path
+            found[path.resolve()] = name
+    return found
+
+
+def _files_below(root: Path) -> list[Path]:
+    if not root.exists():
+        raise FileNotFoundError(f"{root} does not exist: --text takes files and folders of text.")
+    if not root.is_dir():
+        if root.stat().st_size == 0:
+            raise ValueError(f"{root} is empty (0 bytes): there is nothing to learn from.")
+        return [root]
+    files = [
+        path
+        for path in root.rglob("*")
+        if path.suffix in FOLDER_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]
+    if not files:
+        raise ValueError(
+            f"{root} holds no {', '.join(FOLDER_SUFFIXES)} file: "
+            "name files with other suffixes one by one."
+        )
+    return files
+
+
+def _read_text(path: Path) -> str:
+    """The text of a UTF-8 file, line ends as they are."""
+    raw = path.read_bytes()
+    zero = raw.find(b"\0")
+    if zero >= 0:
+        raise ValueError(f"{path} is not text: byte {zero} is NUL. Remove it from the corpus.")
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x} "
+            f"({error.reason}). Convert it, or remove it from the corpus."
+        ) from None
+
+
+def _table_documents(name: str, path: Path, text_column: str) -> Iterator[Document]:
+    rows = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix]
+    for place, text in rows(path, text_column):
+        yield Document(f"{name}:{place}", _checked_cell(text, f"{path}:{place}", text_column))
+
+
+def _checked_cell(text: Any, where: str, text_column: str) -> str:
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{where}: column {text_column!r} holds {type(text).__name__} ({text!r:.40}), not text. "
+            "Name the text column with --text_column."
+        )
+    return text
+
+
+def _missing_column(where: str, text_column: str, columns: Iterable[str]) -> ValueError:
+    return ValueError(
+        f"{where} has no column {text_column!r}; its columns are {', '.join(columns) or 'none'}. "
+        "Name one of them with --text_column."
+    )
+
+
+def _utf8_lines(path: Path) -> Iterator[str]:
+    offset = 0
+    with path.open("rb") as file:
+        for raw in file:
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                at = offset + error.start
+                raise ValueError(f"{path} is not UTF-8 text: byte {at} ({error.reason}).") from None
+            yield line.removeprefix("\ufeff") if offset == 0 else line
+            offset += len(raw)
+
+
+def _json_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(_utf8_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}:{number}: column {error.colno}: not JSON ({error.msg}). "
+                "A .jsonl file holds one JSON object per line."
+            ) from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: not a JSON object but {type(row).__name__}.")
+        if text_column not in row:
+            raise _missing_column(f"{path}:{number}", text_column, row)
+        yield number, row[text_column]
+
+
+def _csv_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(2**31 - 1)  # its default refuses fields above 128 KiB
+    reader = csv.DictReader(_utf8_lines(path), strict=True)
+    if text_column not in (reader.fieldnames or ()):
+        raise _missing_column(str(path), text_column, reader.fieldnames or ())
+    try:
+        for row in reader:
+            yield reader.line_num, row[text_column]
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: not CSV ({error}).") from None
+
+
+def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            if text_column not in table.schema_arrow.names:
+                raise _missing_column(str(path), text_column, table.schema_arrow.names)
+            batches = table.iter_batches(batch_size=256, columns=[text_column])
+            cells = (cell.as_py() for batch in batches for cell in batch.column(0))
+            yield from enumerate(cells)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not a readable .parquet file: {error}") from None
+
+
+# Datasets
+
+
+def dataset_corpus(settings: CorpusSettings) -> Corpus:
+    """A dataset of the Hugging Face Hub, or a folder that `Dataset.save_to_disk` has written.
+
+    Raises:
+        ValueError: no such column, split or configuration.
+        OSError: no such dataset, or no network.
+    """
+    split, column = settings.dataset_split, settings.text_column
+    rows = _load_dataset(settings)
+    columns = rows.column_names or list(next(iter(rows), {}))  # a stream may not know them before
+    if column not in columns:
+        raise _missing_column(f"dataset {settings.dataset} ({split})", column, columns)
+    rows = rows.select_columns(column)
+    name = settings.dataset or ""
+
+    def read() -> Iterator[Document]:
+        for number, row in enumerate(rows):
+            place = f"{Path(name).name}/{split}:{number}"
+            yield Document(place, _checked_cell(row[column], place, column))
+
+    description = f"dataset {Path(name).name} {settings.dataset_config or ''} ({split})"
+    identity = [name, str(settings.dataset_config), split, column, str(rows.info.version)]
+    if isinstance(rows, datasets.Dataset):
+        identity.append(rows._fingerprint)
+    return Corpus(" ".join(description.split()), _digest(identity), read)
+
+
+def _load_dataset(settings: CorpusSettings) -> datasets.Dataset | datasets.IterableDataset:
+    folder, split = Path(settings.dataset or ""), settings.dataset_split
+    if not ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
+        return datasets.load_dataset(
+            settings.dataset, settings.dataset_config, split=split, streaming=settings.streaming
+        )
+    saved = datasets.load_from_disk(str(folder))
+    if isinstance(saved, datasets.Dataset):
+        return saved
+    if split not in saved:
+        raise ValueError(
+            f"{folder} has no split {split!r}; it has {', '.join(saved)}. "
+            "Name one of them with --dataset_split."
+        )
+    return saved[split]

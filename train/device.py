@@ -1,0 +1,92 @@
+"""What this machine offers: processes, number formats, memory."""
+
+import ctypes
+import os
+import platform
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
+
+
+def build_accelerator(precision: str, report_to: str | None = None, folder: str = "") -> Accelerator:
+    """The Accelerator for this machine, with `precision` resolved.
+
+    Raises:
+        ValueError: `precision` is not possible here, or the launcher started more processes than
+            take part.
+    """
+    cpu = not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu).device
+    resolved = resolve_precision(precision, device, os.environ.get("ACCELERATE_MIXED_PRECISION"))
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if resolved == "fp32" else resolved,
+        log_with=report_to,
+        project_dir=folder or None,
+        # buffers are constants of the architecture: no process can have others
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    check_world_size(accelerator.num_processes, os.environ.get("WORLD_SIZE"))
+    return accelerator
+
+
+def resolve_precision(precision: str, device: torch.device, launched: str | None = None) -> str:
+    """"fp32", "bf16" or "fp16": what `precision` means on `device`.
+
+    Args:
+        launched: what `accelerate launch` has set; "no" and None leave the choice to the hardware.
+
+    Raises:
+        ValueError: fp16 without a GPU, whose loss scaling it needs.
+    """
+    if precision == "auto" and launched not in (None, "", "no"):
+        precision = launched
+    if precision == "auto":
+        return "bf16" if has_bfloat16_hardware(device) else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("--precision fp16 needs a GPU: use bf16 or fp32 on this machine.")
+    return {"no": "fp32"}.get(precision, precision)
+
+
+def has_bfloat16_hardware(device: torch.device) -> bool:
+    """Whether matrices multiply faster in bfloat16 than in float32 on `device`.
+
+    Without such units a CPU still computes in bfloat16, at a third of its float32 speed.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    # private, and named alike in torch 2.11 and 2.13; elsewhere float32 is the safe answer
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def check_world_size(num_processes: int, world_size: str | None) -> None:
+    """Refuses a launch whose processes do not see each other and would all write the same run.
+
+    Raises:
+        ValueError: the launcher announces another number of processes than take part.
+    """
+    if world_size is not None and int(world_size) != num_processes:
+        raise ValueError(
+            f"the launcher started {world_size} processes (WORLD_SIZE), but {num_processes} takes "
+            "part in training: on CPUs set ACCELERATE_USE_CPU=true, on GPUs check that each "
+            "process has one."
+        )
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep freed blocks for the next step instead of giving them back to the system.
+
+    By default each activation above 32 MB at most is mapped and unmapped anew in every step, and
+    the system fills its pages with zeros each time. No effect elsewhere than on Linux with glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    # parameter numbers from malloc.h
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)

@@ -1,0 +1,108 @@
+"""What a person sees of a finished run: the model card and the picture of its loss."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+CARD_NAME, PICTURE_NAME = "README.md", "loss_curve.png"
+TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#9bb8d3", "#c4502c", "#33373d"
+
+
+def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, vocab_size: int) -> None:
+    """Draw training loss (light), validation loss (points, labelled) and bits per byte over the tokens seen.
+
+    Args:
+        records: the lines of metrics.jsonl: `tokens_seen` with `loss`, or with `eval_loss` and `eval_bits_per_byte`.
+        path: the PNG to write.
+        title: what was trained.
+        vocab_size: its logarithm, the loss of a model that knows nothing, bounds the picture.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it would pick a window system
+
+    training = [(r["tokens_seen"] / 1e6, r["loss"]) for r in records if "loss" in r]
+    validation = [(r["tokens_seen"] / 1e6, r["eval_loss"]) for r in records if "eval_loss" in r]
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*zip(*training, strict=True), color=TRAIN_COLOUR, linewidth=1.3, label="training")
+    axes.plot(*zip(*validation, strict=True), "o-", color=VALIDATION_COLOUR, markersize=4, label="validation")
+    last_tokens, last_loss = validation[-1]
+    axes.annotate(
+        f"{last_loss:.3f}", (last_tokens, last_loss), xytext=(6, 0), textcoords="offset points",
+        color=VALIDATION_COLOUR, va="center", fontweight="bold", annotation_clip=False,
+    )  # fmt: skip
+    axes.axhline(math.log(vocab_size), color=INK, linewidth=0.8, linestyle=":")
+    axes.annotate(
+        f"guessing: ln({vocab_size}) = {math.log(vocab_size):.2f}", (last_tokens, math.log(vocab_size)),
+        xytext=(0, -11), textcoords="offset points", ha="right", fontsize=8, color=INK,
+    )  # fmt: skip
+    axes.set_xlabel("tokens seen (millions)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.grid(axis="y", color="#e8e8e8")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
+    figure.savefig(path)
+
+
+def model_card(facts: dict[str, Any], figures: dict[str, str], samples: list[dict[str, str]]) -> str:
+    """Write the README.md of a model folder.
+
+    Args:
+        facts: `name`, `corpus`, `recipe` (YAML), `command` and `limits` of the run.
+        figures: rows of the table of results, each with its unit in the name.
+        samples: `prompt` and `text` of the last evaluation.
+    """
+    rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
+    shown = "\n\n".join(f"```text\n{sample['prompt']}{sample['text']}\n```" for sample in samples)
+    return CARD.format(rows=rows, samples=shown or "No prompts were given.", **facts)
+
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [scratch_gpt, from-scratch]
+---
+
+# {name}
+
+A small GPT, pretrained from random weights with hf_scratch_gpt on {corpus}.
+
+![training and validation loss](loss_curve.png)
+
+| | |
+|---|---|
+{rows}
+
+## Use it
+
+```python
+import hf_scratch_gpt  # or leave this out and pass trust_remote_code=True to both calls
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+inputs = tokenizer("import os\\n", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))
+```
+
+## What it writes
+
+Continuations sampled at the last evaluation, prompt included:
+
+{samples}
+
+## How it was trained
+
+`{command}`, with this recipe:
+
+```yaml
+{recipe}```
+
+## Limits
+
+It continues text in the style of its training data and does nothing else: it has no knowledge of the world to rely on,
+was not tuned to follow instructions or to be safe, and writes code that does not run.
+"""
