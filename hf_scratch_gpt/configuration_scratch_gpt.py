@@ -292,10 +292,10 @@ class ScratchGPTConfig(PreTrainedConfig):
         Raises:
             ValueError: a key is unknown (the nearest known one is named) or a value is not allowed.
         """
-        known = {field.name for field in dataclasses.fields(cls)} | _SERIALISED_KEYS
+        fields = {field.name for field in dataclasses.fields(cls)}
         for key in values:
-            if key not in known:
-                own = [name for name in cls.__annotations__ if name in known]
+            if key not in fields | _SERIALISED_KEYS:
+                own = [name for name in cls.__annotations__ if name in fields]
                 nearest = difflib.get_close_matches(key, own, n=1)
                 hint = f"did you mean '{nearest[0]}'?" if nearest else f"known are {', '.join(own)}"
                 raise ValueError(f"unknown config key '{key}'; {hint}")

@@ -5,16 +5,20 @@ classes and the contracts (saving, generation, caches, masks, attention kernels)
 is a model like any other to the whole ecosystem. The architecture is the decoder of
 https://huggingface.co/papers/1706.03762 as GPT-2 and Llama made it; each class names the paper of its part.
 
-Shapes stand behind the lines that change them, in these words (a test compares them with the real ones):
+Shapes stand behind the lines that change them, in these words (a test compares them with the real ones); a line
+that makes several tensors has several shapes, or one for all:
     batch       sequences processed together
     seq         tokens of each sequence in this call (the queries)
     key_seq     tokens that are attended to: `seq` plus what the cache holds
     hidden      config.hidden_size, the width of the residual stream
-    heads       config.num_attention_heads;  kv_heads: config.num_key_value_heads, `heads` / `group`
+    heads       config.num_attention_heads
+    kv_heads    config.num_key_value_heads;  group: query heads that share one, `heads` / `kv_heads`
     head_dim    config.head_dim;  half: half of the rotated part of it
     inner       config.intermediate_size
     vocab       config.vocab_size
+    chunk       tokens whose logits exist at the same time when `skip_logits` is set
     1           a dimension of size one that broadcasts
+    ...         leading dimensions that the line does not touch
 """
 
 import math
@@ -124,8 +128,8 @@ class ScratchGPTRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        positions = position_ids[:, :, None].to(torch.float32)  # (batch, seq, 1)
-        angles = positions * self.inv_freq.to(hidden_states.device, torch.float32)  # (batch, seq, half)
+        positions = position_ids[:, :, None].to(torch.float32)  # (..., seq, 1)
+        angles = positions * self.inv_freq.to(hidden_states.device, torch.float32)  # (..., seq, half)
         cosine = angles.cos() * self.attention_scaling
         sine = angles.sin() * self.attention_scaling
         return cosine.to(hidden_states.dtype), sine.to(hidden_states.dtype)
@@ -139,16 +143,17 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
         cosine, sine: of the angles, (batch, seq, half), batch may be 1.
     """
     half = cosine.shape[-1]
-    cosine, sine = cosine.unsqueeze(2), sine.unsqueeze(2)  # (batch, seq, 1, half)
-    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)
+    cosine, sine = cosine.unsqueeze(2), sine.unsqueeze(2)  # (..., seq, 1, half)
+    sizes = [half, half, x.shape[-1] - 2 * half]
+    first, second, rest = x.split(sizes, dim=-1)  # (..., half), (..., half), (..., head_dim - 2 * half)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)  # (..., head_dim)
 
 
 def sinusoidal_positions(position_ids: torch.Tensor, size: int) -> torch.Tensor:
     """Sines and cosines of wavelengths from 2 pi to 10000 * 2 pi (https://huggingface.co/papers/1706.03762, 3.5)."""
     exponents = torch.arange(0, size, 2, dtype=torch.float32, device=position_ids.device) / size
-    angles = position_ids[:, :, None] * 10000.0**-exponents
-    return torch.cat((angles.sin(), angles.cos()), dim=-1)  # (batch, seq, hidden)
+    angles = position_ids[:, :, None] * 10000.0**-exponents  # (..., seq, hidden / 2)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)  # (..., seq, hidden)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ def eager_attention_forward(
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     output = weights @ value  # (batch, heads, seq, head_dim)
-    return output.transpose(1, 2).contiguous(), weights
+    return output.transpose(1, 2).contiguous(), weights  # (batch, seq, heads, head_dim), (batch, heads, seq, key_seq)
 
 
 class ScratchGPTAttention(nn.Module):
@@ -362,7 +367,7 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
         """Normal weights and zero biases, as in GPT-2.
 
         2 * num_hidden_layers outputs add up in the residual stream, so the projections that write to it start smaller
-        by the root of that. They carry a mark because this method is not called on modules without weights of their own.
+        by the root of that. They carry a mark because this method is not called on modules without own weights.
         """
         super()._init_weights(module)
         if getattr(module, "is_residual_projection", False):
@@ -493,10 +498,10 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
         if self.config.position_embedding_type == "learned":
             limit = self.config.max_position_embeddings
             check_range("position_ids", position_ids, limit, "max_position_embeddings; shorten the sequence")
-            return inputs_embeds + self.embed_positions(position_ids)
+            return inputs_embeds + self.embed_positions(position_ids)  # (batch, seq, hidden)
         if self.config.position_embedding_type == "sinusoidal":
             # The paper scales the embeddings up, so that positions of size one do not drown them (section 3.4).
-            positions = sinusoidal_positions(position_ids, self.config.hidden_size)  # (batch, seq, hidden)
+            positions = sinusoidal_positions(position_ids, self.config.hidden_size)  # (..., seq, hidden)
             return inputs_embeds * math.sqrt(self.config.hidden_size) + positions.to(inputs_embeds.dtype)
         return inputs_embeds
 
@@ -580,7 +585,9 @@ class ChunkedLossSum(torch.autograd.Function):
         loss_sum = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
         hidden_gradients = []
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-        for chunk, target in zip(hidden_states.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
+        for chunk, target in zip(
+            hidden_states.split(chunk_tokens), targets.split(chunk_tokens), strict=True
+        ):  # (chunk, hidden), (chunk)
             raw_logits = nn.functional.linear(chunk, weight)  # (chunk, vocab)
             logits = cap_logits(raw_logits.float(), softcapping)
             is_target = (target != IGNORE_INDEX)[:, None]  # (chunk, 1)
@@ -592,9 +599,10 @@ class ChunkedLossSum(torch.autograd.Function):
                 gradient = logits.sub_(log_normaliser).exp_().scatter_add_(1, index, -torch.ones_like(log_normaliser))
                 gradient = gradient.mul_(is_target).mul_(slope).to(raw_logits.dtype)
                 hidden_gradients.append(gradient @ weight)  # (chunk, hidden)
-                weight_gradient += gradient.T @ chunk
+                weight_gradient += gradient.T @ chunk  # (vocab, hidden)
         if hidden_gradients:
-            ctx.save_for_backward(torch.cat(hidden_gradients).to(hidden_states.dtype), weight_gradient.to(weight.dtype))
+            hidden_gradient = torch.cat(hidden_gradients)  # (batch * seq, hidden)
+            ctx.save_for_backward(hidden_gradient.to(hidden_states.dtype), weight_gradient.to(weight.dtype))
         return loss_sum
 
     @staticmethod
@@ -708,20 +716,44 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Other heads
+# Other heads: transformers' forward passes over our base model
+#
+# The mixins' own constructors ask AutoModel for the base model, which knows none where this file comes from a
+# checkpoint (trust_remote_code); so each head calls only ScratchGPTPreTrainedModel's and builds its parts itself.
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 class ScratchGPTForSequenceClassification(GenericForSequenceClassification, ScratchGPTPreTrainedModel):
     """One label (or value) per text, from the last token that is not padding."""
 
+    def __init__(self, config: ScratchGPTConfig) -> None:
+        ScratchGPTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = ScratchGPTModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
 
 class ScratchGPTForTokenClassification(GenericForTokenClassification, ScratchGPTPreTrainedModel):
     """One label per token."""
 
+    def __init__(self, config: ScratchGPTConfig) -> None:
+        ScratchGPTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = ScratchGPTModel(config)
+        self.dropout = nn.Dropout(config.residual_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
 
 class ScratchGPTForQuestionAnswering(GenericForQuestionAnswering, ScratchGPTPreTrainedModel):
     """Start and end of an answer inside the text."""
+
+    def __init__(self, config: ScratchGPTConfig) -> None:
+        ScratchGPTPreTrainedModel.__init__(self, config)
+        self.model = ScratchGPTModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
 
 
 __all__ = [

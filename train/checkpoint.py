@@ -36,6 +36,7 @@ FORMAT = 1
 PREFIX = "checkpoint-"
 OPTIMIZER_FILE = "optimizer.safetensors"
 MANIFEST_FILE = "manifest.json"
+LOCK_FILE = ".lock"
 ONE_FILE = 1 << 60  # bytes; save_pretrained splits a model into files of at most this size
 
 
@@ -52,6 +53,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
+        """Finished steps."""
         return int(self.manifest["step"])
 
     def load_model(self, model: nn.Module) -> None:
@@ -62,6 +64,7 @@ class Checkpoint:
             raise ValueError(f"{self.path} does not fit the model: {error}") from None
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimizers' state as `{parameter name}.{state name}` -> tensor."""
         return safetensors.torch.load_file(self.path / OPTIMIZER_FILE)
 
 
@@ -183,15 +186,13 @@ def lock(run: Path) -> TextIO:
     Raises:
         ValueError: another process trains in it.
     """
-    handle = (run / ".lock").open("w")
+    handle = (run / LOCK_FILE).open("w")
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
-        raise ValueError(
-            f"another process is training in {run}: wait for it, or give another --output_dir."
-        ) from None
+        raise ValueError(f"another process is training in {run}: wait for it, or give another --output_dir.") from None
     return handle
 
 

@@ -24,15 +24,15 @@ import pyarrow.parquet
 
 TABLES = (".jsonl", ".csv", ".parquet")
 FOLDER_SUFFIXES = (".txt", ".md", *TABLES)  # what a folder is searched for; a named file may differ
-PYTHON_FOLDERS_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"} | {
-    "__pycache__",
-    "pydoc_data",  # the same text as the topics: it must not lie in both splits
-}
+# pydoc_data is the same text as the topics: it must not lie in both splits
+PYTHON_FOLDERS_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 SPLIT_PROBE = 10_000  # documents looked at to see whether a split by hash has two sides
 
 
 @dataclass(frozen=True)
 class Document:
+    """One text, with end-of-text behind it."""
+
     name: str  # relative to the corpus and unique in it: the same on every machine
     text: str
 
@@ -55,7 +55,7 @@ class Corpus:
 
 
 class CorpusSettings(Protocol):
-    """What `open_corpora` reads; `train.arguments.CorpusArguments` describes each."""
+    """What `open_corpora` reads; `CorpusArguments` says what each field means."""
 
     text: list[str]
     dataset: str | None
@@ -112,10 +112,7 @@ def split_corpus(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Co
     def part(is_held_out: bool) -> Iterator[Document]:
         return (d for d in corpus if (_position(d.name) < limit) == is_held_out)
 
-    return (
-        _part(corpus, f"without {rule}", 1 - limit, lambda: part(False)),
-        _part(corpus, rule, limit, lambda: part(True)),
-    )
+    return _two_parts(corpus, rule, limit, part)
 
 
 def _position(name: str) -> float:
@@ -131,18 +128,21 @@ def _cut_single_document(corpus: Corpus, validation_fraction: float) -> tuple[Co
             yield Document(f"{document.name}#{'end' if is_held_out else 'beginning'}", text)
 
     rule = f"the last {validation_fraction:g} of its only document"
-    return (
-        _part(corpus, f"without {rule}", 1 - validation_fraction, lambda: part(False)),
-        _part(corpus, rule, validation_fraction, lambda: part(True)),
-    )
+    return _two_parts(corpus, rule, validation_fraction, part)
 
 
-def _part(
-    corpus: Corpus, rule: str, share: float, read: Callable[[], Iterator[Document]]
-) -> Corpus:
-    num_bytes = None if corpus.num_bytes is None else round(corpus.num_bytes * share)
-    fingerprint = _digest([corpus.fingerprint, rule])
-    return Corpus(f"{corpus.description}, {rule}", fingerprint, read, num_bytes)
+def _two_parts(
+    corpus: Corpus, rule: str, share: float, part: Callable[[bool], Iterator[Document]]
+) -> tuple[Corpus, Corpus]:
+    def one(is_held_out: bool, description: str, share: float) -> Corpus:
+        return Corpus(
+            f"{corpus.description}, {description}",
+            _digest([corpus.fingerprint, description]),
+            lambda: part(is_held_out),
+            None if corpus.num_bytes is None else round(corpus.num_bytes * share),
+        )
+
+    return one(False, f"without {rule}", 1 - share), one(True, rule, share)
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -164,14 +164,10 @@ def python_corpus(library: Path | None = None) -> Corpus:
         ValueError: this Python has no sources, as in some embedded distributions.
     """
     library = library or Path(sysconfig.get_path("stdlib"))
-    sources = sorted(
-        (path.relative_to(library).as_posix(), path) for path in _python_sources(library)
-    )
+    sources = sorted((path.relative_to(library).as_posix(), path) for path in _python_sources(library))
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     if not sources:
-        raise ValueError(
-            f"This Python carries no library sources in {library}: give a corpus with --text."
-        )
+        raise ValueError(f"This Python carries no library sources in {library}: give a corpus with --text.")
 
     def read() -> Iterator[Document]:
         for name, path in sources:
@@ -194,9 +190,7 @@ def _python_sources(library: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(library):
         # config-* and _sysconfigdata* are not sources: they list the paths of the build machine
         subfolders[:] = [
-            name
-            for name in subfolders
-            if name not in PYTHON_FOLDERS_LEFT_OUT and not name.startswith("config-")
+            name for name in subfolders if name not in PYTHON_FOLDERS_LEFT_OUT and not name.startswith("config-")
         ]
         for name in names:
             if name.endswith(".py") and not name.startswith("_sysconfigdata"):
@@ -212,9 +206,10 @@ def _file_sha256(path: Path) -> str:
 
 
 def text_corpus(paths: Sequence[str | Path], text_column: str = "text") -> Corpus:
-    """Files and folders: each row of a .jsonl, .csv or .parquet table is a document, and each other
-    file. A folder gives its FOLDER_SUFFIXES files, hidden ones left out; a file that is named itself
-    may have any other suffix and is read as UTF-8 text, bit for bit (only a byte order mark goes).
+    """Files and folders: a document is a row of a .jsonl, .csv or .parquet table, or another file.
+
+    A folder gives its FOLDER_SUFFIXES files, hidden ones left out; a file that is named itself may
+    have any suffix and is read as UTF-8, bit for bit (only a byte order mark goes).
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -228,7 +223,7 @@ def text_corpus(paths: Sequence[str | Path], text_column: str = "text") -> Corpu
             if path.suffix in TABLES:
                 yield from _table_documents(name, path, text_column)
             else:
-                yield Document(name, _read_text(path))
+                yield Document(name, "".join(_utf8_lines(path)))
 
     contents = ((name, _file_sha256(path)) for name, path in sorted(files.items()))
     return Corpus(
@@ -272,25 +267,25 @@ def _files_below(root: Path) -> list[Path]:
     ]
     if not files:
         raise ValueError(
-            f"{root} holds no {', '.join(FOLDER_SUFFIXES)} file: "
-            "name files with other suffixes one by one."
+            f"{root} holds no {', '.join(FOLDER_SUFFIXES)} file: name files with other suffixes one by one."
         )
     return files
 
 
-def _read_text(path: Path) -> str:
-    """The text of a UTF-8 file, line ends as they are."""
-    raw = path.read_bytes()
-    zero = raw.find(b"\0")
-    if zero >= 0:
-        raise ValueError(f"{path} is not text: byte {zero} is NUL. Remove it from the corpus.")
-    try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text: byte {error.start} is 0x{raw[error.start]:02x} "
-            f"({error.reason}). Convert it, or remove it from the corpus."
-        ) from None
+def _utf8_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file with their line ends as they are, so that joined they are the text."""
+    offset = 0
+    with path.open("rb") as file:
+        for raw in file:
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                where = f"byte {offset + error.start} is 0x{raw[error.start]:02x} ({error.reason})"
+                raise ValueError(f"{path} is not UTF-8 text: {where}. Convert or remove it.") from None
+            if "\0" in line:
+                raise ValueError(f"{path} is not text: byte {offset + raw.index(0)} is NUL. Remove it from the corpus.")
+            yield line if offset else line.removeprefix("\ufeff")
+            offset += len(raw)
 
 
 def _table_documents(name: str, path: Path, text_column: str) -> Iterator[Document]:
@@ -304,8 +299,8 @@ def _checked_cell(text: Any, where: str, text_column: str) -> str:
         return ""
     if not isinstance(text, str):
         raise ValueError(
-            f"{where}: column {text_column!r} holds {type(text).__name__} ({text!r:.40}), not text. "
-            "Name the text column with --text_column."
+            f"{where}: column {text_column!r} holds {text!r:.40}, a {type(text).__name__}. "
+            "Name the column that holds the text with --text_column."
         )
     return text
 
@@ -315,19 +310,6 @@ def _missing_column(where: str, text_column: str, columns: Iterable[str]) -> Val
         f"{where} has no column {text_column!r}; its columns are {', '.join(columns) or 'none'}. "
         "Name one of them with --text_column."
     )
-
-
-def _utf8_lines(path: Path) -> Iterator[str]:
-    offset = 0
-    with path.open("rb") as file:
-        for raw in file:
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                at = offset + error.start
-                raise ValueError(f"{path} is not UTF-8 text: byte {at} ({error.reason}).") from None
-            yield line.removeprefix("\ufeff") if offset == 0 else line
-            offset += len(raw)
 
 
 def _json_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
@@ -351,13 +333,13 @@ def _json_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
 def _csv_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(2**31 - 1)  # its default refuses fields above 128 KiB
     reader = csv.DictReader(_utf8_lines(path), strict=True)
-    if text_column not in (reader.fieldnames or ()):
-        raise _missing_column(str(path), text_column, reader.fieldnames or ())
     try:
+        if text_column not in (reader.fieldnames or ()):
+            raise _missing_column(str(path), text_column, reader.fieldnames or ())
         for row in reader:
             yield reader.line_num, row[text_column]
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: not CSV ({error}).") from None
+        raise ValueError(f"{path}:{reader.reader.line_num}: not CSV ({error}).") from None
 
 
 def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
@@ -413,7 +395,6 @@ def _load_dataset(settings: CorpusSettings) -> datasets.Dataset | datasets.Itera
         return saved
     if split not in saved:
         raise ValueError(
-            f"{folder} has no split {split!r}; it has {', '.join(saved)}. "
-            "Name one of them with --dataset_split."
+            f"{folder} has no split {split!r}; it has {', '.join(saved)}. Name one of them with --dataset_split."
         )
     return saved[split]

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import warnings
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -13,26 +14,30 @@ def build_accelerator(precision: str, report_to: str | None = None, folder: str 
     """The Accelerator for this machine, with `precision` resolved.
 
     Raises:
-        ValueError: `precision` is not possible here, or the launcher started more processes than
-            take part.
+        ValueError: `precision` is not possible here, the tracker `report_to` is not installed, or
+            the launcher started more processes than take part.
     """
     cpu = not torch.accelerator.is_available()
     device = PartialState(cpu=cpu).device
     resolved = resolve_precision(precision, device, os.environ.get("ACCELERATE_MIXED_PRECISION"))
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision="no" if resolved == "fp32" else resolved,
-        log_with=report_to,
-        project_dir=folder or None,
-        # buffers are constants of the architecture: no process can have others
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    with warnings.catch_warnings():  # an error below says it
+        warnings.filterwarnings("ignore", message=".*no supported trackers")
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no" if resolved == "fp32" else resolved,
+            log_with=report_to,
+            project_dir=folder or None,
+            # buffers are constants of the architecture: no process can have others
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    if report_to and not accelerator.log_with:
+        raise ValueError(f"--report_to {report_to} is not installed: pip install {report_to}, or leave it out.")
     check_world_size(accelerator.num_processes, os.environ.get("WORLD_SIZE"))
     return accelerator
 
 
 def resolve_precision(precision: str, device: torch.device, launched: str | None = None) -> str:
-    """"fp32", "bf16" or "fp16": what `precision` means on `device`.
+    """ "fp32", "bf16" or "fp16": what `precision` means on `device`.
 
     Args:
         launched: what `accelerate launch` has set; "no" and None leave the choice to the hardware.

@@ -3,11 +3,19 @@
 import json
 import math
 import os
+import sys
+import time
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedTokenizerBase
+
+LOG_FILES = ("metrics.jsonl", "samples.jsonl")
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
@@ -23,10 +31,12 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     for token, index in tokenizer.get_vocab().items():
         if index in special:
             continue
-        if is_byte_level and index not in added:
+        if index in added:  # the decoder garbles what it has not encoded
+            lengths[index] = len(added[index].content.encode())
+        elif is_byte_level:
             lengths[index] = len(token)
         else:
-            lengths[index] = len(tokenizer.decode([index]).encode())
+            lengths[index] = len(str(tokenizer.decode([index])).encode())
     return lengths
 
 
@@ -36,7 +46,7 @@ def _decoder_types(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {part["type"] for part in (decoder or {}).get("decoders", [decoder]) if part}
 
 
-def bits_per_byte(total_nats: float, num_bytes: int) -> float:
+def bits_per_byte(total_nats: float, num_bytes: float) -> float:
     """Bits that the model needs per byte of text: comparable between tokenizers, unlike the loss.
 
     The end-of-text tokens count among the nats but have no bytes: the figure is that of a
@@ -57,6 +67,7 @@ class JsonLines:
         self.path = Path(path)
 
     def write(self, record: dict[str, Any]) -> None:
+        """Appends a record, which must hold a `step`."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -81,3 +92,112 @@ class JsonLines:
             encoding="utf-8",
         )
         os.replace(partial, self.path)
+
+
+class Progress:
+    """What a person sees of a run: a bar on a terminal, elsewhere a line per log.
+
+    Of several processes only one passes `is_shown`.
+    """
+
+    def __init__(self, first_step: int, last_step: int, *, is_shown: bool = True) -> None:
+        self.is_shown = is_shown
+        self.first_step, self.last_step = first_step, last_step
+        self.started = time.monotonic()
+        self.has_bar = is_shown and sys.stdout.isatty()
+        self.bar = tqdm(
+            total=last_step,
+            initial=first_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.has_bar,
+        )
+
+    def line(self, text: str) -> None:
+        """Shows a line above the bar."""
+        if self.has_bar:
+            tqdm.write(text)
+        elif self.is_shown:
+            print(text, flush=True)
+
+    def show(self, step: int, text: str) -> None:
+        """Tells how far the run is; `text` holds the figures of the last step."""
+        if self.has_bar:
+            self.bar.set_postfix_str(text.replace(" | ", ", "), refresh=False)
+            self.bar.update(step - self.bar.n)
+            return
+        seconds_per_step = (time.monotonic() - self.started) / max(1, step - self.first_step)
+        left = timedelta(seconds=round((self.last_step - step) * seconds_per_step))
+        width = len(str(self.last_step))
+        self.line(f"step {step:>{width}}/{self.last_step} | {text} | {left} left")
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self.bar.close()
+
+
+class TrainProgress(Protocol):
+    """How far a run is."""
+
+    step: int
+    tokens_seen: int
+
+
+class RunLog:
+    """Writes what happens to metrics.jsonl, samples.jsonl, the trackers and the screen."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, *, first_step: int, last_step: int) -> None:
+        self.accelerator = accelerator
+        self.metrics, self.samples = (JsonLines(folder / name) for name in LOG_FILES)
+        self.last_step = last_step
+        self.progress = Progress(first_step, last_step, is_shown=accelerator.is_main_process)
+        self.tokens, self.seconds = 0, 0.0  # since the last line
+
+    @staticmethod
+    def cut_back(folder: Path, step: int) -> None:
+        """Removes from all files what was written after `step`."""
+        for name in LOG_FILES:
+            JsonLines(folder / name).cut_back(step)
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Counts a step's tokens and training time for the throughput of the next line."""
+        self.tokens += tokens
+        self.seconds += seconds
+
+    def write_step(self, state: TrainProgress, figures: dict[str, float]) -> None:
+        """Writes loss, grad_norm and learning_rate of a step, and the throughput since the last."""
+        speed = self.tokens / max(self.seconds, 1e-9)
+        self.tokens, self.seconds = 0, 0.0
+        self._write(state, figures | {"tokens_per_second": round(speed, 1)})
+        self.progress.show(
+            state.step,
+            f"loss {figures['loss']:.4f} | gradient {figures['grad_norm']:.2f} | "
+            f"rate {figures['learning_rate']:.2e} | {speed:,.0f} tokens/s",
+        )
+
+    def write_evaluation(self, state: TrainProgress, figures: dict[str, float]) -> None:
+        """Writes eval_loss, eval_perplexity and eval_bits_per_byte."""
+        self._write(state, figures)
+        self.progress.line(
+            f"step {state.step}: validation loss {figures['eval_loss']:.4f} | perplexity "
+            f"{figures['eval_perplexity']:.2f} | {figures['eval_bits_per_byte']:.4f} bits per byte"
+        )
+
+    def write_samples(self, step: int, samples: Iterable[tuple[str, str]]) -> None:
+        """Writes (prompt, completion) pairs."""
+        for prompt, text in samples:
+            self.samples.write({"step": step, "prompt": prompt, "text": text})
+            self.progress.line(f"  {prompt!r} -> {text[:120]!r}")
+
+    def close(self, step: int) -> None:
+        """Ends the display; says how to go on where the run was stopped early."""
+        self.progress.close()
+        if step < self.last_step:
+            self.progress.line(f"stopped after step {step} and saved: the same command continues from there")
+
+    def _write(self, state: TrainProgress, figures: dict[str, float]) -> None:
+        self.accelerator.log(figures, step=state.step)
+        if self.accelerator.is_main_process:
+            record = {"step": state.step, "tokens_seen": state.tokens_seen}
+            self.metrics.write(record | figures)

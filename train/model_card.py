@@ -9,10 +9,10 @@ TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#9bb8d3", "#c4502c", "#33373d"
 
 
 def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, vocab_size: int) -> None:
-    """Draw training loss (light), validation loss (points, labelled) and bits per byte over the tokens seen.
+    """Draw training loss (light) and validation loss (points, the last one labelled) over the tokens seen.
 
     Args:
-        records: the lines of metrics.jsonl: `tokens_seen` with `loss`, or with `eval_loss` and `eval_bits_per_byte`.
+        records: the lines of metrics.jsonl: `tokens_seen` with `loss` or with `eval_loss`.
         path: the PNG to write.
         title: what was trained.
         vocab_size: its logarithm, the loss of a model that knows nothing, bounds the picture.
@@ -24,12 +24,13 @@ def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, vo
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.plot(*zip(*training, strict=True), color=TRAIN_COLOUR, linewidth=1.3, label="training")
-    axes.plot(*zip(*validation, strict=True), "o-", color=VALIDATION_COLOUR, markersize=4, label="validation")
-    last_tokens, last_loss = validation[-1]
-    axes.annotate(
-        f"{last_loss:.3f}", (last_tokens, last_loss), xytext=(6, 0), textcoords="offset points",
-        color=VALIDATION_COLOUR, va="center", fontweight="bold", annotation_clip=False,
-    )  # fmt: skip
+    if validation:
+        axes.plot(*zip(*validation, strict=True), "o-", color=VALIDATION_COLOUR, markersize=4, label="validation")
+        axes.annotate(
+            f"{validation[-1][1]:.3f}", validation[-1], xytext=(6, 0), textcoords="offset points",
+            color=VALIDATION_COLOUR, va="center", fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+    last_tokens = max(tokens for tokens, _ in training + validation)
     axes.axhline(math.log(vocab_size), color=INK, linewidth=0.8, linestyle=":")
     axes.annotate(
         f"guessing: ln({vocab_size}) = {math.log(vocab_size):.2f}", (last_tokens, math.log(vocab_size)),
@@ -50,12 +51,12 @@ def model_card(facts: dict[str, Any], figures: dict[str, str], samples: list[dic
     """Write the README.md of a model folder.
 
     Args:
-        facts: `name`, `corpus`, `recipe` (YAML), `command` and `limits` of the run.
+        facts: `name`, `corpus` and `recipe` (YAML) of the run.
         figures: rows of the table of results, each with its unit in the name.
-        samples: `prompt` and `text` of the last evaluation.
+        samples: `prompt` and `completion` of the last evaluation.
     """
     rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    shown = "\n\n".join(f"```text\n{sample['prompt']}{sample['text']}\n```" for sample in samples)
+    shown = "\n\n".join(f"```text\n{sample['prompt']}{sample['completion']}\n```" for sample in samples)
     return CARD.format(rows=rows, samples=shown or "No prompts were given.", **facts)
 
 
@@ -96,7 +97,7 @@ Continuations sampled at the last evaluation, prompt included:
 
 ## How it was trained
 
-`{command}`, with this recipe:
+`python -m train.pretrain recipe.yaml` with this recipe.yaml:
 
 ```yaml
 {recipe}```

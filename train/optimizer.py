@@ -40,9 +40,7 @@ def build_optimizers(
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizers: list[Optimizer] = [
-        AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)
-    ]
+    optimizers: list[Optimizer] = [AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)]
     if matrices:
         rate = learning_rate if matrix_learning_rate is None else matrix_learning_rate
         optimizers.append(Muon(matrices, rate, weight_decay=weight_decay, dtype=matrix_dtype))
@@ -113,15 +111,13 @@ class Muon(Optimizer):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]  # all: `step` has looked
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
         updates = orthogonalize(torch.stack(nesterov).to(self.dtype))  # (matrices, rows, columns)
         size = 0.2 * max(parameters[0].shape) ** 0.5
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(
-            parameters, list(updates.to(parameters[0].dtype)), alpha=-group["lr"] * size
-        )
+        torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=-group["lr"] * size)
 
 
 def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
@@ -132,15 +128,13 @@ def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(rounds):
         gram = x @ x.mT
-        x = torch.baddbmm(
-            x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear
-        )
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
     return x.mT if is_tall else x
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """The state of all optimizers as `{parameter name}.{state name}` -> tensor."""
-    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    name_of: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{name_of[parameter]}.{key}": value
         for optimizer in optimizers
@@ -149,15 +143,13 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
     }
 
 
-def load_optimizer_tensors(
-    model: nn.Module, optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]
-) -> None:
+def load_optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]) -> None:
     """Puts back what `optimizer_tensors` returned.
 
     Raises:
         ValueError: tensors of parameters that no optimizer trains.
     """
-    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    name_of: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     states: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")

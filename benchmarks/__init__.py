@@ -1,0 +1,1 @@
+"""Measurements with a peer beside us; `python -m benchmarks.NAME` runs one."""

@@ -1,0 +1,75 @@
+"""Muon beside AdamW at equal wall time: `python -m benchmarks.optimizers --minutes 3`.
+
+Both train the quickstart's model on the quickstart's text, each at every one of its learning rates. A few timed steps
+say how many steps of either fit into the time. No run is repeated; `--seed` gives other initial weights and batches.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from train import pretrain, quickstart
+from train.arguments import CorpusArguments, option, parse_recipe, run_script
+from train.device import keep_freed_memory
+
+from .report import print_table
+
+LEARNING_RATES = {"muon": (1e-3, 3e-3, 6e-3), "adamw": (1e-3, 3e-3, 6e-3)}
+
+
+@dataclass
+class OptimizerArguments:
+    """What to run."""
+
+    minutes: float = option("Training time of each run.", 3.0)
+    seed: int = option("Decides weights and batches of every run.", 0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes < float("inf"):
+            raise ValueError(f"--minutes is {self.minutes}: it must be a positive number.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    (arguments,) = parse_recipe([OptimizerArguments], argv, description=__doc__ or "")
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder, size, corpus = Path(name), quickstart.SIZES["cpu"], CorpusArguments()
+        quickstart.make_tokenizer(folder / "tokenizer", size, corpus)
+        quickstart.make_data(folder, size, corpus)
+        base = quickstart.recipe_for(folder, size) | {"seed": arguments.seed, "sample_prompts": []}
+        rows = [
+            train(base | {"optimizer": optimizer}, learning_rates, arguments.minutes)
+            for optimizer, learning_rates in LEARNING_RATES.items()
+        ]
+    print_table(
+        f"Optimizers, preset {size.preset}, {arguments.minutes:g} minutes each, seed {arguments.seed}",
+        ["", "peak learning rate", "steps", "seconds", "validation loss", "bits per byte"],
+        [row for part in rows for row in part],
+    )
+
+
+def train(settings: dict[str, object], learning_rates: Sequence[float], minutes: float) -> list[list[str]]:
+    """Fill `minutes` with one run per learning rate; returns their rows of the table."""
+    steps = max(20, int(60 * minutes / quickstart.seconds_per_step(settings)))
+    rows = []
+    for rate in learning_rates:
+        run = Path(str(settings["output_dir"])).with_name(f"{settings['optimizer']}_{rate:g}")
+        changes = {"output_dir": run, "learning_rate": rate, "max_steps": steps, "warmup_steps": min(50, steps // 10)}
+        only_at_the_end = {"eval_every": 0, "save_every": 0, "log_every": max(1, steps // 10)}
+        options = settings | changes | only_at_the_end
+        started = time.perf_counter()
+        pretrain.main([f"--{name}={value}" for name, value in options.items() if value != []])
+        seconds = time.perf_counter() - started
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        figures = [f"{seconds:.0f}", f"{last['eval_loss']:.4f}", f"{last['bits_per_byte']:.4f}"]
+        rows.append([str(settings["optimizer"]), f"{rate:g}", str(steps), *figures])
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,106 @@
+"""What all benchmarks share: interleaved timing, processes of their own, and a table with machine and date."""
+
+import datetime
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from train.device import has_bfloat16_hardware
+
+T = TypeVar("T")
+LIBRARIES = ("torch", "transformers", "tokenizers")
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table under its title and the line that says where and when it was measured."""
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    print(f"\n**{title}**\n\n{where_and_when()}\n\n{table}\n", flush=True)
+
+
+def where_and_when() -> str:
+    """Machine, versions, date, and how busy the machine was: without them a number says nothing."""
+    device = default_device()
+    bfloat16 = "with" if has_bfloat16_hardware(device) else "no"
+    parts = [
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        *([torch.cuda.get_device_name()] if device.type == "cuda" else []),
+        f"{bfloat16} bf16 hardware",
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in LIBRARIES),
+        f"{datetime.date.today()}",
+        f"load {os.getloadavg()[0]:.1f}",
+    ]
+    return "; ".join(parts)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """Time that one call takes, until the accelerator is done too."""
+    started = time.perf_counter()
+    function()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - started
+
+
+def interleaved(candidates: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 0) -> dict[str, list[float]]:
+    """What every candidate returns, `rounds` times after `warmup` rounds that are not counted.
+
+    Each round runs all of them, so that a change of the machine's load meets them alike, and begins with another one.
+    """
+    names = list(candidates)
+    results: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warmup, rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            value = candidates[name]()
+            if number >= 0:
+                results[name].append(value)
+    return results
+
+
+def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
+    """Median over the rounds of `value / base`."""
+    return statistics.median(value / other for value, other in zip(values, base, strict=True))
+
+
+def in_new_process(function: Callable[..., T], *arguments: object) -> T:
+    """`function(*arguments)` in a fresh interpreter: with its own memory, allocator settings and imports."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held at once, in MB.
+
+    Linux hands `ru_maxrss` of a parent down to its children; the high-water mark of the address space is their own.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

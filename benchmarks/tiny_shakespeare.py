@@ -1,0 +1,122 @@
+"""The loss on Tiny Shakespeare with nanoGPT's CPU budget: `python -m benchmarks.tiny_shakespeare --text input.txt`.
+
+Runs examples/tiny_shakespeare (4 layers, 4 heads, 128 wide, 2000 steps of 12 x 64 characters, no dropout) through the
+scripts of train/. The text is https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt.
+With --nanogpt, the folder of a clone of https://github.com/karpathy/nanoGPT, that runs beside it with its own recipe.
+"""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from examples.tiny_shakespeare import character_tokenizer
+from train import prepare_data, pretrain
+from train.arguments import option, parse_recipe, required, run_script
+
+from .report import print_table
+
+SPLIT = ("--validation_fraction=0.1", "--block_size=64")
+EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_shakespeare"
+# From nanoGPT's README, section "I only have a macbook". Its last evaluation is made longer, so that it sees as many
+# characters (150 x 12 x 64) as ours, and those before it are left out.
+NANOGPT_OPTIONS = (
+    *("--device=cpu", "--compile=False", "--log_interval=100", "--eval_interval=2000", "--eval_iters=150"),
+    *("--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128"),
+    *("--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"),
+)
+
+
+@dataclass
+class ShakespeareArguments:
+    """What to run."""
+
+    text: str = required("The text, a file of 1,115,394 characters.")
+    nanogpt: str | None = option("Folder of a clone of nanoGPT to run beside ours.")
+    seed: int = option("Seed of our run.", 0)
+
+
+@dataclass
+class Result:
+    """Of one training."""
+
+    name: str
+    num_parameters: str
+    loss: float  # nats per character of the validation part
+    seconds: float
+
+    def row(self) -> list[str]:
+        """Its line of the table."""
+        return [self.name, self.num_parameters, f"{self.loss:.4f}", f"{self.seconds:.0f}"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    (arguments,) = parse_recipe([ShakespeareArguments], argv, description=__doc__ or "")
+    with tempfile.TemporaryDirectory() as folder:
+        results = [run_ours(arguments.text, Path(folder), arguments.seed)]
+        if arguments.nanogpt:
+            results.insert(0, run_nanogpt(Path(arguments.nanogpt), arguments.text, Path(folder, "nanogpt")))
+    print_table(
+        "Tiny Shakespeare by characters, 4 layers, 4 heads, 128 wide, 2000 steps of 12 x 64 characters",
+        ["", "parameters", "validation loss (nats per character)", "seconds"],
+        [result.row() for result in results],
+    )
+
+
+def run_ours(text: str, folder: Path, seed: int) -> Result:
+    """Do what the README of the example does."""
+    tokenizer, data, run = (str(folder / name) for name in ("tokenizer", "data", "run"))
+    character_tokenizer.main(["--text", text, "--output_dir", tokenizer])
+    prepare_data.main(["--tokenizer", tokenizer, "--text", text, "--output_dir", data, *SPLIT])
+    started = time.perf_counter()
+    options = [f"--config={EXAMPLE}", f"--data_dir={data}", f"--output_dir={run}", f"--seed={seed}"]
+    if code := pretrain.main([str(EXAMPLE / "pretrain.yaml"), *options]):
+        raise ValueError(f"train.pretrain ended with exit code {code}.")
+    seconds = time.perf_counter() - started
+    records = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    loss = [record["eval_loss"] for record in records if "eval_loss" in record][-1]
+    return Result(f"ours, seed {seed}", f"{num_parameters(Path(run, pretrain.MODEL_FOLDER)) / 1e6:.2f}M", loss, seconds)
+
+
+def num_parameters(model: Path) -> int:
+    """Numbers that a saved model holds; a tied head counts once."""
+    with safe_open(model / "model.safetensors", "pt") as tensors:
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118  it is no dictionary
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def run_nanogpt(clone: Path, text: str, folder: Path) -> Result:
+    """Run nanoGPT's own scripts in a copy of the clone, which stays as it is.
+
+    Raises:
+        ValueError: the clone is none, or its output has another form.
+    """
+    if not (clone / "config" / "train_shakespeare_char.py").exists():
+        raise ValueError(f"--nanogpt {clone} holds no config/train_shakespeare_char.py: name a clone of nanoGPT.")
+    shutil.copytree(clone, folder, ignore=shutil.ignore_patterns(".git"))
+    data = folder / "data" / "shakespeare_char"
+    shutil.copy(text, data / "input.txt")
+    subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True)
+    started = time.perf_counter()
+    command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT_OPTIONS]
+    output = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+    seconds = time.perf_counter() - started
+    parameters = re.search(r"number of parameters: (\S+)", output)
+    losses = re.findall(r"step 2000: train loss \S+, val loss (\S+)", output)
+    if not (parameters and losses):
+        raise ValueError(f"nanoGPT printed no result; its last words were {output[-300:]!r}")
+    return Result("nanoGPT", parameters[1], float(losses[-1]), seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

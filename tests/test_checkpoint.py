@@ -1,0 +1,241 @@
+"""Checkpoints are whole or not there, and a damaged one is set aside with its reason."""
+
+import json
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from train import checkpoint
+
+FROZEN = {"seed": 1, "model": {"hidden_size": 16}}
+
+
+def tiny_model(seed=0):
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def save(run, step, model=None, keep=10):
+    return checkpoint.save(
+        run,
+        step,
+        model=model or tiny_model(step),
+        optimizer_tensors={"model.norm.weight.exp_avg": torch.full((16,), float(step))},
+        progress={"step": step},
+        frozen=FROZEN,
+        keep=keep,
+    )
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A run with checkpoints of steps 10 and 20."""
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    return tmp_path
+
+
+def test_what_is_saved_is_loaded(two):
+    found = checkpoint.newest(two)
+    assert found.step == 20
+    assert found.manifest["progress"] == {"step": 20}
+    assert found.manifest["frozen"] == FROZEN
+    assert found.manifest["versions"]["torch"] == torch.__version__
+    assert torch.equal(found.optimizer_tensors()["model.norm.weight.exp_avg"], torch.full((16,), 20.0))
+    model = tiny_model(99)
+    found.load_model(model)
+    for name, weight in tiny_model(20).state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+
+
+def test_tied_weights_stay_tied(two):
+    model = tiny_model(99)
+    checkpoint.newest(two).load_model(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_checkpoint_loads_as_a_model(two):
+    model = AutoModelForCausalLM.from_pretrained(two / "checkpoint-00000020")
+    assert torch.equal(model.model.norm.weight, tiny_model(20).model.norm.weight)
+
+
+def test_another_architecture_is_refused(two):
+    config = tiny_model().config
+    config.intermediate_size = 32
+    with pytest.raises(ValueError, match=r"(?s)checkpoint-00000020 does not fit the model.*up_proj"):
+        checkpoint.newest(two).load_model(LlamaForCausalLM(config))
+
+
+def test_only_safetensors_and_json_are_written(two):
+    files = [path for path in two.rglob("*") if path.is_file()]
+    assert len(files) == 10
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                assert len(tensors.keys()) > 0
+        else:
+            json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_files_are_as_readable_as_any_other(two):
+    usual = stat.S_IMODE((two / "checkpoint-00000020" / "manifest.json").stat().st_mode)
+    for path in (two / "checkpoint-00000020").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == usual
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (5, 10, 100):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in checkpoint.checkpoint_paths(tmp_path)] == [
+        "checkpoint-00000010",
+        "checkpoint-00000100",
+    ]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_empty_run_has_no_checkpoint(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.newest(tmp_path / "missing") is None
+
+
+def truncate(folder):
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+
+
+def flip_a_bit(folder):
+    path = folder / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def remove_a_file(folder):
+    (folder / "config.json").unlink()
+
+
+def cut_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def change_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 20', '"step": 30'))
+
+
+def remove_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def list_manifest(folder):
+    (folder / "manifest.json").write_text("[]")
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGE = {
+    truncate: "model.safetensors has 100 bytes instead of",
+    flip_a_bit: "the content of optimizer.safetensors has changed",
+    remove_a_file: "config.json is missing",
+    cut_manifest: "manifest.json is not whole",
+    change_manifest: "manifest.json has changed",
+    remove_manifest: "manifest.json is missing",
+    list_manifest: "manifest.json is not whole",
+    empty: "manifest.json is missing",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(two, damage, caplog):
+    damage(two / "checkpoint-00000020")
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.newest(two).step == 10
+    assert DAMAGE[damage] in caplog.text
+    assert DAMAGE[damage] in (two / "damaged-checkpoint-00000020" / "reason.txt").read_text()
+    assert [path.name for path in checkpoint.checkpoint_paths(two)] == ["checkpoint-00000010"]
+
+
+def test_all_damaged_means_none_and_nothing_is_deleted(two):
+    for path in checkpoint.checkpoint_paths(two):
+        flip_a_bit(path)
+    assert checkpoint.newest(two) is None
+    for step in (10, 20):
+        flip_a_bit(save(two, step))
+    assert checkpoint.newest(two) is None
+    assert len(list(two.glob("damaged-*"))) == 4
+
+
+def test_another_format_is_refused_not_damaged(two, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    with pytest.raises(ValueError, match="has format 1, but this version reads format 2"):
+        checkpoint.newest(two)
+    assert len(checkpoint.checkpoint_paths(two)) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_leaves_the_checkpoints_before(two, monkeypatch, error):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"step 30 could not be written.*No space left.*same command continues"):
+        save(two, 30, keep=1)
+    assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000010", "checkpoint-00000020"]
+
+
+KILL_AT = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from train import checkpoint
+from test_checkpoint import save
+original = getattr(checkpoint, {function!r})
+def killed(*args, **kwargs):
+    original(*args, **kwargs)
+    os.kill(os.getpid(), 9)
+setattr(checkpoint, {function!r}, killed)
+save(Path({run!r}), 30, keep=1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("function", "step"), [("_sha256", 20), ("_seal", 20), ("_remove", 30)])
+def test_a_kill_within_a_save_leaves_a_whole_checkpoint(two, function, step):
+    script = KILL_AT.format(tests=os.path.dirname(__file__), function=function, run=str(two))
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert checkpoint.newest(two).step == step
+    save(two, 40, keep=1)  # clears what the kill has left
+    assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000040"]
+
+
+def test_changed_settings_are_listed_with_both_values():
+    old = {"seed": 1, "rate": 0.1, "model": {"heads": 2, "layers": (3, 3)}, "gone": 1}
+    new = {"seed": 1, "rate": 0.2, "model": {"heads": 4, "layers": [3, 3]}, "new": None}
+    assert checkpoint.changed_settings(old, new) == [
+        "gone: was 1, now None",
+        "model.heads: was 2, now 4",
+        "rate: was 0.1, now 0.2",
+    ]
+
+
+def test_a_run_has_one_writer(tmp_path):
+    with checkpoint.lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
+        checkpoint.lock(tmp_path)
+    checkpoint.lock(tmp_path).close()

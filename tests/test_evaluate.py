@@ -1,0 +1,101 @@
+"""train.evaluate: the figures against a calculation by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from hf_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTTokenizer
+from tests.tiny import tiny_config
+from train import evaluate
+from train.arguments import run_script
+from train.data import open_data
+from train.prepare_data import main as prepare_data
+
+TEXT = "def one(x):\n    return x + 1\n\n" * 30
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = ScratchGPTTokenizer.train_from_texts([TEXT], 280, show_progress=False)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    ScratchGPTForCausalLM(tiny_config(vocab_size=len(tokenizer), initializer_range=0.5)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def figures(capsys):
+    lines = (line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    return {label: value for label, value in lines}
+
+
+def test_windows_predict_each_token_once():
+    stream = [np.arange(4), np.arange(4, 5), np.arange(5, 18)]
+    windows = list(evaluate.windows_of(stream, context=5))
+    assert [len(window) for window in windows] == [6, 6, 6, 3]
+    assert np.concatenate([window[1:] for window in windows]).tolist() == list(range(1, 18))
+
+
+def test_loss_of_a_text_is_that_of_its_tokens_one_by_one(model_folder, text_file, capsys):
+    assert run_script(evaluate.main, ["--model", str(model_folder), "--text", str(text_file), "--context", "16"]) == 0
+    printed = figures(capsys)
+
+    tokenizer = ScratchGPTTokenizer.from_pretrained(model_folder)
+    model = ScratchGPTForCausalLM.from_pretrained(model_folder)
+    ids = [tokenizer.eos_token_id, *tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]
+    nats = 0.0
+    for start in range(0, len(ids) - 1, 16):
+        window = ids[start : start + 17]
+        log_probabilities = model(torch.tensor([window])).logits[0].detach().log_softmax(-1)
+        nats -= sum(float(log_probabilities[i, window[i + 1]]) for i in range(len(window) - 1))
+    loss = nats / (len(ids) - 1)
+    assert float(printed["loss"].split()[0]) == pytest.approx(loss, abs=2e-4)
+    assert float(printed["perplexity"]) == pytest.approx(math.exp(loss), rel=1e-3)
+    bits_per_byte = float(dict([printed["bits"].rsplit(maxsplit=1)])["per byte"])
+    assert bits_per_byte == pytest.approx(nats / math.log(2) / len(TEXT.encode()), abs=2e-4)
+
+
+def test_validation_split_of_prepared_data(model_folder, text_file, tmp_path, capsys):
+    data = tmp_path / "data"
+    prepare_data(
+        ["--tokenizer", str(model_folder), "--output_dir", str(data), "--block_size", "16", "--text", str(text_file)]
+        + ["--validation_fraction", "0.4"]
+    )
+    capsys.readouterr()
+    assert run_script(evaluate.main, ["--model", str(model_folder), "--data_dir", str(data), "--context", "16"]) == 0
+    printed = figures(capsys)
+    rows = open_data(data).validation.rows(range(len(open_data(data).validation)))
+    model = ScratchGPTForCausalLM.from_pretrained(model_folder)
+    expected = model(rows[:, :-1], labels=rows[:, 1:], shift_labels=rows[:, 1:].contiguous()).loss.detach()
+    assert float(printed["loss"].split()[0]) == pytest.approx(float(expected), abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--context", "65"], "--context is 65, but the model was made for 64 tokens"),
+        (["--batch_size", "0"], "--batch_size is 0"),
+        (["--data_dir", "somewhere"], "--data_dir and --text or --dataset are two texts"),
+        (["--model", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_refuses(model_folder, text_file, capsys, options, message):
+    arguments = ["--model", str(model_folder), "--text", str(text_file), *options]
+    assert run_script(evaluate.main, arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_refuses_another_models_tokenizer(model_folder, text_file, tmp_path, capsys):
+    ScratchGPTTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path)
+    ScratchGPTForCausalLM(tiny_config()).save_pretrained(tmp_path)
+    assert run_script(evaluate.main, ["--model", str(tmp_path), "--text", str(text_file)]) == 2
+    assert "but the model only 97: it is another model's tokenizer" in capsys.readouterr().err

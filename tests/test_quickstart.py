@@ -1,0 +1,83 @@
+"""The main job end to end on a small text: everything is there, loads in new processes, and is never destroyed."""
+
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from train import quickstart
+from train.arguments import CorpusArguments, run_script
+
+EXPECTED_FILES = {
+    "model.safetensors", "config.json", "generation_config.json", "configuration_scratch_gpt.py",
+    "modeling_scratch_gpt.py", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md",
+    "loss_curve.png",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def new_accelerator_state():
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def fingerprint(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.slow
+def test_the_whole_road(tmp_path, monkeypatch, capfd):
+    words = "def return self import for in while class value name path".split()
+    choose = random.Random(0)
+    for number in range(12):
+        text = "\n".join(" ".join(choose.choices(words, k=6)) for _ in range(120))
+        (tmp_path / f"{number}.txt").write_text(text)
+    monkeypatch.setitem(quickstart.SIZES, "cpu", quickstart.Size("tiny", 300, 32, 4, 4))
+    folder = tmp_path / "quickstart"
+    command = ["--text", str(tmp_path), "--output_dir", str(folder), "--minutes", "0.02"]
+
+    assert run_script(quickstart.main, command) == 0
+    output = capfd.readouterr().out
+    model = folder / "run" / "model"
+    assert {path.name for path in model.iterdir()} == EXPECTED_FILES
+    assert "ScratchGPTTokenizer, hf_scratch_gpt.modeling_scratch_gpt.ScratchGPTForCausalLM" in output
+    assert "TokenizersBackend, transformers_modules." in output
+    assert output.count("    | def read_") == 2
+    assert f"python -m train.generate --model {model}" in output
+    assert "max_steps: 3" not in (model / "README.md").read_text()  # the recipe in the card is this run's
+
+    before = fingerprint(folder)
+    assert run_script(quickstart.main, command) == 0
+    assert "already complete" in capfd.readouterr().out
+    assert fingerprint(folder) == before
+
+
+def test_a_corpus_becomes_the_options_that_say_the_same():
+    corpus = CorpusArguments(text=["a.txt", "b c.txt"], validation_fraction=0.2)
+    options = quickstart.corpus_options(corpus)
+    assert options == ["--text", "a.txt", "b c.txt", "--validation_fraction", "0.2"]
+    assert quickstart.corpus_options(CorpusArguments()) == []
+
+
+@pytest.mark.parametrize("steps", [20, 173, 5000])
+def test_the_schedule_fits_any_number_of_steps(steps):
+    schedule = quickstart.schedule_for(steps)
+    assert schedule["warmup_steps"] <= steps // 10
+    assert steps // schedule["eval_every"] in (8, 9, 10)
+    assert steps // schedule["save_every"] == 4
+
+
+@pytest.mark.parametrize(("option", "value"), [("--minutes", "0"), ("--minutes", "-3"), ("--minutes", "inf")])
+def test_refuses_a_budget_that_is_none(capsys, option, value):
+    assert run_script(quickstart.main, [option, value]) == 2
+    assert "it must be a positive number" in capsys.readouterr().err
+
+
+def test_refuses_a_missing_text(tmp_path, capsys):
+    missing = tmp_path / "missing.txt"
+    assert run_script(quickstart.main, ["--text", str(missing), "--output_dir", str(tmp_path / "out")]) == 2
+    assert str(missing) in capsys.readouterr().err
+    assert not Path(tmp_path / "out" / "data").exists()

@@ -1,0 +1,303 @@
+"""Pretrain a model from scratch on prepared data; the same command again continues the run.
+
+    python -m train.pretrain recipe.yaml --max_steps 2000
+    accelerate launch -m train.pretrain recipe.yaml
+
+The run folder then holds recipe.yaml, metrics.jsonl, samples.jsonl, checkpoint-*/ and, when all
+steps are done, model/ with the trained model and its tokenizer.
+"""
+
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from hf_scratch_gpt import PRESETS, ScratchGPTConfig
+
+from . import checkpoint, loop
+from .arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainArguments,
+    parse_recipe,
+    recipe_text,
+    run_script,
+)
+from .data import TOKENIZER_FOLDER, PreparedData, StepSampler, open_data
+from .device import build_accelerator, keep_freed_memory
+from .metrics import token_byte_lengths
+from .optimizer import build_optimizers
+
+# Settings that may differ when a run continues: they change what is shown or how fast it goes, and
+# at most the rounding of the result. All others are frozen.
+MAY_CHANGE = {
+    *("output_dir", "micro_batch_size", "compile", "gradient_checkpointing", "report_to"),
+    *("log_every", "eval_every", "save_every", "eval_sequences", "keep_checkpoints"),
+    *("sample_prompts", "sample_tokens"),
+}
+MODEL_FOLDER = "model"
+RECIPE_FILE = "recipe.yaml"
+STOPPED = 130  # exit code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 when the run is complete, 130 when a signal has stopped it."""
+    kinds = (ModelArguments, DataArguments, TrainArguments)
+    model_arguments, data_arguments, arguments = parse_recipe(kinds, argv, description=__doc__ or "")
+    keep_freed_memory()
+    transformers_logging.disable_progress_bar()  # of each save
+    folder = open_run_folder(arguments.output_dir)
+    accelerator = build_accelerator(arguments.precision, arguments.report_to, arguments.output_dir)
+    arguments.check_processes(accelerator.num_processes)
+    # one process claims the folder; the lock ends with it
+    with checkpoint.lock(folder) if accelerator.is_main_process else nullcontext():
+        data = open_data(data_arguments.data_dir)
+        tokenizer = AutoTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
+        run = build_run(model_arguments, arguments, data, tokenizer, accelerator)
+        state = loop.resume(run)
+        if accelerator.is_main_process:
+            recipe = recipe_text(model_arguments, data_arguments, arguments)
+            (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+        accelerator.print(describe(run, state, data))
+        return train_to_the_end(run, state)
+
+
+def train_to_the_end(run: loop.Run, state: loop.TrainState) -> int:
+    """Trains what is left to train and writes the model folder; returns the exit code."""
+    accelerator, model_folder = run.accelerator, run.folder / MODEL_FOLDER
+    if model_folder.exists() and state.step == run.arguments.max_steps:
+        accelerator.print(f"already complete: the model is in {model_folder}")
+        return 0
+    if run.arguments.report_to:
+        accelerator.init_trackers("hf_scratch_gpt")
+    state = loop.train(run, state)
+    is_complete = state.step == run.arguments.max_steps
+    if is_complete:
+        if accelerator.is_main_process:
+            save_model(run, model_folder)
+        accelerator.print(f"complete: the model is in {model_folder}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0 if is_complete else STOPPED
+
+
+def build_run(
+    model_arguments: ModelArguments,
+    arguments: TrainArguments,
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+) -> loop.Run:
+    """Builds model, optimizers and batches of a run from its settings.
+
+    Raises:
+        ValueError: settings that do not fit each other or the data.
+    """
+    config = build_config(model_arguments, tokenizer)
+    check_lengths(config, data.train.block_size, tokenizer, arguments)
+    model = build_model(config, arguments)
+    precision = accelerator.mixed_precision.replace("no", "fp32")
+    optimizers = build_optimizers(
+        model,
+        optimizer=arguments.optimizer,
+        learning_rate=arguments.learning_rate,
+        matrix_learning_rate=arguments.matrix_learning_rate,
+        weight_decay=arguments.weight_decay,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        matrix_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
+    frozen = frozen_settings(arguments, precision, config, data)
+    takes_skip_logits = "skip_logits" in inspect.signature(model.forward).parameters
+    prepared, *optimizers = accelerator.prepare(model, *optimizers)
+    return loop.Run(
+        arguments=arguments,
+        accelerator=accelerator,
+        model=prepared,
+        optimizers=optimizers,
+        batches=_build_batches(data, arguments, accelerator),
+        validation=data.validation,
+        tokenizer=tokenizer,
+        token_bytes=token_byte_lengths(tokenizer),
+        frozen=frozen,
+        forward_kwargs={"skip_logits": True} if takes_skip_logits else {},
+    )
+
+
+def _build_batches(data: PreparedData, arguments: TrainArguments, accelerator: Accelerator) -> StepSampler:
+    return StepSampler(
+        data.train,
+        batch_size=arguments.batch_size,
+        micro_batch_size=arguments.micro_batch_size,
+        seed=arguments.seed,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+
+
+def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> ScratchGPTConfig:
+    """The model's config; vocabulary size and special tokens are those of the tokenizer.
+
+    Raises:
+        ValueError: no such preset, unknown keys, values that do not fit each other.
+        OSError: config.json cannot be read.
+    """
+    overrides = parse_overrides(arguments.config_overrides or "")
+    from_tokenizer = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    for name in overrides.keys() & from_tokenizer.keys():
+        raise ValueError(f"--config_overrides sets {name}, which comes from the tokenizer: remove it.")
+    if arguments.config in PRESETS:
+        return ScratchGPTConfig.from_preset(arguments.config, **overrides, **from_tokenizer)
+    return ScratchGPTConfig.from_values(_read_config(arguments.config) | overrides | from_tokenizer)
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    path = Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    if path.suffix != ".json":
+        raise ValueError(f"--config {name} is neither a preset ({', '.join(PRESETS)}) nor a config.json.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path} must hold a JSON object, not {values!r:.80}")
+    return values
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """`"num_hidden_layers=4,qk_norm=false"` as a dictionary; values as in YAML.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    try:
+        values = yaml.safe_load("{" + text.replace("=", ": ") + "}")
+    except yaml.YAMLError:
+        values = {None: None}
+    if None in values.values() and "null" not in text:
+        raise ValueError(f'--config_overrides {text!r} must look like "name=value,name=value".')
+    return {name: _number_or_same(value) for name, value in values.items()}
+
+
+def _number_or_same(value: Any) -> Any:
+    try:  # YAML takes 1e-6 for text
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def check_lengths(
+    config: PreTrainedConfig,
+    block_size: int,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainArguments,
+) -> None:
+    """Refuses sequences and prompts for which the model has no positions."""
+    longest = config.max_position_embeddings
+    if block_size > longest:
+        raise ValueError(
+            f"the data has sequences of {block_size} tokens, but max_position_embeddings is "
+            f"{longest}: raise it with --config_overrides max_position_embeddings={block_size}, "
+            "or prepare the data with a shorter block."
+        )
+    for prompt in arguments.sample_prompts:
+        length = max(1, len(tokenizer(prompt)["input_ids"])) + arguments.sample_tokens
+        if length > longest:
+            raise ValueError(
+                f"--sample_prompts: {prompt[:40]!r} and {arguments.sample_tokens} sample_tokens "
+                f"are {length} tokens, but max_position_embeddings is {longest}: shorten them."
+            )
+
+
+def build_model(config: PreTrainedConfig, arguments: TrainArguments) -> PreTrainedModel:
+    """A model with new weights in float32, which depend on the seed alone."""
+    torch.manual_seed(loop.seed_at(arguments.seed, "model"))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if arguments.gradient_checkpointing:
+        with warnings.catch_warnings():  # the name that transformers before 5.23 knows too
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable()
+    if arguments.compile:
+        model.compile()
+    return model.train()
+
+
+def frozen_settings(
+    arguments: TrainArguments, precision: str, config: PreTrainedConfig, data: PreparedData
+) -> dict[str, Any]:
+    """What decides the result of a run: it must not change when the run continues."""
+    settings = {name: v for name, v in asdict(arguments).items() if name not in MAY_CHANGE}
+    shape = {n: v for n, v in config.to_dict().items() if n not in ("transformers_version", "auto_map")}
+    tokens = {split: facts["tokens_sha256"] for split, facts in data.manifest["splits"].items()}
+    facts = {name: data.manifest[name] for name in ("block_size", "tokenizer_sha256")}
+    return settings | {"precision": precision, "model": shape, "data": facts | {"tokens_sha256": tokens}}
+
+
+def open_run_folder(output_dir: str) -> Path:
+    """The folder of the run, made or known as one, and writable.
+
+    Raises:
+        ValueError: it holds something else.
+        OSError: it cannot be written.
+    """
+    folder = Path(output_dir)
+    if folder.is_dir() and not (folder / checkpoint.LOCK_FILE).exists() and any(folder.iterdir()):
+        raise ValueError(f"--output_dir {folder} is not empty and holds no run: name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / checkpoint.LOCK_FILE).touch()
+    return folder
+
+
+def describe(run: loop.Run, state: loop.TrainState, data: PreparedData) -> str:
+    """The table of what follows from the settings."""
+    arguments, accelerator = run.arguments, run.accelerator
+    block_size, num_rows = data.train.block_size, len(data.train)
+    tokens = arguments.batch_size * block_size
+    epochs = arguments.max_steps * arguments.batch_size / num_rows
+    rows = {
+        "model": f"{run.bare_model.num_parameters():,} parameters",
+        "tokens per step": f"{tokens:,} ({arguments.batch_size} sequences of {block_size})",
+        "micro-batches per step": f"{arguments.batch_size // arguments.micro_batch_size} of "
+        f"{arguments.micro_batch_size} sequences, on {accelerator.num_processes} processes",
+        "tokens in total": f"{tokens * arguments.max_steps:,} ({epochs:.2f} epochs)",
+        "steps": f"{state.step} of {arguments.max_steps} done",
+        "optimizer": arguments.optimizer,
+        "precision": run.frozen["precision"],
+        "device": str(accelerator.device),
+        "run folder": str(run.folder),
+    }
+    return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
+
+
+def save_model(run: loop.Run, folder: Path) -> None:
+    """Writes the trained model and its tokenizer; the folder appears when it is whole."""
+    partial = folder.with_name(f".tmp-{folder.name}")
+    run.bare_model.save_pretrained(partial)
+    run.tokenizer.save_pretrained(partial)
+    partial.rename(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

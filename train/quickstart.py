@@ -1,0 +1,214 @@
+"""The whole road once: tokenizer, data, pretraining, and back through AutoModel. `python -m train.quickstart`
+
+Without options it trains on the text that every Python carries: the sources of its standard library and its language
+documentation. Each stage is one of the scripts of this folder, and the command that does it is printed. A second call
+continues where the first one stopped, and never changes a finished run.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from . import loop, prepare_data, pretrain, train_tokenizer
+from .arguments import CorpusArguments, DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
+from .data import TOKENIZER_FOLDER, open_data
+from .device import build_accelerator, keep_freed_memory
+
+PROMPTS = ("def read_", "class Queue:\n", "import os\n", 'The "for" statement')
+OVERHEAD = 0.85  # share of the time that optimizer steps get; the rest is for evaluations and checkpoints
+
+
+@dataclass
+class QuickstartArguments:
+    """Settings of train.quickstart."""
+
+    output_dir: str = option("Folder for everything that is made.", "runs/quickstart")
+    minutes: float = option("How long to train; the number of steps is chosen by timing a few of them.", 5.0)
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that is none."""
+        if not 0 < self.minutes < float("inf"):
+            raise ValueError(f"--minutes is {self.minutes}: it must be a positive number.")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What to train on a kind of machine."""
+
+    preset: str
+    vocab_size: int
+    block_size: int
+    batch_size: int
+    micro_batch_size: int
+
+
+SIZES = {"cpu": Size("laptop", 4096, 256, 16, 16), "gpu": Size("small", 8192, 512, 64, 32)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all stages that are not done yet."""
+    arguments, corpus = parse_recipe([QuickstartArguments, CorpusArguments], argv, description=__doc__ or "")
+    folder = Path(arguments.output_dir)
+    size = SIZES["gpu" if torch.accelerator.is_available() else "cpu"]
+    keep_freed_memory()
+    make_tokenizer(folder / "tokenizer", size, corpus)
+    make_data(folder, size, corpus)
+    if code := make_model(folder, size, arguments.minutes):
+        return code
+    try_model(folder / "run" / pretrain.MODEL_FOLDER)
+    print(closing_words(folder))
+    return 0
+
+
+def make_tokenizer(folder: Path, size: Size, corpus: CorpusArguments) -> None:
+    """Stage 1; a tokenizer that lies there is kept (stage 2 refuses one that is not for this corpus)."""
+    options = ["--output_dir", str(folder), "--vocab_size", str(size.vocab_size), *corpus_options(corpus)]
+    announce("1/4  Train a tokenizer", "train_tokenizer", options)
+    if (folder / train_tokenizer.TOKENIZER_FILE).exists():
+        print(f"done before: {folder}")
+    else:
+        train_tokenizer.main(options)
+
+
+def make_data(folder: Path, size: Size, corpus: CorpusArguments) -> None:
+    """Stage 2."""
+    options = ["--tokenizer", str(folder / "tokenizer"), "--output_dir", str(folder / "data")]
+    options += ["--block_size", str(size.block_size), *corpus_options(corpus)]
+    announce("2/4  Turn the text into blocks of tokens", "prepare_data", options)
+    prepare_data.main(options)
+
+
+def make_model(folder: Path, size: Size, minutes: float) -> int:
+    """Stage 3; returns the exit code of the training. The recipe is chosen once and then kept."""
+    recipe = folder / "recipe.yaml"
+    if not recipe.exists():
+        print(f"\nTiming a few steps to fill {minutes:g} minutes ...", flush=True)
+        settings = recipe_for(folder, size)
+        steps = int(minutes * 60 * OVERHEAD / seconds_per_step(settings))
+        settings |= schedule_for(max(steps, 20))
+        recipe.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    announce("3/4  Train the model", "pretrain", [str(recipe)])
+    return pretrain.main([str(recipe)])
+
+
+def recipe_for(folder: Path, size: Size) -> dict[str, object]:
+    """The settings of the training, but for what depends on its length."""
+    return {
+        "config": size.preset,
+        "data_dir": str(folder / "data"),
+        "output_dir": str(folder / "run"),
+        "batch_size": size.batch_size,
+        "micro_batch_size": size.micro_batch_size,
+        "learning_rate": 3e-3,
+        "final_learning_rate_ratio": 0.0,
+        "sample_prompts": list(PROMPTS),
+    }
+
+
+def schedule_for(steps: int) -> dict[str, object]:
+    """The settings that depend on the number of steps: eight evaluations, four checkpoints."""
+    return {
+        "max_steps": steps,
+        "warmup_steps": min(50, steps // 10),
+        "log_every": max(1, steps // 100),
+        "eval_every": max(1, steps // 8),
+        "save_every": max(1, steps // 4),
+    }
+
+
+def seconds_per_step(settings: dict[str, object], num_steps: int = 6) -> float:
+    """Median time of a step of a model that is thrown away; the first two steps only warm up."""
+    with tempfile.TemporaryDirectory() as scratch:
+        options = [f"--{name}={value}" for name, value in settings.items() if name not in ("sample_prompts", "output_dir")]
+        kinds = (ModelArguments, DataArguments, TrainArguments)
+        model, data, arguments = parse_recipe(kinds, [*options, "--output_dir", scratch])
+        tokenizer = AutoTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
+        accelerator = build_accelerator(arguments.precision)
+        run = pretrain.build_run(model, arguments, open_data(data.data_dir), tokenizer, accelerator)
+        seconds = [loop.train_step(run, step).seconds for step in range(num_steps)]
+    return statistics.median(seconds[2:])
+
+
+def try_model(model: Path) -> None:
+    """Stage 4: load the folder in new processes, as its users will, and print what it writes."""
+    announce("4/4  Load the model in new processes", "generate", ["--model", str(model), "--prompt", PROMPTS[0]])
+    for title, preamble, trust in (
+        ("with the package", "import hf_scratch_gpt", False),
+        ("without the package, by the code in the folder (trust_remote_code=True)", HIDE_PACKAGE, True),
+    ):
+        print(f"\n--- AutoTokenizer and AutoModelForCausalLM {title}", flush=True)
+        program = USE_MODEL.format(preamble=preamble, trust=trust, model=str(model), prompts=PROMPTS)
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+HIDE_PACKAGE = """\
+class Hidden:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "hf_scratch_gpt":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden)"""
+
+USE_MODEL = """\
+import sys, textwrap, torch
+{preamble}
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers.utils import logging
+logging.disable_progress_bar()
+tokenizer = AutoTokenizer.from_pretrained({model!r})
+model = AutoModelForCausalLM.from_pretrained({model!r}, trust_remote_code={trust})
+write = pipeline("text-generation", model=model, tokenizer=tokenizer)
+print(f"{{type(tokenizer).__name__}}, {{type(model).__module__}}.{{type(model).__name__}}")
+for prompt in {prompts!r}:
+    torch.manual_seed(0)
+    text = write(prompt, max_new_tokens=48, do_sample=True, temperature=0.7, top_k=50)[0]["generated_text"]
+    print(textwrap.indent(text, "    | ", lambda line: True), end="\\n\\n")
+"""
+
+
+def corpus_options(corpus: CorpusArguments) -> list[str]:
+    """The command-line options that say the same as `corpus`."""
+    options: list[str] = []
+    for name, value in vars(corpus).items():
+        if value != getattr(CorpusArguments(), name):
+            options += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+    return options
+
+
+def announce(title: str, script: str, options: Sequence[str]) -> None:
+    """Say what comes next and which command does just that."""
+    command = " ".join(option if option.isprintable() and " " not in option else repr(option) for option in options)
+    print(f"\n=== {title}\n$ python -m train.{script} {command}", flush=True)
+
+
+def closing_words(folder: Path) -> str:
+    """Where everything lies and what to try next."""
+    run = folder / "run"
+    return textwrap.dedent(f"""
+        === All done
+        {run / "model"}               the model: load it with AutoModelForCausalLM
+        {run / "model" / "loss_curve.png"}   how the loss fell
+        {run / "model" / "README.md"}     the model card with all figures
+        {run / "metrics.jsonl"}, samples.jsonl   every logged step, and the samples of every evaluation
+        {folder / "tokenizer"}, {folder / "data"}, {folder / "recipe.yaml"}
+
+        Try next:
+        python -m train.generate --model {run / "model"} --prompt "class Stack:"
+        python -m train.evaluate --model {run / "model"} --text README.md
+        python -m train.quickstart --text your_book.txt --output_dir runs/book
+        python -m train.pretrain {folder / "recipe.yaml"} --output_dir runs/longer --max_steps 5000
+        """)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,101 @@
+"""Trains a byte-level BPE tokenizer on a corpus: `python -m train.train_tokenizer --output_dir DIR`."""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
+
+from .arguments import CorpusArguments, TokenizerArguments, parse_recipe, required, run_script
+from .corpora import Corpus, Document, open_corpora
+from .progress import Progress
+
+TOKENIZER_FILE = "tokenizer.json"
+COMPRESSION_SAMPLE = 256  # held-out documents
+
+
+@dataclass
+class OutputArguments:
+    """Where the tokenizer goes."""
+
+    output_dir: str = required("Folder for the tokenizer; one that holds a tokenizer is refused.")
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """The script; see --help."""
+    output, settings, corpus = parse_recipe(
+        (OutputArguments, TokenizerArguments, CorpusArguments), argv, description=__doc__ or ""
+    )
+    check_output(output.output_dir)
+    train_corpus, validation_corpus = open_corpora(corpus)
+    train_tokenizer(output.output_dir, settings, train_corpus, validation_corpus)
+    return None
+
+
+def check_output(output_dir: str | Path) -> None:
+    """Makes the folder, before any work is done.
+
+    Raises:
+        ValueError: it holds a tokenizer.
+        OSError: it cannot be written.
+    """
+    folder = Path(output_dir)
+    if (folder / TOKENIZER_FILE).exists():
+        raise ValueError(f"--output_dir {folder} holds a tokenizer already: remove it or choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"--output_dir {folder} is not writable: choose another folder.")
+
+
+def train_tokenizer(
+    output_dir: str | Path, settings: TokenizerArguments, train_corpus: Corpus, validation_corpus: Corpus
+) -> ScratchGPTTokenizer:
+    """Trains on one corpus, saves, and prints size, time and the compression of the other."""
+    print(f"Training a tokenizer on {train_corpus.description}")
+    counted = Progress("read", train_corpus.num_bytes)
+    tokenizer = ScratchGPTTokenizer.train_from_texts(
+        _texts(counted.over(train_corpus), settings.vocab_size),
+        settings.vocab_size,
+        model_max_length=settings.model_max_length,
+        show_progress=False,
+    )
+    save_tokenizer(tokenizer, Path(output_dir))
+    ratio = bytes_per_token(tokenizer, itertools.islice(validation_corpus, COMPRESSION_SAMPLE))
+    megabytes = counted.num_bytes / 1e6
+    print(
+        f"Tokenizer in {output_dir}: {len(tokenizer)} tokens from {counted.num_documents} documents "
+        f"({megabytes:.1f} MB) in {counted.seconds:.1f} s ({megabytes / counted.seconds:.2f} MB/s); "
+        f"{ratio:.2f} bytes per token on held-out text."
+    )
+    return tokenizer
+
+
+def _texts(documents: Iterable[Document], vocab_size: int) -> Iterator[str]:
+    yield from (document.text for document in documents)
+    # here the words are counted; what follows takes seconds, and longer only with the vocabulary
+    print(f"Learning merges up to {vocab_size} tokens", flush=True)
+
+
+def save_tokenizer(tokenizer: ScratchGPTTokenizer, folder: Path) -> None:
+    """Writes the files whole or not at all; tokenizer.json, which makes the folder a tokenizer, last."""
+    with TemporaryDirectory(prefix=".tmp-tokenizer-", dir=folder) as temporary:
+        tokenizer.save_pretrained(temporary)
+        for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == TOKENIZER_FILE):
+            os.replace(path, folder / path.name)
+
+
+def bytes_per_token(tokenizer: ScratchGPTTokenizer, documents: Iterable[Document]) -> float:
+    """UTF-8 bytes per token, larger is better; nan without text."""
+    num_bytes = num_tokens = 0
+    for document in documents:
+        num_bytes += len(document.text.encode())
+        num_tokens += len(tokenizer.encode_texts([document.text])[0])
+    return num_bytes / num_tokens if num_tokens else float("nan")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
