@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -151,7 +152,7 @@ class ScratchGPTConfig(PreTrainedConfig):
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
-    base_model_pp_plan: ClassVar[dict[str, tuple[list[str], list[str]]]] = {
+    base_model_pp_plan: ClassVar[dict[str, Sequence[list[str]]]] = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
         "norm": (["hidden_states"], ["hidden_states"]),
@@ -233,9 +234,7 @@ class ScratchGPTConfig(PreTrainedConfig):
         if self.position_embedding_type == "rope":
             self._validate_rope()
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be even with position_embedding_type='sinusoidal'"
-            )
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be even with position_embedding_type='sinusoidal'")
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0 and below 1")

@@ -40,8 +40,7 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -179,7 +178,7 @@ def causal_mask(scores: torch.Tensor) -> torch.Tensor:
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: "ScratchGPTAttention",
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -206,6 +205,13 @@ def eager_attention_forward(
     return output.transpose(1, 2).contiguous(), weights  # (batch, seq, heads, head_dim), (batch, heads, seq, key_seq)
 
 
+def residual_projection(input_size: int, output_size: int, bias: bool) -> nn.Linear:
+    """A linear layer whose output is added to the residual stream; `_init_weights` knows it by its mark."""
+    linear = nn.Linear(input_size, output_size, bias=bias)
+    linear.is_residual_projection = True  # type: ignore[assignment]
+    return linear
+
+
 class ScratchGPTAttention(nn.Module):
     """Multi-head causal self-attention (https://huggingface.co/papers/1706.03762, 3.2).
 
@@ -230,8 +236,7 @@ class ScratchGPTAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
-        self.o_proj.is_residual_projection = True
+        self.o_proj = residual_projection(query_size, config.hidden_size, bias=config.attention_bias)
         self.q_norm = ScratchGPTRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = ScratchGPTRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
@@ -287,8 +292,7 @@ class ScratchGPTSwiGLU(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.down_proj.is_residual_projection = True
+        self.down_proj = residual_projection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate = nn.functional.silu(self.gate_proj(hidden_states))  # (batch, seq, inner)
@@ -301,8 +305,7 @@ class ScratchGPTMLP(nn.Module):
     def __init__(self, config: ScratchGPTConfig) -> None:
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.down_proj.is_residual_projection = True
+        self.down_proj = residual_projection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.activation = ACTIVATIONS[config.mlp_type]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -370,7 +373,7 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
         by the root of that. They carry a mark because this method is not called on modules without own weights.
         """
         super()._init_weights(module)
-        if getattr(module, "is_residual_projection", False):
+        if isinstance(module, nn.Linear) and hasattr(module, "is_residual_projection"):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
 
@@ -397,11 +400,11 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Compute the hidden states of every position.
 
@@ -465,14 +468,14 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
             return attention_mask
         is_plain = attention_mask is None and past_key_values is None and position_ids is None
         is_plain = is_plain and self.config._attn_implementation == "sdpa" and kwargs.get("is_causal") is not False
-        arguments = {
+        arguments: dict[str, Any] = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "past_key_values": past_key_values,
             "position_ids": position_ids,
         }
-        masks: dict[str, torch.Tensor | None] = {}
+        masks: dict[str, Any] = {}  # tensors, or the block masks of flex attention
         if "full_attention" in self.config.layer_types:
             masks["full_attention"] = None if is_plain else create_causal_mask(**arguments)
         if "sliding_attention" in self.config.layer_types:
@@ -622,7 +625,7 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     _loss_function = staticmethod(causal_lm_loss)
     loss_chunk_tokens = 1024  # tokens whose logits exist at the same time when `skip_logits` is set
@@ -634,18 +637,18 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # noqa: PLR0913  the arguments are transformers' contract
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Score the next token at every position and, with `labels`, compute the loss.
 

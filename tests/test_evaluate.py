@@ -13,6 +13,7 @@ from train.arguments import run_script
 from train.data import open_data
 from train.prepare_data import main as prepare_data
 
+FORTY_PERCENT = ["--block_size=16", "--validation_fraction=0.4"]
 TEXT = "def one(x):\n    return x + 1\n\n" * 30
 
 
@@ -66,10 +67,8 @@ def test_loss_of_a_text_is_that_of_its_tokens_one_by_one(model_folder, text_file
 
 def test_validation_split_of_prepared_data(model_folder, text_file, tmp_path, capsys):
     data = tmp_path / "data"
-    prepare_data(
-        ["--tokenizer", str(model_folder), "--output_dir", str(data), "--block_size", "16", "--text", str(text_file)]
-        + ["--validation_fraction", "0.4"]
-    )
+    options = {"tokenizer": model_folder, "output_dir": data, "text": text_file}
+    prepare_data([f"--{name}={path}" for name, path in options.items()] + FORTY_PERCENT)
     capsys.readouterr()
     assert run_script(evaluate.main, ["--model", str(model_folder), "--data_dir", str(data), "--context", "16"]) == 0
     printed = figures(capsys)

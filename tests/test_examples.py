@@ -42,7 +42,7 @@ def test_the_commands_of_the_readme_make_a_model(tmp_path, monkeypatch, capsys):
         ran.append(module.rpartition(".")[2])
     assert ran == ["character_tokenizer", "prepare_data", "pretrain", "generate"]
     assert Path("runs/tiny_shakespeare/run", MODEL_FOLDER, "model.safetensors").exists()
-    assert "ROMEO:" in capsys.readouterr().out.splitlines()[-1] or "ROMEO:" in capsys.readouterr().out
+    assert "\nROMEO:" in capsys.readouterr().out.partition("complete: the model is in")[2]  # what generate writes
 
 
 def test_shakespeare_keeps_to_the_budget_of_nanogpt(monkeypatch):
@@ -59,7 +59,7 @@ def test_shakespeare_has_no_more_parameters_than_nanogpt(monkeypatch):
     model, _, train = recipe(monkeypatch)
     letters = "".join(map(chr, range(65)))  # as many as the text has
     config = build_config(model, character_tokenizer([letters]))
-    assert build_model(config, train).num_parameters() == 788_224  # nanoGPT: 804,096
+    assert build_model(config, train).num_parameters() == 788_224  # nanoGPT: 795,904 and 8,192 for its positions
 
 
 def test_character_tokenizer_gives_each_character_its_own_token():

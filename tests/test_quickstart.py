@@ -30,7 +30,7 @@ def fingerprint(folder):
 
 @pytest.mark.slow
 def test_the_whole_road(tmp_path, monkeypatch, capfd):
-    words = "def return self import for in while class value name path".split()
+    words = ["def", "return", "self", "import", "for", "in", "while", "class", "value", "name", "path"]
     choose = random.Random(0)
     for number in range(12):
         text = "\n".join(" ".join(choose.choices(words, k=6)) for _ in range(120))

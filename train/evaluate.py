@@ -102,7 +102,9 @@ def total_loss(model: PreTrainedModel, windows: Iterable[np.ndarray], batch_size
         while batch := list(itertools.islice(same_length, batch_size)):
             ids = torch.from_numpy(np.stack(batch)).long()  # (batch, length + 1)
             inputs, labels = ids[:, :-1].to(model.device), ids[:, 1:].contiguous().to(model.device)
-            loss = model(input_ids=inputs, labels=labels, shift_labels=labels, num_items_in_batch=1, use_cache=False).loss
+            loss = model(
+                input_ids=inputs, labels=labels, shift_labels=labels, num_items_in_batch=1, use_cache=False
+            ).loss
             nats += float(loss)
             predicted.append(ids[:, 1:].flatten())
     if not predicted:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
@@ -59,14 +60,13 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ValueError(f"--model {name} does not exist; train.quickstart makes runs/quickstart/model.")
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+    model: Any = AutoModelForCausalLM.from_pretrained(name)
+    if torch.cuda.is_available():
+        model = model.cuda()
+    return model.eval(), tokenizer
 
 
-def continue_prompt(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments
-) -> None:
+def continue_prompt(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments) -> None:
     """Stream one continuation to stdout."""
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.bos_token_id]
     longest = model.config.max_position_embeddings - arguments.max_new_tokens

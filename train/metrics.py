@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 LOG_FILES = ("metrics.jsonl", "samples.jsonl")

@@ -129,7 +129,9 @@ def schedule_for(steps: int) -> dict[str, object]:
 def seconds_per_step(settings: dict[str, object], num_steps: int = 6) -> float:
     """Median time of a step of a model that is thrown away; the first two steps only warm up."""
     with tempfile.TemporaryDirectory() as scratch:
-        options = [f"--{name}={value}" for name, value in settings.items() if name not in ("sample_prompts", "output_dir")]
+        options = [
+            f"--{name}={value}" for name, value in settings.items() if name not in ("sample_prompts", "output_dir")
+        ]
         kinds = (ModelArguments, DataArguments, TrainArguments)
         model, data, arguments = parse_recipe(kinds, [*options, "--output_dir", scratch])
         tokenizer = AutoTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
