@@ -66,7 +66,7 @@ def train(settings: dict[str, object], learning_rates: Sequence[float], minutes:
         pretrain.main([f"--{name}={value}" for name, value in options.items() if value != []])
         seconds = time.perf_counter() - started
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-        figures = [f"{seconds:.0f}", f"{last['eval_loss']:.4f}", f"{last['bits_per_byte']:.4f}"]
+        figures = [f"{seconds:.0f}", f"{last['eval_loss']:.4f}", f"{last['eval_bits_per_byte']:.4f}"]
         rows.append([str(settings["optimizer"]), f"{rate:g}", str(steps), *figures])
     return rows
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -35,17 +36,13 @@ SHAPE = (
 class StepArguments:
     """What to measure."""
 
-    part: str = option("network, training, or both.", "both")
+    part: Literal["network", "training", "both"] = option("Which of the two tables.", "both")
     preset: str = option("Shape of the models.", "laptop")
     vocab_size: int = option("Tokens of the vocabulary.", 4096)
     batch_size: int = option("Sequences per step.", 16)
     block_size: int = option("Tokens per sequence.", 256)
     rounds: int = option("Rounds of the training part; each starts a process per row.", 3)
     steps: int = option("Measured steps of each candidate, in each round.", 8)
-
-    def __post_init__(self) -> None:
-        if self.part not in ("network", "training", "both"):
-            raise ValueError(f"--part is {self.part!r}: it must be network, training or both.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

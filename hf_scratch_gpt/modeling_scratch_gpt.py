@@ -664,8 +664,7 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: `skip_logits` without `labels` or with `logits_to_keep`; see also ScratchGPTModel.
         """
-        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        shift_labels = kwargs.pop("shift_labels", None)
+        loss_arguments = {name: kwargs.pop(name, None) for name in ("shift_labels", "num_items_in_batch")}
         if use_cache is None and labels is not None:
             use_cache = False
         outputs = self.model(
@@ -682,20 +681,14 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         if skip_logits:
             if labels is None or not isinstance(logits_to_keep, int) or logits_to_keep:
                 raise ValueError("skip_logits needs labels and excludes logits_to_keep: only the loss is computed")
-            targets = shift_labels if shift_labels is not None else next_token_labels(labels)
-            loss = normalise_loss(self._chunked_loss_sum(hidden_states, targets), targets, num_items_in_batch)
+            loss = self._chunked_loss(hidden_states, labels, **loss_arguments)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept, :])  # (batch, seq, vocab)
             logits = cap_logits(logits, self.config.final_logit_softcapping)
             if labels is not None:
-                loss = self.loss_function(
-                    logits=logits,
-                    labels=labels,
-                    vocab_size=self.config.vocab_size,
-                    num_items_in_batch=num_items_in_batch,
-                    shift_labels=shift_labels,
-                )
+                vocab_size = self.config.vocab_size
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **loss_arguments)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -704,7 +697,13 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _chunked_loss_sum(self, hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _chunked_loss(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor,
+        shift_labels: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
         head = self.lm_head
         if type(head) is not nn.Linear or head._forward_pre_hooks or head._forward_hooks:
             raise ValueError(
@@ -712,10 +711,12 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
                 "adapter, quantisation or parallelism has changed; train without skip_logits"
             )
         hidden_states = hidden_states.flatten(0, 1)  # (batch * seq, hidden)
+        targets = shift_labels if shift_labels is not None else next_token_labels(labels)
         targets = targets.to(hidden_states.device).flatten()  # (batch * seq)
-        return ChunkedLossSum.apply(
+        loss_sum = ChunkedLossSum.apply(
             hidden_states, head.weight, targets, self.config.final_logit_softcapping, self.loss_chunk_tokens
         )
+        return normalise_loss(loss_sum, targets, num_items_in_batch)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def test_a_run_without_evaluation_can_be_drawn(tmp_path):
 
 def test_the_card_holds_the_figures_and_valid_metadata():
     facts = {"name": "tiny", "corpus": "a book", "recipe": "max_steps: 3\n"}
-    card = model_card(facts, {"validation loss (nats per token)": "6.1"}, [{"prompt": "def ", "completion": "f():"}])
+    card = model_card(facts, {"validation loss (nats per token)": "6.1"}, [{"prompt": "def ", "text": "f():"}])
     parsed = ModelCard(card)
     assert parsed.data.library_name == "transformers"
     assert parsed.data.pipeline_tag == "text-generation"

@@ -32,12 +32,13 @@ def fingerprint(folder):
 def test_the_whole_road(tmp_path, monkeypatch, capfd):
     words = ["def", "return", "self", "import", "for", "in", "while", "class", "value", "name", "path"]
     choose = random.Random(0)
+    (tmp_path / "texts").mkdir()
     for number in range(12):
         text = "\n".join(" ".join(choose.choices(words, k=6)) for _ in range(120))
-        (tmp_path / f"{number}.txt").write_text(text)
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
     monkeypatch.setitem(quickstart.SIZES, "cpu", quickstart.Size("tiny", 300, 32, 4, 4))
     folder = tmp_path / "quickstart"
-    command = ["--text", str(tmp_path), "--output_dir", str(folder), "--minutes", "0.02"]
+    command = ["--text", str(tmp_path / "texts"), "--output_dir", str(folder), "--minutes", "0.02"]
 
     assert run_script(quickstart.main, command) == 0
     output = capfd.readouterr().out
@@ -47,7 +48,9 @@ def test_the_whole_road(tmp_path, monkeypatch, capfd):
     assert "TokenizersBackend, transformers_modules." in output
     assert output.count("    | def read_") == 2
     assert f"python -m train.generate --model {model}" in output
-    assert "max_steps: 3" not in (model / "README.md").read_text()  # the recipe in the card is this run's
+    card = (model / "README.md").read_text()
+    assert "config: tiny" in card
+    assert str(tmp_path) not in card  # no path of this machine leaves it
 
     before = fingerprint(folder)
     assert run_script(quickstart.main, command) == 0
@@ -74,6 +77,12 @@ def test_the_schedule_fits_any_number_of_steps(steps):
 def test_refuses_a_budget_that_is_none(capsys, option, value):
     assert run_script(quickstart.main, [option, value]) == 2
     assert "it must be a positive number" in capsys.readouterr().err
+
+
+def test_refuses_to_write_into_the_corpus(tmp_path, capsys):
+    """A second call would read what the first one has written."""
+    assert run_script(quickstart.main, ["--text", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 2
+    assert "lies inside --text" in capsys.readouterr().err
 
 
 def test_refuses_a_missing_text(tmp_path, capsys):

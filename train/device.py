@@ -7,7 +7,6 @@ import warnings
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
 
 
 def build_accelerator(precision: str, report_to: str | None = None, folder: str = "") -> Accelerator:
@@ -27,8 +26,6 @@ def build_accelerator(precision: str, report_to: str | None = None, folder: str 
             mixed_precision="no" if resolved == "fp32" else resolved,
             log_with=report_to,
             project_dir=folder or None,
-            # buffers are constants of the architecture: no process can have others
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     if report_to and not accelerator.log_with:
         raise ValueError(f"--report_to {report_to} is not installed: pip install {report_to}, or leave it out.")

@@ -220,7 +220,7 @@ def check_finite(run: Run, step: int, result: StepResult) -> None:
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
-    """Loss in nats per token, perplexity and bits per byte of the first validation sequences."""
+    """Loss in nats per token, perplexity and bits per byte of validation sequences spread evenly over the split."""
     blocks, size = run.validation, run.arguments.micro_batch_size
     num_rows = min(len(blocks), run.arguments.eval_sequences or len(blocks))
     nats, num_tokens, num_bytes = 0.0, 0.0, 0.0
@@ -228,7 +228,8 @@ def evaluate(run: Run) -> dict[str, float]:
         for number, start in enumerate(range(0, num_rows, size)):
             if number % run.accelerator.num_processes != run.accelerator.process_index:
                 continue
-            rows = blocks.rows(range(start, min(start + size, num_rows)))  # (rows, block + 1)
+            chosen = [i * len(blocks) // num_rows for i in range(start, min(start + size, num_rows))]
+            rows = blocks.rows(chosen)  # (rows, block + 1)
             batch = {"input_ids": rows[:, :-1], "shift_labels": rows[:, 1:].contiguous()}
             nats += float(forward_loss(run, model, batch, num_tokens=1))
             num_tokens += batch["shift_labels"].numel()

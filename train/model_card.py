@@ -1,8 +1,13 @@
 """What a person sees of a finished run: the model card and the picture of its loss."""
 
 import math
+import platform
+import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
+
+import torch
 
 CARD_NAME, PICTURE_NAME = "README.md", "loss_curve.png"
 TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#9bb8d3", "#c4502c", "#33373d"
@@ -38,7 +43,7 @@ def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, vo
     )  # fmt: skip
     axes.set_xlabel("tokens seen (millions)")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_title(textwrap.fill(title, 90), loc="left", fontsize=10, color=INK)
     axes.grid(axis="y", color="#e8e8e8")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -47,16 +52,36 @@ def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, vo
     figure.savefig(path)
 
 
+def run_figures(records: list[dict[str, Any]]) -> dict[str, str]:
+    """The figures of a whole run, from the lines of its metrics.jsonl."""
+    last = next(record for record in reversed(records) if "eval_loss" in record)
+    speeds = [record["tokens_per_second"] for record in records if "tokens_per_second" in record]
+    return {
+        "validation loss (nats per token)": f"{last['eval_loss']:.4f}",
+        "validation perplexity (per token)": f"{last['eval_perplexity']:.2f}",
+        "validation bits per byte": f"{last['eval_bits_per_byte']:.4f}",
+        "steps": f"{last['step']:,}",
+        "tokens seen": f"{last['tokens_seen']:,}",
+        "tokens per second (median)": f"{statistics.median(speeds):,.0f}",
+        "trained with": f"{processor()}, torch {torch.__version__}",
+    }
+
+
+def processor() -> str:
+    """The GPU, or else the kind of CPU, that this process computes on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+
+
 def model_card(facts: dict[str, Any], figures: dict[str, str], samples: list[dict[str, str]]) -> str:
     """Write the README.md of a model folder.
 
     Args:
         facts: `name`, `corpus` and `recipe` (YAML) of the run.
         figures: rows of the table of results, each with its unit in the name.
-        samples: `prompt` and `completion` of the last evaluation.
+        samples: `prompt` and `text` of the last evaluation.
     """
     rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    shown = "\n\n".join(f"```text\n{sample['prompt']}{sample['completion']}\n```" for sample in samples)
+    shown = "\n\n".join(f"```text\n{sample['prompt']}{sample['text']}\n```" for sample in samples)
     return CARD.format(rows=rows, samples=shown or "No prompts were given.", **facts)
 
 

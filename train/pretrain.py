@@ -42,7 +42,8 @@ from .arguments import (
 )
 from .data import TOKENIZER_FOLDER, PreparedData, StepSampler, open_data
 from .device import build_accelerator, keep_freed_memory
-from .metrics import token_byte_lengths
+from .metrics import LOG_FILES, JsonLines, token_byte_lengths
+from .model_card import CARD_NAME, PICTURE_NAME, draw_loss_curve, model_card, run_figures
 from .optimizer import build_optimizers
 
 # Settings that may differ when a run continues: they change what is shown or how fast it goes, and
@@ -54,6 +55,7 @@ MAY_CHANGE = {
 }
 MODEL_FOLDER = "model"
 RECIPE_FILE = "recipe.yaml"
+PLACES = ("data_dir:", "output_dir:")  # entries of a recipe that hold only on this machine
 STOPPED = 130  # exit code
 
 
@@ -68,34 +70,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.check_processes(accelerator.num_processes)
     # one process claims the folder; the lock ends with it
     with checkpoint.lock(folder) if accelerator.is_main_process else nullcontext():
-        data = open_data(data_arguments.data_dir)
-        tokenizer = AutoTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
-        run = build_run(model_arguments, arguments, data, tokenizer, accelerator)
-        state = loop.resume(run)
-        if accelerator.is_main_process:
-            recipe = recipe_text(model_arguments, data_arguments, arguments)
-            (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
-        accelerator.print(describe(run, state, data))
-        return train_to_the_end(run, state)
-
-
-def train_to_the_end(run: loop.Run, state: loop.TrainState) -> int:
-    """Trains what is left to train and writes the model folder; returns the exit code."""
-    accelerator, model_folder = run.accelerator, run.folder / MODEL_FOLDER
-    if model_folder.exists() and state.step == run.arguments.max_steps:
-        accelerator.print(f"already complete: the model is in {model_folder}")
-        return 0
-    if run.arguments.report_to:
-        accelerator.init_trackers("hf_scratch_gpt")
-    state = loop.train(run, state)
-    is_complete = state.step == run.arguments.max_steps
-    if is_complete:
-        if accelerator.is_main_process:
-            save_model(run, model_folder)
-        accelerator.print(f"complete: the model is in {model_folder}")
-    accelerator.wait_for_everyone()
+        is_complete = pretrain(model_arguments, data_arguments, arguments, accelerator)
+    # in this order: a model that outlives the group of processes can hang in its destructor
+    accelerator.free_memory()
     accelerator.end_training()
     return 0 if is_complete else STOPPED
+
+
+def pretrain(
+    model_arguments: ModelArguments, data_arguments: DataArguments, arguments: TrainArguments, accelerator: Accelerator
+) -> bool:
+    """Starts, continues or finds complete the run of these settings; returns whether it is complete."""
+    data = open_data(data_arguments.data_dir)
+    tokenizer = AutoTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
+    run = build_run(model_arguments, arguments, data, tokenizer, accelerator)
+    state = loop.resume(run)
+    model_folder = run.folder / MODEL_FOLDER
+    accelerator.print(describe(run, state, data))
+    if model_folder.exists() and state.step == arguments.max_steps:
+        accelerator.print(f"already complete: the model is in {model_folder}")
+        return True
+    if accelerator.is_main_process:
+        recipe = recipe_text(model_arguments, data_arguments, arguments)
+        (run.folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+    if arguments.report_to:
+        accelerator.init_trackers("hf_scratch_gpt")
+    state = loop.train(run, state)
+    if state.step < arguments.max_steps:
+        return False
+    if accelerator.is_main_process:
+        save_model(run, model_folder, data, (run.folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    accelerator.wait_for_everyone()
+    accelerator.print(f"complete: the model is in {model_folder}")
+    return True
 
 
 def build_run(
@@ -291,11 +298,22 @@ def describe(run: loop.Run, state: loop.TrainState, data: PreparedData) -> str:
     return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
 
 
-def save_model(run: loop.Run, folder: Path) -> None:
-    """Writes the trained model and its tokenizer; the folder appears when it is whole."""
+def save_model(run: loop.Run, folder: Path, data: PreparedData, recipe: str) -> None:
+    """Writes the trained model, its tokenizer, card and loss curve; the folder appears when it is whole."""
     partial = folder.with_name(f".tmp-{folder.name}")
     run.bare_model.save_pretrained(partial)
     run.tokenizer.save_pretrained(partial)
+    corpus = data.manifest["corpus"]["train"]["description"]
+    metrics, samples = (JsonLines(run.folder / name).read() for name in LOG_FILES)
+    parameters = run.bare_model.num_parameters()
+    title = f"{parameters / 1e6:.1f} million parameters, trained on {corpus}"
+    draw_loss_curve(metrics, partial / PICTURE_NAME, title=title, vocab_size=run.bare_model.config.vocab_size)
+    lines = recipe.splitlines(keepends=True)
+    recipe = "".join(line for line in lines if not line.startswith(PLACES))  # where it lay is nobody's business
+    facts = {"name": run.folder.resolve().name, "corpus": corpus, "recipe": recipe}
+    figures = {"parameters": f"{parameters:,}"} | run_figures(metrics)
+    last = [sample for sample in samples if sample["step"] == run.arguments.max_steps]
+    (partial / CARD_NAME).write_text(model_card(facts, figures, last), encoding="utf-8")
     partial.rename(folder)
 
 

@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run all stages that are not done yet."""
     arguments, corpus = parse_recipe([QuickstartArguments, CorpusArguments], argv, description=__doc__ or "")
     folder = Path(arguments.output_dir)
+    for text in corpus.text:
+        if Path(text).resolve() in folder.resolve().parents:
+            raise ValueError(f"--output_dir {folder} lies inside --text {text}: what is made would become corpus.")
     size = SIZES["gpu" if torch.accelerator.is_available() else "cpu"]
     keep_freed_memory()
     make_tokenizer(folder / "tokenizer", size, corpus)
