@@ -27,6 +27,7 @@ from .report import print_table
 
 SPLIT = ("--validation_fraction=0.1", "--block_size=64")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_shakespeare"
+NANOGPT_CONFIG = "config/train_shakespeare_char.py"
 # From nanoGPT's README, section "I only have a macbook". Its last evaluation is made longer, so that it sees as many
 # characters (150 x 12 x 64) as ours, and those before it are left out.
 NANOGPT_OPTIONS = (
@@ -43,6 +44,12 @@ class ShakespeareArguments:
     text: str = required("The text, a file of 1,115,394 characters.")
     nanogpt: str | None = option("Folder of a clone of nanoGPT to run beside ours.")
     seed: int = option("Seed of our run.", 0)
+
+    def __post_init__(self) -> None:
+        if self.nanogpt and not Path(self.nanogpt, NANOGPT_CONFIG).exists():
+            raise ValueError(
+                f"--nanogpt {self.nanogpt} holds no {NANOGPT_CONFIG}: name the folder of a clone of nanoGPT."
+            )
 
 
 @dataclass
@@ -99,16 +106,14 @@ def run_nanogpt(clone: Path, text: str, folder: Path) -> Result:
     """Run nanoGPT's own scripts in a copy of the clone, which stays as it is.
 
     Raises:
-        ValueError: the clone is none, or its output has another form.
+        ValueError: its output has another form.
     """
-    if not (clone / "config" / "train_shakespeare_char.py").exists():
-        raise ValueError(f"--nanogpt {clone} holds no config/train_shakespeare_char.py: name a clone of nanoGPT.")
     shutil.copytree(clone, folder, ignore=shutil.ignore_patterns(".git"))
     data = folder / "data" / "shakespeare_char"
     shutil.copy(text, data / "input.txt")
     subprocess.run([sys.executable, "prepare.py"], cwd=data, check=True)
     started = time.perf_counter()
-    command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT_OPTIONS]
+    command = [sys.executable, "train.py", NANOGPT_CONFIG, *NANOGPT_OPTIONS]
     output = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
     seconds = time.perf_counter() - started
     parameters = re.search(r"number of parameters: (\S+)", output)

@@ -50,9 +50,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "laptop": {
         "vocab_size": 4096,
-        "hidden_size": 256,
+        "hidden_size": 192,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4,
+        "num_attention_heads": 3,
         "max_position_embeddings": 1024,
     },
     "small": {

@@ -36,7 +36,7 @@ def test_the_whole_road(tmp_path, monkeypatch, capfd):
     for number in range(12):
         text = "\n".join(" ".join(choose.choices(words, k=6)) for _ in range(120))
         (tmp_path / "texts" / f"{number}.txt").write_text(text)
-    monkeypatch.setitem(quickstart.SIZES, "cpu", quickstart.Size("tiny", 300, 32, 4, 4))
+    monkeypatch.setitem(quickstart.SIZES, "cpu", quickstart.Size("tiny", 300, 32, 4, 4, 3e-3))
     folder = tmp_path / "quickstart"
     command = ["--text", str(tmp_path / "texts"), "--output_dir", str(folder), "--minutes", "0.02"]
 

@@ -16,6 +16,7 @@ def test_warm_up_rises_to_the_peak_which_the_step_after_it_has():
 def test_cosine_falls_from_peak_to_final_ratio():
     values = [learning_rate_at(step, max_steps=8, final_ratio=0.1) for step in range(9)]
     assert values[0] == 1
+    assert values[2] == pytest.approx(0.1 + 0.9 * (1 + 0.5**0.5) / 2)  # cos(pi / 4) is sqrt(1/2)
     assert values[4] == pytest.approx(0.55)  # half-way between 1 and 0.1
     assert values[8] == pytest.approx(0.1)
     assert values == sorted(values, reverse=True)
@@ -29,6 +30,10 @@ def test_wsd_is_stable_and_then_falls_linearly():
 def test_wsd_decays_over_what_warm_up_leaves():
     values = rates(schedule="wsd", decay_fraction=1.0, warmup_steps=8)
     assert values[7:] == pytest.approx([8 / 9, 1, 0.5])
+
+
+def test_wsd_without_decay_stays_at_the_peak():
+    assert rates(schedule="wsd", decay_fraction=0.0) == [1] * 10
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])

@@ -50,9 +50,10 @@ class Size:
     block_size: int
     batch_size: int
     micro_batch_size: int
+    learning_rate: float
 
 
-SIZES = {"cpu": Size("laptop", 4096, 256, 16, 16), "gpu": Size("small", 8192, 512, 64, 32)}
+SIZES = {"cpu": Size("laptop", 4096, 256, 8, 8, 8e-3), "gpu": Size("small", 8192, 512, 64, 32, 3e-3)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +113,7 @@ def recipe_for(folder: Path, size: Size) -> dict[str, object]:
         "output_dir": str(folder / "run"),
         "batch_size": size.batch_size,
         "micro_batch_size": size.micro_batch_size,
-        "learning_rate": 3e-3,
+        "learning_rate": size.learning_rate,
         "final_learning_rate_ratio": 0.0,
         "sample_prompts": list(PROMPTS),
     }
