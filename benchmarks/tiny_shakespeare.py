@@ -117,7 +117,7 @@ def run_nanogpt(clone: Path, text: str, folder: Path) -> Result:
     output = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
     seconds = time.perf_counter() - started
     parameters = re.search(r"number of parameters: (\S+)", output)
-    losses = re.findall(r"step 2000: train loss \S+, val loss (\S+)", output)
+    losses = re.findall(r"step \d+: train loss \S+, val loss (\S+)", output)
     if not (parameters and losses):
         raise ValueError(f"nanoGPT printed no result; its last words were {output[-300:]!r}")
     return Result("nanoGPT", parameters[1], float(losses[-1]), seconds)

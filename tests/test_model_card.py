@@ -5,7 +5,7 @@ import struct
 import yaml
 from huggingface_hub import ModelCard
 
-from train.model_card import draw_loss_curve, model_card
+from train.model_card import draw_loss_curve, model_card, smoothed
 
 RECORDS = [{"step": s, "tokens_seen": 1000 * s, "loss": 8.0 - s / 10} for s in range(1, 21)] + [
     {"step": s, "tokens_seen": 1000 * s, "eval_loss": 8.1 - s / 10, "bits_per_byte": 3.0} for s in (10, 20)
@@ -34,3 +34,9 @@ def test_the_card_holds_the_figures_and_valid_metadata():
     assert "def f():" in card
     recipe = card.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(recipe) == {"max_steps": 3}
+
+
+def test_smoothing_keeps_a_straight_line_and_its_ends():
+    line = [(float(x), 3.0 - 2 * x) for x in range(12)]
+    assert smoothed(line) == line
+    assert smoothed([(0.0, 0.0), (1.0, 3.0), (2.0, 0.0)]) == [(0.0, 0.0), (1.0, 1.0), (2.0, 0.0)]

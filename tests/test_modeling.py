@@ -23,7 +23,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hf_scratch_gpt import modeling_scratch_gpt as modeling
-from hf_scratch_gpt.modeling_scratch_gpt import ScratchGPTAttention
+from hf_scratch_gpt.modeling_scratch_gpt import ScratchGPTAttention, ScratchGPTModel
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Twins: the same weights in a transformers model of the same architecture
@@ -114,6 +114,13 @@ def test_sinusoidal_positions_are_the_formula_of_the_paper():
     for row, position in enumerate([0, 3, 11]):
         angles = [position / 10000 ** (2 * i / 6) for i in range(3)]
         assert_same(actual[row], torch.tensor([*map(math.sin, angles), *map(math.cos, angles)]))
+
+
+def test_sinusoidal_positions_are_added_to_scaled_embeddings():
+    model, ids = tiny_model(ScratchGPTModel, position_embedding_type="sinusoidal"), tiny_ids()
+    positions = modeling.sinusoidal_positions(torch.arange(SEQ)[None], 48)
+    expected = math.sqrt(48) * model.embed_tokens(ids) + positions
+    assert_same(model(ids, output_hidden_states=True).hidden_states[0], expected)
 
 
 ROPE_OPTIONS = {

@@ -28,7 +28,8 @@ def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, vo
     validation = [(r["tokens_seen"] / 1e6, r["eval_loss"]) for r in records if "eval_loss" in r]
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*zip(*training, strict=True), color=TRAIN_COLOUR, linewidth=1.3, label="training")
+    axes.plot(*zip(*training, strict=True), color=TRAIN_COLOUR, linewidth=0.8, alpha=0.5)  # one batch each
+    axes.plot(*zip(*smoothed(training), strict=True), color=TRAIN_COLOUR, linewidth=2, label="training")
     if validation:
         axes.plot(*zip(*validation, strict=True), "o-", color=VALIDATION_COLOUR, markersize=4, label="validation")
         axes.annotate(
@@ -50,6 +51,15 @@ def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, vo
     axes.set_xlim(left=0)
     axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
     figure.savefig(path)
+
+
+def smoothed(points: list[tuple[float, float]], reach: int = 4) -> list[tuple[float, float]]:
+    """Each point's y replaced by the mean of up to `reach` neighbours on either side, equally many on both."""
+    means = []
+    for i, (x, _) in enumerate(points):
+        width = min(reach, i, len(points) - 1 - i)
+        means.append((x, statistics.fmean(y for _, y in points[i - width : i + width + 1])))
+    return means
 
 
 def run_figures(records: list[dict[str, Any]]) -> dict[str, str]:

@@ -47,7 +47,7 @@ from .model_card import CARD_NAME, PICTURE_NAME, draw_loss_curve, model_card, ru
 from .optimizer import build_optimizers
 
 # Settings that may differ when a run continues: they change what is shown or how fast it goes, and
-# at most the rounding of the result. All others are frozen.
+# at most rounding and dropout masks. All others are frozen.
 MAY_CHANGE = {
     *("output_dir", "micro_batch_size", "compile", "gradient_checkpointing", "report_to"),
     *("log_every", "eval_every", "save_every", "eval_sequences", "keep_checkpoints"),
@@ -310,7 +310,7 @@ def save_model(run: loop.Run, folder: Path, data: PreparedData, recipe: str) -> 
     draw_loss_curve(metrics, partial / PICTURE_NAME, title=title, vocab_size=run.bare_model.config.vocab_size)
     lines = recipe.splitlines(keepends=True)
     recipe = "".join(line for line in lines if not line.startswith(PLACES))  # where it lay is nobody's business
-    facts = {"name": run.folder.resolve().name, "corpus": corpus, "recipe": recipe}
+    facts = {"name": f"scratch-gpt-{parameters / 1e6:.1f}M", "corpus": corpus, "recipe": recipe}
     figures = {"parameters": f"{parameters:,}"} | run_figures(metrics)
     last = [sample for sample in samples if sample["step"] == run.arguments.max_steps]
     (partial / CARD_NAME).write_text(model_card(facts, figures, last), encoding="utf-8")

@@ -5,12 +5,12 @@ documentation. Each stage is one of the scripts of this folder, and the command 
 continues where the first one stopped, and never changes a finished run.
 """
 
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,11 @@ from . import loop, prepare_data, pretrain, train_tokenizer
 from .arguments import CorpusArguments, DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
 from .data import TOKENIZER_FOLDER, open_data
 from .device import build_accelerator, keep_freed_memory
+from .model_card import CARD_NAME, PICTURE_NAME
 
 PROMPTS = ("def read_", "class Queue:\n", "import os\n", 'The "for" statement')
-OVERHEAD = 0.85  # share of the time that optimizer steps get; the rest is for evaluations and checkpoints
+STEPS_SHARE = 0.75  # of the time; the rest is for evaluations, checkpoints and a machine that slows down
+TIMING_SECONDS = 12.0
 
 
 @dataclass
@@ -98,7 +100,7 @@ def make_model(folder: Path, size: Size, minutes: float) -> int:
     if not recipe.exists():
         print(f"\nTiming a few steps to fill {minutes:g} minutes ...", flush=True)
         settings = recipe_for(folder, size)
-        steps = int(minutes * 60 * OVERHEAD / seconds_per_step(settings))
+        steps = int(minutes * 60 * STEPS_SHARE / seconds_per_step(settings))
         settings |= schedule_for(max(steps, 20))
         recipe.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     announce("3/4  Train the model", "pretrain", [str(recipe)])
@@ -115,6 +117,7 @@ def recipe_for(folder: Path, size: Size) -> dict[str, object]:
         "micro_batch_size": size.micro_batch_size,
         "learning_rate": size.learning_rate,
         "final_learning_rate_ratio": 0.0,
+        "eval_sequences": 128,
         "sample_prompts": list(PROMPTS),
     }
 
@@ -125,23 +128,24 @@ def schedule_for(steps: int) -> dict[str, object]:
         "max_steps": steps,
         "warmup_steps": min(50, steps // 10),
         "log_every": max(1, steps // 100),
-        "eval_every": max(1, steps // 8),
-        "save_every": max(1, steps // 4),
+        "eval_every": math.ceil(steps / 8),
+        "save_every": math.ceil(steps / 4),
     }
 
 
-def seconds_per_step(settings: dict[str, object], num_steps: int = 6) -> float:
-    """Median time of a step of a model that is thrown away; the first two steps only warm up."""
+def seconds_per_step(settings: dict[str, object]) -> float:
+    """Median time of a step of a model that is thrown away; the first steps only warm up."""
     with tempfile.TemporaryDirectory() as scratch:
-        options = [
-            f"--{name}={value}" for name, value in settings.items() if name not in ("sample_prompts", "output_dir")
-        ]
+        options = {name: value for name, value in settings.items() if name != "sample_prompts"}
+        options["output_dir"] = scratch
         kinds = (ModelArguments, DataArguments, TrainArguments)
-        model, data, arguments = parse_recipe(kinds, [*options, "--output_dir", scratch])
+        model, data, arguments = parse_recipe(kinds, [f"--{name}={value}" for name, value in options.items()])
         tokenizer = AutoTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
         accelerator = build_accelerator(arguments.precision)
         run = pretrain.build_run(model, arguments, open_data(data.data_dir), tokenizer, accelerator)
-        seconds = [loop.train_step(run, step).seconds for step in range(num_steps)]
+        seconds: list[float] = []
+        while len(seconds) < 6 or sum(seconds) < TIMING_SECONDS:
+            seconds.append(loop.train_step(run, step=len(seconds)).seconds)
     return statistics.median(seconds[2:])
 
 
@@ -171,7 +175,7 @@ import sys, textwrap, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from transformers.utils import logging
 logging.disable_progress_bar()
-tokenizer = AutoTokenizer.from_pretrained({model!r})
+tokenizer = AutoTokenizer.from_pretrained({model!r}, trust_remote_code={trust})
 model = AutoModelForCausalLM.from_pretrained({model!r}, trust_remote_code={trust})
 write = pipeline("text-generation", model=model, tokenizer=tokenizer)
 print(f"{{type(tokenizer).__name__}}, {{type(model).__module__}}.{{type(model).__name__}}")
@@ -199,21 +203,26 @@ def announce(title: str, script: str, options: Sequence[str]) -> None:
 
 def closing_words(folder: Path) -> str:
     """Where everything lies and what to try next."""
-    run = folder / "run"
-    return textwrap.dedent(f"""
-        === All done
-        {run / "model"}               the model: load it with AutoModelForCausalLM
-        {run / "model" / "loss_curve.png"}   how the loss fell
-        {run / "model" / "README.md"}     the model card with all figures
-        {run / "metrics.jsonl"}, samples.jsonl   every logged step, and the samples of every evaluation
-        {folder / "tokenizer"}, {folder / "data"}, {folder / "recipe.yaml"}
+    run, model = folder / "run", folder / "run" / pretrain.MODEL_FOLDER
+    places = {
+        model: "the model, for AutoModelForCausalLM.from_pretrained",
+        model / CARD_NAME: "its card with all figures",
+        model / PICTURE_NAME: "how the loss fell",
+        run / "metrics.jsonl": "every logged step",
+        run / "samples.jsonl": "what it wrote at each evaluation",
+        folder / "recipe.yaml": "the settings of the training",
+    }
+    lines = [f"{path!s:<44}{meaning}" for path, meaning in places.items()]
+    return "\n".join(["\n=== All done", *lines, NEXT_STEPS.format(folder=folder, model=model)])
 
-        Try next:
-        python -m train.generate --model {run / "model"} --prompt "class Stack:"
-        python -m train.evaluate --model {run / "model"} --text README.md
-        python -m train.quickstart --text your_book.txt --output_dir runs/book
-        python -m train.pretrain {folder / "recipe.yaml"} --output_dir runs/longer --max_steps 5000
-        """)
+
+NEXT_STEPS = """
+Try next:
+  python -m train.generate --model {model} --prompt "class Stack:"
+  python -m train.evaluate --model {model} --text README.md
+  python -m train.quickstart --text your_book.txt --output_dir runs/book
+  python -m train.pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
+"""
 
 
 if __name__ == "__main__":
