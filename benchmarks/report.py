@@ -87,10 +87,10 @@ def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(value / other for value, other in zip(values, base, strict=True))
 
 
-def in_new_process(function: Callable[..., T], *arguments: object) -> T:
-    """`function(*arguments)` in a fresh interpreter: with its own memory, allocator settings and imports."""
+def in_new_process(function: Callable[..., T], *arguments: object, **settings: object) -> T:
+    """The result of `function` in a fresh interpreter: with its own memory, allocator settings and imports."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(function, *arguments, **settings).result()
 
 
 def peak_memory() -> float:
