@@ -75,7 +75,7 @@ MISTAKES = [
     ({"embedding_dropout": 2}, r"embedding_dropout \(2\) must be at least 0 and below 1"),
     ({"final_logit_softcapping": 0.0}, r"final_logit_softcapping \(0.0\) must be positive, or None"),
     ({"layer_types": ["full"] * 4}, r"layer_types.*must be in .*'full_attention'.*got \['full'"),
-    ({"layer_types": ["conv"] * 4}, r"layer_types holds \['conv'\]; allowed are \['full_attention', 'sliding"),
+    ({"layer_types": ["chunked_attention"] * 4}, r"layer_types holds \['chunked_attention'\]; allowed"),
     ({"layer_types": ["sliding_attention"] * 4}, r"sliding_window \(None\) must be at least 1"),
     ({"sliding_window": 0}, r"sliding_window \(0\) must be at least 1"),
     ({"sliding_window": 4, "layer_types": ["full_attention"] * 4}, r"sliding_window \(4\) has no effect"),

@@ -109,6 +109,14 @@ def test_a_sliding_cache_holds_the_window_and_generates_beyond_it():
     assert not torch.equal(output.sequences, greedy_by_hand(full, ids))  # the window matters
 
 
+def test_the_cache_that_forward_makes_knows_the_windows():
+    model, ids = tiny_model(**SLIDING), tiny_ids()
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+        assert [layer.keys.shape[-2] for layer in cache.layers] == [2, 5, 2, 5]
+        assert model(ids[:, :1], past_key_values=cache, use_cache=False).past_key_values is None
+
+
 @pytest.mark.slow  # the first time, quanto compiles its extension
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")  # of quanto
 def test_quantized_cache():

@@ -85,8 +85,9 @@ def expected_of_one_process(model, ids):
     return {"ids": ids, "losses": torch.stack(losses), "logits": logits}
 
 
-@pytest.mark.parametrize("mode", ["tp_size", pytest.param("fsdp_size", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("overrides", [{}, pytest.param(GPT2, marks=pytest.mark.slow)], ids=["default", "gpt2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["tp_size", "fsdp_size"])
+@pytest.mark.parametrize("overrides", [{}, GPT2], ids=["default", "gpt2"])
 def test_two_processes_train_as_one(overrides, mode, tmp_path):
     model = tiny_model(**{**EVEN, **overrides}, vocab_size=98)
     model.save_pretrained(tmp_path)

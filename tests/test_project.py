@@ -1,6 +1,7 @@
 """The rules of the house that a machine can check: who imports whom, and how long things are."""
 
 import ast
+import functools
 import statistics
 from pathlib import Path
 
@@ -17,10 +18,15 @@ SCRIPTS = {"train_tokenizer", "prepare_data", "pretrain", "evaluate", "generate"
 MODELING = REPOSITORY / "hf_scratch_gpt" / "modeling_scratch_gpt.py"
 
 
+@functools.cache
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
 def imports(path):
     """Full names of all modules that a file imports, wherever in it; relative ones with their dots."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -99,7 +105,7 @@ def code_lines(function):
 
 
 def functions(path):
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
@@ -123,7 +129,7 @@ def test_files_are_short(path):
 
 @pytest.mark.parametrize("path", PACKAGE, ids=ids)
 def test_the_package_does_not_print(path):
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
     assert not [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
 
 

@@ -26,7 +26,7 @@ RESHAPING = {
     "view", "reshape", "transpose", "expand", "unsqueeze", "squeeze", "permute", "flatten", "unflatten", "split",
     "chunk", "cat", "stack", "pad", "repeat", "repeat_interleave", "einsum", "matmul", "linear", "embedding",
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens",
-    "embed_positions",
+    "embed_positions", "update",
 }  # fmt: skip
 DIMENSION = r"[a-z_0-9 */+-]+|\.\.\."
 GROUP = rf"\((?:(?:{DIMENSION})(?:, (?:{DIMENSION}))*)?\)"
