@@ -22,14 +22,13 @@ import yaml
 from accelerate import Accelerator
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from hf_scratch_gpt import PRESETS, ScratchGPTConfig
+from hf_scratch_gpt import PRESETS, ScratchGPTConfig, ScratchGPTTokenizer
 
 from . import checkpoint, loop
 from .arguments import (
@@ -82,7 +81,7 @@ def pretrain(
 ) -> bool:
     """Starts, continues or finds complete the run of these settings; returns whether it is complete."""
     data = open_data(data_arguments.data_dir)
-    tokenizer = AutoTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
+    tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
     run = build_run(model_arguments, arguments, data, tokenizer, accelerator)
     state = loop.resume(run)
     model_folder = run.folder / MODEL_FOLDER

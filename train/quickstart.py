@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoTokenizer
+
+from hf_scratch_gpt import ScratchGPTTokenizer
 
 from . import loop, prepare_data, pretrain, train_tokenizer
 from .arguments import CorpusArguments, DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_tokenizer(folder: Path, size: Size, corpus: CorpusArguments) -> None:
-    """Stage 1; a tokenizer that lies there is kept (stage 2 refuses one that is not for this corpus)."""
+    """Stage 1; a tokenizer that lies there is kept."""
     options = ["--output_dir", str(folder), "--vocab_size", str(size.vocab_size), *corpus_options(corpus)]
     announce("1/4  Train a tokenizer", "train_tokenizer", options)
     if (folder / train_tokenizer.TOKENIZER_FILE).exists():
@@ -140,7 +141,7 @@ def seconds_per_step(settings: dict[str, object]) -> float:
         options["output_dir"] = scratch
         kinds = (ModelArguments, DataArguments, TrainArguments)
         model, data, arguments = parse_recipe(kinds, [f"--{name}={value}" for name, value in options.items()])
-        tokenizer = AutoTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
+        tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
         accelerator = build_accelerator(arguments.precision)
         run = pretrain.build_run(model, arguments, open_data(data.data_dir), tokenizer, accelerator)
         seconds: list[float] = []
