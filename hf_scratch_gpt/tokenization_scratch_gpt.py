@@ -140,7 +140,7 @@ class ScratchGPTTokenizer(TokenizersBackend):
     def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text as a corpus holds it: special tokens are neither added nor recognised.
 
-        About 1.5x faster than `self(texts, ...)`, which also makes offsets and masks. Every core works
+        Faster than `self(texts, ...)`, which also makes offsets and masks. Every core works
         on pieces of the texts, and beside the ids memory is bound, however long a text is.
 
         Raises:
