@@ -22,6 +22,8 @@ from train import loop, prepare_data, pretrain, train_tokenizer
 from train.arguments import DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
 from train.data import TOKENIZER_FOLDER, open_data
 from train.device import build_accelerator, keep_freed_memory, resolve_precision
+from train.parallel import Grid
+from train.run import TrainState
 
 from .report import default_device, in_new_process, interleaved, median_ratio, print_table, seconds_of
 
@@ -177,10 +179,10 @@ def our_speed(
     model, data, train = parse_recipe(kinds, [f"--{name}={value}" for name, value in options.items()])
     tokenizer = AutoTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
     accelerator = build_accelerator(train.precision)
-    run = pretrain.build_run(model, train, open_data(data.data_dir), tokenizer, accelerator)
+    run = pretrain.build_run(model, train, open_data(data.data_dir), tokenizer, accelerator, Grid())
     if not skip_logits:
         run.forward_kwargs.pop("skip_logits")
-    return tokens_per_second(lambda number: loop.train_step(run, number), arguments)
+    return tokens_per_second(lambda number: loop.train_step(run, TrainState(step=number)), arguments)
 
 
 def llama_speed(folder: str, arguments: StepArguments, keep_memory: bool = False) -> float:

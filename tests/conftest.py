@@ -5,8 +5,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import json
+
 import pytest
 import torch
+import yaml
 
 torch.set_num_threads(1)
 
@@ -14,3 +17,30 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Prepared data of a run that takes a second."""
+    from tiny_run import prepare
+
+    return prepare(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def recipe(tmp_path, data_dir):
+    """Writes the recipe of such a run with changed settings and returns its path."""
+    from tiny_run import RECIPE, SHAPE
+
+    def recipe(**changes):
+        (tmp_path / "config.json").write_text(json.dumps(SHAPE))
+        paths = {
+            "data_dir": str(data_dir),
+            "output_dir": str(tmp_path / "run"),
+            "config": str(tmp_path / "config.json"),
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(RECIPE | paths | changes))
+        return str(path)
+
+    return recipe

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -28,14 +29,17 @@ def tiny_model(seed=0):
     )  # fmt: skip
 
 
-def save(run, step, model=None, keep=10):
+def save(run, step, model=None, keep=10, eval_loss=None):
     return checkpoint.save(
         run,
         step,
         model=model or tiny_model(step),
         optimizer_tensors={"model.norm.weight.exp_avg": torch.full((16,), float(step))},
-        progress={"step": step},
-        frozen=FROZEN,
+        manifest={
+            "progress": {"step": step, "eval_step": step if eval_loss else 0, "eval_loss": eval_loss},
+            "frozen": FROZEN,
+        },
+        accelerator=Accelerator(cpu=True),
         keep=keep,
     )
 
@@ -51,10 +55,14 @@ def two(tmp_path):
 def test_what_is_saved_is_loaded(two):
     found = checkpoint.newest(two)
     assert found.step == 20
-    assert found.manifest["progress"] == {"step": 20}
+    assert found.manifest["progress"]["step"] == 20
+    assert found.manifest["num_processes"] == 1
     assert found.manifest["frozen"] == FROZEN
     assert found.manifest["versions"]["torch"] == torch.__version__
-    assert torch.equal(found.optimizer_tensors()["model.norm.weight.exp_avg"], torch.full((16,), 20.0))
+    assert found.optimizer_shapes() == {"model.norm.weight.exp_avg": (16,)}
+    tensors = {"model.norm.weight.exp_avg": torch.zeros(16)}
+    found.load_optimizer(tensors)
+    assert torch.equal(tensors["model.norm.weight.exp_avg"], torch.full((16,), 20.0))
     model = tiny_model(99)
     found.load_model(model)
     for name, weight in tiny_model(20).state_dict().items():
@@ -104,6 +112,15 @@ def test_the_newest_are_kept(tmp_path):
         "checkpoint-00000100",
     ]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_best_is_kept_too(tmp_path):
+    for step, loss in ((1, 3.0), (2, 2.0), (3, None), (4, 2.5), (5, None)):
+        save(tmp_path, step, keep=1, eval_loss=loss)
+    assert checkpoint.best_checkpoint(tmp_path).name == "checkpoint-00000002"
+    assert [path.name[-1] for path in checkpoint.checkpoint_paths(tmp_path)] == ["2", "5"]
+    (tmp_path / "checkpoint-00000002" / "manifest.json").write_text("{")
+    assert checkpoint.best_checkpoint(tmp_path) is None  # a damaged one is nobody's best
 
 
 def test_an_empty_run_has_no_checkpoint(tmp_path):
@@ -183,8 +200,8 @@ def test_all_damaged_means_none_and_nothing_is_deleted(two):
 
 
 def test_another_format_is_refused_not_damaged(two, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
-    with pytest.raises(ValueError, match="has format 1, but this version reads format 2"):
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    with pytest.raises(ValueError, match="has format 2, but this version reads format 3"):
         checkpoint.newest(two)
     assert len(checkpoint.checkpoint_paths(two)) == 2
 
@@ -197,7 +214,22 @@ def test_a_full_disk_leaves_the_checkpoints_before(two, monkeypatch, error):
     monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
     with pytest.raises(OSError, match=r"step 30 could not be written.*No space left.*same command continues"):
         save(two, 30, keep=1)
-    assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000010", "checkpoint-00000020"]
+    assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000020"]
+
+
+def test_older_checkpoints_make_room_on_a_full_disk(two, monkeypatch, caplog):
+    write = checkpoint.safetensors.torch.save_file
+
+    def full_while_the_oldest_is_there(*args):
+        if (two / "checkpoint-00000010").exists():
+            raise SafetensorError("No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full_while_the_oldest_is_there)
+    save(two, 30, keep=2)
+    assert "removed ['checkpoint-00000010'] to make room" in caplog.text
+    assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000020", "checkpoint-00000030"]
+    assert checkpoint.newest(two).step == 30
 
 
 KILL_AT = """
@@ -206,19 +238,32 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from train import checkpoint
 from test_checkpoint import save
-original = getattr(checkpoint, {function!r})
+owner, name = {target}
+original = getattr(owner, name)
 def killed(*args, **kwargs):
+    if {before}:
+        os.kill(os.getpid(), 9)
     original(*args, **kwargs)
     os.kill(os.getpid(), 9)
-setattr(checkpoint, {function!r}, killed)
+setattr(owner, name, killed)
 save(Path({run!r}), 30, keep=1)
 """
+POINTS = {
+    "mid-write": ("checkpoint.safetensors.torch, 'save_file'", True, 20),
+    "after write": ("checkpoint.safetensors.torch, 'save_file'", False, 20),
+    "before manifest": ("checkpoint, '_seal'", True, 20),
+    "before rename": ("checkpoint, '_seal'", False, 20),
+    "after rename": ("checkpoint.Path, 'rename'", False, 30),
+    "mid-prune": ("checkpoint.shutil, 'rmtree'", True, 30),
+    "after prune": ("checkpoint, '_remove'", False, 30),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("function", "step"), [("_sha256", 20), ("_seal", 20), ("_remove", 30)])
-def test_a_kill_within_a_save_leaves_a_whole_checkpoint(two, function, step):
-    script = KILL_AT.format(tests=os.path.dirname(__file__), function=function, run=str(two))
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_within_a_save_leaves_a_whole_checkpoint(two, point):
+    target, before, step = POINTS[point]
+    script = KILL_AT.format(tests=os.path.dirname(__file__), target=target, before=before, run=str(two))
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert checkpoint.newest(two).step == step
     save(two, 40, keep=1)  # clears what the kill has left
@@ -228,11 +273,11 @@ def test_a_kill_within_a_save_leaves_a_whole_checkpoint(two, function, step):
 def test_changed_settings_are_listed_with_both_values():
     old = {"seed": 1, "rate": 0.1, "model": {"heads": 2, "layers": (3, 3)}, "gone": 1}
     new = {"seed": 1, "rate": 0.2, "model": {"heads": 4, "layers": [3, 3]}, "new": None}
-    assert checkpoint.changed_settings(old, new) == [
-        "gone: was 1, now None",
-        "model.heads: was 2, now 4",
-        "rate: was 0.1, now 0.2",
-    ]
+    assert checkpoint.changed_settings(old, new) == {
+        "gone": "gone: was 1, now None",
+        "model.heads": "model.heads: was 2, now 4",
+        "rate": "rate: was 0.1, now 0.2",
+    }
 
 
 def test_a_run_has_one_writer(tmp_path):

@@ -13,11 +13,12 @@ from accelerate.state import AcceleratorState
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_scratch_gpt import ScratchGPTTokenizer
-from train import loop
+from train import loop, resume
 from train.arguments import TrainArguments
 from train.data import StepSampler
-from train.metrics import token_byte_lengths
+from train.metrics import RunLog, token_byte_lengths
 from train.optimizer import build_optimizers
+from train.run import Run, TrainState
 
 BLOCK = 12
 VOCABULARY = 270
@@ -84,7 +85,7 @@ def build(tmp_path, tokenizer):
         )
         accelerator = Accelerator(cpu=True, mixed_precision="no")
         model, *optimizers = accelerator.prepare(model, *optimizers)
-        return loop.Run(
+        return Run(
             arguments=arguments,
             accelerator=accelerator,
             model=model,
@@ -100,7 +101,7 @@ def build(tmp_path, tokenizer):
 
 
 def start(run):
-    return loop.train(run, loop.resume(run))
+    return loop.train(run, resume.resume(run))
 
 
 def weights(run):
@@ -137,7 +138,7 @@ def test_the_loss_is_the_mean_over_all_target_tokens(build):
     batches = [batch for _, batch in run.batches.micro_batches(0)]
     ids, labels = (torch.cat([batch[name] for batch in batches]) for name in ("input_ids", "shift_labels"))
     expected = torch.nn.functional.cross_entropy(run.model(input_ids=ids).logits.flatten(0, 1), labels.flatten())
-    result = loop.train_step(run, 0)
+    result = loop.train_step(run, TrainState())
     assert result.loss == pytest.approx(expected.item(), abs=1e-5)
     assert result.num_tokens == (labels != -100).sum() < labels.numel()
 
@@ -160,10 +161,10 @@ def test_a_stopped_run_continues_as_if_it_had_not_stopped(build, monkeypatch, op
     first = build("parts", **settings)
     real_step = loop.train_step
 
-    def killed_in_step_6(run, step, wants_stop=False):
-        if step == 5:
+    def killed_in_step_6(run, state, wants_stop=False):
+        if state.step == 5:
             raise KeyboardInterrupt
-        return real_step(run, step, wants_stop)
+        return real_step(run, state, wants_stop)
 
     monkeypatch.setattr(loop, "train_step", killed_in_step_6)
     with pytest.raises(KeyboardInterrupt):
@@ -171,7 +172,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_stopped(build, monkeypatch, op
     monkeypatch.setattr(loop, "train_step", real_step)
     second = build("parts", **settings)
     torch.manual_seed(99)
-    state = loop.resume(second)
+    state = resume.resume(second)
     assert state.step == 4  # the last multiple of save_every
     state = loop.train(second, state)
     assert state.step == 6
@@ -195,7 +196,7 @@ def test_dropout_differs_between_steps_and_micro_batches(build):
 def test_a_restart_without_checkpoint_cuts_the_logs(build):
     run = build(save_every=0)
     (run.folder / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
-    assert loop.resume(run) == loop.TrainState()
+    assert resume.resume(run) == TrainState()
     assert (run.folder / "metrics.jsonl").read_text() == ""
 
 
@@ -264,7 +265,7 @@ def test_gradients_are_clipped_and_the_norm_before_is_reported(build, monkeypatc
         norms.append(torch.nn.utils.get_total_norm(gradients).item())
 
     monkeypatch.setattr(run.optimizers[0], "step", remember)
-    result = loop.train_step(run, 0)
+    result = loop.train_step(run, TrainState())
     assert result.grad_norm > 0.1
     assert norms[0] == pytest.approx(max_grad_norm or result.grad_norm, rel=1e-3)
 
@@ -280,34 +281,98 @@ def test_one_batch_can_be_learnt_by_heart(build):
     assert losses[-1] < 0.3
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(build, monkeypatch):
+def spoil(monkeypatch, run, bad_steps, factor=math.nan):
+    """Multiplies the loss of some steps, counted from 1; a step has two micro-batches."""
+    real_loss, calls = loop.forward_loss, iter(range(1000))
+
+    def forward_loss(*args, **kwargs):
+        is_bad = run.model.training and next(calls) // 2 + 1 in bad_steps
+        return real_loss(*args, **kwargs) * (factor if is_bad else 1)
+
+    monkeypatch.setattr(loop, "forward_loss", forward_loss)
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_recorded(build, monkeypatch):
     run = build(eval_every=0)
-    real_loss = loop.forward_loss
-    steps = iter(range(100))  # micro-batches: two per step
-    monkeypatch.setattr(loop, "forward_loss", lambda *args: real_loss(*args) * (math.nan if next(steps) == 8 else 1))
-    with pytest.raises(ValueError, match=r"loss is nan .*in step 5.*checkpoint-00000004"):
+    before = {}
+    real_skip = RunLog.write_skip
+    monkeypatch.setattr(RunLog, "write_skip", lambda *args: before.update(weights(run)) or real_skip(*args))
+    spoil(monkeypatch, run, {4})
+    steps = iter(range(100))
+    monkeypatch.setattr(run.optimizers[0], "step", lambda real=run.optimizers[0].step: (next(steps), real()))
+    state = start(run)
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (6, [4], 0)
+    assert next(steps) == 5  # updates
+    assert [record["skipped"] for record in records(run) if "skipped" in record] == ["loss is nan"]
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+
+
+def test_a_run_that_does_not_recover_stops_with_the_last_good_checkpoint(build, monkeypatch):
+    run = build(eval_every=0, max_skipped=2)
+    spoil(monkeypatch, run, {4, 5, 6})
+    with pytest.raises(ValueError, match=r"2 updates in a row .* step 5 \(loss is nan\).*checkpoint-00000004"):
         start(run)
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
 
 
-def test_a_gradient_that_is_not_finite_stops_too(build, monkeypatch):
-    run = build()
+def test_skips_are_counted_across_a_restart(build, monkeypatch):
+    run = build(eval_every=0, save_every=1, max_steps=3, warmup_steps=0)
+    spoil(monkeypatch, run, {3})
+    start(run)
+    state = resume.resume(build(eval_every=0, save_every=1, max_steps=3, warmup_steps=0))
+    assert (state.skipped_in_a_row, state.skipped_steps, len(state.recent)) == (1, [3], 2)
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_too(build, monkeypatch):
+    run = build(max_skipped=1)
     monkeypatch.setattr(run.accelerator, "clip_grad_norm_", lambda *args: torch.tensor(math.inf))
     before = weights(run)
-    with pytest.raises(ValueError, match=r"gradient norm inf in step 1.*checkpoint is none"):
+    with pytest.raises(ValueError, match=r"gradient norm is inf.*checkpoint is none"):
         start(run)
     assert_same_weights(before, weights(run))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_steps_are_left_out_on_request(build):
+    run = build(eval_every=0)
+    run.left_out = [(2, 3)]
+    state = loop.train(run, TrainState())
+    logged = records(run)
+    assert [record["step"] for record in logged if "skipped" in record] == [2, 3]
+    assert state.tokens_seen == 4 * 4 * BLOCK
+    assert state.skipped_in_a_row == 0  # they are no sign of trouble
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+                                   torch.OutOfMemoryError("CUDA out of memory")])  # fmt: skip
+def test_too_little_memory_ends_with_the_settings_that_need_less(build, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(loop, "forward_loss", fail)
+    with pytest.raises(
+        ValueError, match=r"micro-batch of 2 sequences on cpu.*--micro_batch_size 1, or --gradient_chec"
+    ):
+        start(build())
+
+
+def test_other_errors_stay_what_they_are(build, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(loop, "forward_loss", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        start(build())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends(build, monkeypatch, capsys, number):
     run = build(save_every=0, eval_every=0)
     real_step = loop.train_step
 
-    def signalled(run, step, wants_stop=False):
-        if step == 1:
+    def signalled(run, state, wants_stop=False):
+        if state.step == 1:
             os.kill(os.getpid(), number)
-        return real_step(run, step, wants_stop)
+        return real_step(run, state, wants_stop)
 
     monkeypatch.setattr(loop, "train_step", signalled)
     before = signal.getsignal(number)
@@ -328,14 +393,24 @@ def test_changed_settings_are_refused_with_old_and_new(build):
     start(build(max_steps=2))
     changed = build(max_steps=2, learning_rate=1e-2)
     with pytest.raises(ValueError, match=r"learning_rate: was 0.003, now 0.01\n.*new run with another --output_dir"):
-        loop.resume(changed)
+        resume.resume(changed)
+
+
+def test_a_change_that_is_allowed_by_name_is_made_and_said(build, capsys):
+    start(build(max_steps=2))
+    changed = build(max_steps=2, learning_rate=1e-2, allow_change=["learning_rate"])
+    assert resume.resume(changed).step == 2
+    assert "changed on request: learning_rate: was 0.003, now 0.01" in capsys.readouterr().out
+    other = build(max_steps=2, learning_rate=1e-2, allow_change=["batch_size"])
+    with pytest.raises(ValueError, match=r"learning_rate: was 0\.003"):
+        resume.resume(other)
 
 
 def test_a_change_that_only_shows_more_is_allowed(build):
     start(build(max_steps=4, warmup_steps=0))
     again = build(max_steps=4, warmup_steps=0)
     again.arguments = replace(again.arguments, eval_every=1)
-    assert loop.resume(again).step == 4
+    assert resume.resume(again).step == 4
 
 
 def test_seeds_are_distinct_and_fit_torch():

@@ -68,12 +68,12 @@ def test_cutting_back_leaves_what_was_written_until_that_step(tmp_path):
     log = JsonLines(tmp_path / "log.jsonl")
     log.cut_back(0)
     for step in (1, 2, 2, 3):
-        log.write({"step": step, "text": "ä\n"})
+        log.write({"step": step, "text": "ä\n\x85\u2028"})  # line ends to str.splitlines, not to JSON lines
     with log.path.open("a") as file:
         file.write('{"step": 2, "torn')
     log.cut_back(2)
     assert [record["step"] for record in log.read()] == [1, 2, 2]
-    assert len(log.path.read_text(encoding="utf-8").splitlines()) == 3
+    assert log.path.read_text(encoding="utf-8").count("\n") == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl"]
 
 

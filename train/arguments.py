@@ -122,11 +122,21 @@ class TrainArguments:
     gradient_checkpointing: bool = option(
         "Compute activations again in the backward pass instead of keeping them.", False
     )
+    fsdp_size: int = option("Processes over which FSDP2 splits weights, gradients and optimizer state; 1: none.", 1)
+    tp_size: int = option("Processes over which each matrix of a block is split (tensor parallelism); 1: none.", 1)
+    process_timeout: float = option("Seconds after which a process that others wait for counts as hung.", 600.0)
+    spike_sigmas: float = option(
+        "Leave out updates whose loss or gradient norm lies more standard deviations above the usual; 0: none. "
+        "Those that are not finite are always left out.",
+        6.0,
+    )
+    max_skipped: int = option("Updates left out in a row that end the run.", 5)
     log_every: int = option("Steps between two log lines.", 10)
     eval_every: int = option("Steps between two evaluations; 0: only after the last step.", 250)
     save_every: int = option("Steps between two checkpoints; 0: only after the last step.", 250)
     eval_sequences: int = option("Validation sequences per evaluation; 0: all.", 256)
-    keep_checkpoints: int = option("Newest checkpoints to keep.", 2)
+    keep_checkpoints: int = option("Newest checkpoints to keep, beside the one with the lowest validation loss.", 2)
+    allow_change: list[str] = option_list("Settings that may differ from those a run was started with.")
     sample_prompts: list[str] = option_list("Prompts to complete at each evaluation.")
     sample_tokens: int = option("Tokens per completion.", 64)
     report_to: str | None = option("Tracker beside metrics.jsonl, such as tensorboard, trackio, wandb.")
@@ -174,12 +184,12 @@ class TrainArguments:
 
 AT_LEAST_ONE = (
     *("max_steps", "batch_size", "micro_batch_size"),
-    *("log_every", "keep_checkpoints", "sample_tokens"),
+    *("log_every", "keep_checkpoints", "sample_tokens", "fsdp_size", "tp_size", "max_skipped", "process_timeout"),
 )
 AT_LEAST_ZERO = (
     *("seed", "learning_rate", "matrix_learning_rate", "weight_decay", "adam_beta1", "adam_beta2"),
     *("warmup_steps", "decay_fraction", "final_learning_rate_ratio", "max_grad_norm"),
-    *("eval_every", "save_every", "eval_sequences"),
+    *("eval_every", "save_every", "eval_sequences", "spike_sigmas"),
 )
 TRAIN_LOWER_BOUNDS = dict.fromkeys(AT_LEAST_ONE, 1) | dict.fromkeys(AT_LEAST_ZERO, 0)
 TRAIN_UPPER_BOUNDS = {

@@ -4,6 +4,10 @@
                                 optimizer.safetensors: {parameter name}.{state name}
                                 manifest.json: step, progress, settings, size and sha256 of each file
 
+Where processes hold only parts of the model, each writes its own into shard-*.safetensors and
+optimizer/shard-*.safetensors, and any number of processes can read them back
+(https://docs.pytorch.org/docs/stable/distributed.checkpoint.html).
+
 Written under another name, flushed to the disk, described by the manifest, then renamed; so a kill
 at any moment leaves the checkpoint before. What can be derived from the step is not saved.
 """
@@ -13,7 +17,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,9 +27,14 @@ from typing import Any, TextIO
 import accelerate
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
 import transformers
-from safetensors import SafetensorError
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from .parallel import in_blocks, is_split
+from .run import together
 
 try:
     import fcntl
@@ -32,9 +43,11 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 PREFIX = "checkpoint-"
+MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER_SHARDS = "optimizer"
 MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 ONE_FILE = 1 << 60  # bytes; save_pretrained splits a model into files of at most this size
@@ -56,16 +69,31 @@ class Checkpoint:
         """Finished steps."""
         return int(self.manifest["step"])
 
+    @property
+    def has_shards(self) -> bool:
+        """Whether the processes that wrote it held only parts of the model."""
+        return (self.path / OPTIMIZER_SHARDS).is_dir()
+
     def load_model(self, model: nn.Module) -> None:
-        """Copies the saved weights into `model`, in place: tied weights stay tied."""
+        """Copies the saved weights into `model`, whole or split, in place: tied weights stay tied."""
         try:
-            safetensors.torch.load_model(model, self.path / "model.safetensors")
-        except RuntimeError as error:  # names or shapes differ
+            if self.has_shards or is_split(model):
+                _read_parts(self.path, named_weights(model))
+            else:
+                safetensors.torch.load_model(model, self.path / MODEL_FILE)
+        except (RuntimeError, dcp.api.CheckpointException) as error:  # names or shapes differ
             raise ValueError(f"{self.path} does not fit the model: {error}") from None
 
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The optimizers' state as `{parameter name}.{state name}` -> tensor."""
-        return safetensors.torch.load_file(self.path / OPTIMIZER_FILE)
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies the optimizers' state into `tensors`, `{parameter name}.{state name}` -> tensor, in place."""
+        _read_parts(self.path / OPTIMIZER_SHARDS if self.has_shards else self.path, tensors)
+
+    def optimizer_shapes(self) -> dict[str, torch.Size]:
+        """The names and shapes of the optimizers' state."""
+        folder = self.path / OPTIMIZER_SHARDS if self.has_shards else self.path
+        metadata: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        names = metadata if self.has_shards else safetensors_names(folder / OPTIMIZER_FILE)
+        return {name: metadata[name].size for name in names}
 
 
 def save(
@@ -74,41 +102,138 @@ def save(
     *,
     model: transformers.PreTrainedModel,
     optimizer_tensors: Mapping[str, Tensor],
-    progress: Mapping[str, Any],
-    frozen: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    accelerator: Accelerator,
     keep: int,
 ) -> Path:
-    """Writes the checkpoint of `step`, then removes all but the newest `keep`.
+    """Writes the checkpoint of `step`, then removes all but the newest `keep` and the best; all processes call.
+
+    When the disk is full, older checkpoints make room and the write is tried once more.
 
     Args:
-        progress: JSON values of the training state.
-        frozen: JSON values of the settings that must not change when the run continues.
+        manifest: JSON values: `progress`, what the run knows; `frozen`, the settings that must not change when it
+            continues; and what else helps to understand it.
 
     Raises:
         OSError: it could not be written; the checkpoints before are untouched.
     """
+    is_main = accelerator.is_main_process
+    try:
+        _write(run, step, model, optimizer_tensors, manifest, accelerator)
+    except OSError as first_error:
+        removed = prune(run, keep=1) if is_main else []
+        if is_main:
+            logger.warning("step %d could not be saved (%s); removed %s to make room", step, first_error, removed)
+        try:
+            _write(run, step, model, optimizer_tensors, manifest, accelerator)
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint of step {step} could not be written to {run}: {error}. "
+                "The checkpoint before it is untouched; the same command continues from there."
+            ) from error
+    if is_main:
+        prune(run, keep)
+    accelerator.wait_for_everyone()
+    return run / f"{PREFIX}{step:08d}"
+
+
+def _write(
+    run: Path,
+    step: int,
+    model: transformers.PreTrainedModel,
+    optimizer_tensors: Mapping[str, Tensor],
+    manifest: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> None:
     final = run / f"{PREFIX}{step:08d}"
     partial = run / f".tmp-{final.name}"
-    _remove_leftovers(run)
-    try:
+    split = is_split(model)
+
+    def only_main(action: Callable[[], None]) -> None:
+        together(accelerator, action if accelerator.is_main_process else lambda: None)
+
+    def begin() -> None:
+        _remove_leftovers(run)
         partial.mkdir(parents=True)
-        model.save_pretrained(partial, max_shard_size=ONE_FILE)
+
+    def write_whole() -> None:
+        model.save_pretrained(partial, state_dict=named_weights(model), max_shard_size=ONE_FILE)
         tensors = {name: tensor.contiguous() for name, tensor in optimizer_tensors.items()}
         safetensors.torch.save_file(tensors, partial / OPTIMIZER_FILE)
-        manifest = {"format": FORMAT, "step": step, "progress": progress, "frozen": frozen}
-        _seal(partial, manifest | {"versions": versions()})
+
+    def write_parts() -> None:
+        if accelerator.is_main_process:
+            model.config.save_pretrained(partial)
+        _write_parts(partial, named_weights(model))
+        _write_parts(partial / OPTIMIZER_SHARDS, optimizer_tensors)
+
+    def finish() -> None:
+        facts = {"format": FORMAT, "step": step, "versions": versions(), "num_processes": accelerator.num_processes}
+        _seal(partial, facts | dict(manifest))
         partial.rename(final)
         _flush(run)
-    # safetensors reports a full disk as its own error
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"the checkpoint of step {step} could not be written to {run}: {error}. "
-            "The checkpoints before it are untouched; the same command continues from them."
-        ) from error
-    for path in checkpoint_paths(run)[:-keep]:
+
+    try:
+        only_main(begin)
+        if split:
+            together(accelerator, write_parts)
+        else:
+            only_main(write_whole)
+        only_main(finish)
+    except OSError:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save({name: in_blocks(tensor.detach()) for name, tensor in tensors.items()}, storage_writer=writer)
+
+
+def _read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fills `tensors` with their values; each process reads what it holds."""
+    targets = {name: in_blocks(tensor.detach()) for name, tensor in tensors.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read it all
+        dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(targets[name])
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers, each once: of tied weights the first name."""
+    weights = dict(model.named_parameters())
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
+    return {name: tensor.detach() for name, tensor in (weights | buffers).items()}
+
+
+def safetensors_names(path: Path) -> list[str]:
+    """The names of the tensors of a file."""
+    with safetensors.safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+def prune(run: Path, keep: int) -> list[str]:
+    """Removes all checkpoints but the newest `keep` and the one with the lowest validation loss."""
+    paths = checkpoint_paths(run)
+    best = best_checkpoint(run)
+    old = [path for path in paths[:-keep] if path != best]
+    for path in old:
         _remove(path)
-    return final
+    return [path.name for path in old]
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss among those saved right after an evaluation."""
+    losses = {}
+    for path in checkpoint_paths(run):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is nobody's best
+            progress = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["progress"]
+            if progress["eval_step"] == progress["step"] > 0:
+                losses[path] = float(progress["eval_loss"])
+    return min(losses, key=losses.__getitem__, default=None)
 
 
 def newest(run: Path) -> Checkpoint | None:
@@ -167,17 +292,17 @@ def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
         raise DamagedError(f"the content of {path.name} has changed since it was written")
 
 
-def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """One line "name: was old, now new" for each setting that differs."""
+def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
+    """The dotted name of each setting that differs, and "name: was old, now new"."""
     saved, current = json.loads(json.dumps([saved, current]))
-    lines = []
+    changes: dict[str, str] = {}
     for name in sorted({*saved, *current}):
         old, new = saved.get(name), current.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += [f"{name}.{line}" for line in changed_settings(old, new)]
+            changes |= {f"{name}.{inner}": f"{name}.{line}" for inner, line in changed_settings(old, new).items()}
         elif old != new:
-            lines.append(f"{name}: was {old!r}, now {new!r}")
-    return lines
+            changes[name] = f"{name}: was {old!r}, now {new!r}"
+    return changes
 
 
 def lock(run: Path) -> TextIO:

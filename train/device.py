@@ -4,20 +4,28 @@ import ctypes
 import os
 import platform
 import warnings
+from collections.abc import Mapping
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, PartialState
 
 
-def build_accelerator(precision: str, report_to: str | None = None, folder: str = "") -> Accelerator:
+def build_accelerator(
+    precision: str, report_to: str | None = None, folder: str = "", timeout: float = 600.0
+) -> Accelerator:
     """The Accelerator for this machine, with `precision` resolved.
 
+    Args:
+        timeout: seconds after which a process that others wait for counts as hung.
+
     Raises:
-        ValueError: `precision` is not possible here, the tracker `report_to` is not installed, or
-            the launcher started more processes than take part.
+        ValueError: `precision` is not possible here, the tracker `report_to` is not installed, the launcher started
+            more processes than take part, or it asks for an engine that is a setting of the run.
     """
+    check_engine(os.environ)
     cpu = not torch.accelerator.is_available()
-    device = PartialState(cpu=cpu).device
+    device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout)).device
     resolved = resolve_precision(precision, device, os.environ.get("ACCELERATE_MIXED_PRECISION"))
     with warnings.catch_warnings():  # an error below says it
         warnings.filterwarnings("ignore", message=".*no supported trackers")
@@ -63,6 +71,22 @@ def has_bfloat16_hardware(device: torch.device) -> bool:
     # private, and named alike in torch 2.11 and 2.13; elsewhere float32 is the safe answer
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def check_engine(environment: Mapping[str, str]) -> None:
+    """Refuses engines that Accelerate would wrap around the model, or leave out without a word, as it does on CPUs.
+
+    Raises:
+        ValueError: which of the launcher's switches is on, and which setting stands for it.
+    """
+    for name, remedy in {
+        "ACCELERATE_USE_FSDP": "give --fsdp_size to the run instead",
+        "ACCELERATE_USE_DEEPSPEED": "FSDP2 does the same as ZeRO-3: give --fsdp_size to the run instead",
+        "ACCELERATE_USE_MEGATRON_LM": "give --tp_size to the run instead",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": "give --fsdp_size and --tp_size to the run instead",
+    }.items():
+        if environment.get(name, "false").lower() in ("1", "true", "yes"):
+            raise ValueError(f"the launcher has set {name}, but how a model is split belongs to the run: {remedy}.")
 
 
 def check_world_size(num_processes: int, world_size: str | None) -> None:

@@ -11,85 +11,28 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase
+from torch.distributed.fsdp import FSDPModule
 
-from . import checkpoint
-from .arguments import TrainArguments
+from . import checkpoint, parallel, stability
 from .metrics import RunLog, bits_per_byte, perplexity
-from .optimizer import load_optimizer_tensors, optimizer_tensors
+from .resume import save
+from .run import Run, TrainState
 from .schedule import is_due, learning_rate_at
 
 IGNORED_LABEL = -100
 SAMPLE_TEMPERATURE = 0.8
 SAMPLE_TOP_K = 50
-
-
-class Batches(Protocol):
-    """The examples of every step, such as `train.data.StepSampler`."""
-
-    def micro_batches(self, step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """This process's share of a step: (number of the micro-batch in the step, tensors)."""
-
-
-class Rows(Protocol):
-    """Validation sequences, such as `train.data.TokenBlocks`."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, indices: Sequence[int]) -> Tensor:
-        """(len(indices), block + 1) token ids."""
-
-
-@dataclass
-class TrainState:
-    """Progress, saved with each checkpoint."""
-
-    step: int = 0  # finished steps
-    tokens_seen: int = 0  # predicted tokens, over all processes
-    best_eval_loss: float | None = None
-
-
-@dataclass
-class Run:
-    """The parts that a script has built; model and optimizers as `Accelerator.prepare` returns them.
-
-    Args:
-        token_bytes: bytes of text per token id, from `metrics.token_byte_lengths`.
-        frozen: settings that must not change when the run continues, as JSON values.
-        forward_kwargs: more keyword arguments for the model's forward when it computes a loss.
-    """
-
-    arguments: TrainArguments
-    accelerator: Accelerator
-    model: nn.Module
-    optimizers: list[Optimizer]
-    batches: Batches
-    validation: Rows
-    tokenizer: PreTrainedTokenizerBase
-    token_bytes: Tensor
-    frozen: dict[str, Any] = field(default_factory=dict)
-    forward_kwargs: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> Path:
-        """Where everything that belongs to the run lies."""
-        return Path(self.arguments.output_dir)
-
-    @property
-    def bare_model(self) -> Any:
-        """The model without the wrapper that synchronises processes."""
-        return self.accelerator.unwrap_model(self.model)
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+]  # Windows has no SIGUSR1
 
 
 @dataclass
@@ -100,14 +43,15 @@ class StepResult:
     grad_norm: float  # before clipping
     num_tokens: int  # target tokens
     wants_stop: bool  # some process was asked to stop
-    seconds: float
+    skipped: str = ""  # why the update was left out
+    seconds: float = 0.0
 
 
 def train(run: Run, state: TrainState) -> TrainState:
     """Trains from `state` to the last step, or until a signal asks to stop; saves in both cases.
 
     Raises:
-        ValueError: the loss is not finite.
+        ValueError: too many updates in a row had to be left out, or memory was not enough.
         OSError: a checkpoint or log cannot be written.
     """
     arguments, last = run.arguments, run.arguments.max_steps
@@ -115,14 +59,18 @@ def train(run: Run, state: TrainState) -> TrainState:
     with stop_on_signals() as stop:
         while state.step < last:
             set_learning_rate(run, state.step)
-            result = train_step(run, state.step, wants_stop=stop.is_set())
+            result = train_step(run, state, wants_stop=stop.is_set())
             state.step += 1
             state.tokens_seen += result.num_tokens
             log.add(result.num_tokens, result.seconds)
-            if is_due(arguments.log_every, state.step, last):
+            if result.skipped:
+                log.write_skip(state, result.skipped)
+                check_skipped(run, state, result.skipped)
+            elif is_due(arguments.log_every, state.step, last):
                 log.write_step(state, step_figures(run, result))
             if is_due(arguments.eval_every, state.step, last):
                 figures = evaluate(run)
+                state.eval_loss, state.eval_step = figures["eval_loss"], state.step
                 state.best_eval_loss = min(figures["eval_loss"], state.best_eval_loss or math.inf)
                 log.write_evaluation(state, figures)
                 log.write_samples(state.step, sample(run))
@@ -140,6 +88,22 @@ def step_figures(run: Run, result: StepResult) -> dict[str, float]:
     return {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate}
 
 
+def check_skipped(run: Run, state: TrainState, reason: str) -> None:
+    """Ends a run that does not recover.
+
+    Raises:
+        ValueError: `max_skipped` updates in a row were left out.
+    """
+    if state.skipped_in_a_row < run.arguments.max_skipped:
+        return
+    saved = checkpoint.checkpoint_paths(run.folder)
+    raise ValueError(
+        f"{state.skipped_in_a_row} updates in a row were left out, up to step {state.step} ({reason}): training has "
+        f"diverged. The last good checkpoint is {saved[-1] if saved else 'none'}. Start a new run with a lower "
+        "--learning_rate or more --warmup_steps, or leave out the steps before with train.rollback."
+    )
+
+
 def set_learning_rate(run: Run, step: int) -> None:
     """Gives each parameter group its share of the schedule; `step` counts from 0."""
     arguments = run.arguments
@@ -155,34 +119,69 @@ def set_learning_rate(run: Run, step: int) -> None:
         group["lr"] = factor * group["peak_learning_rate"]
 
 
-def train_step(run: Run, step: int, wants_stop: bool = False) -> StepResult:
-    """One update: loss = sum over the target tokens of all micro-batches and processes / their number."""
-    started = time.perf_counter()
-    accelerator, model = run.accelerator, run.model
+def train_step(run: Run, state: TrainState, wants_stop: bool = False) -> StepResult:
+    """One update: loss = sum over the target tokens of all micro-batches and processes / their number.
+
+    Whether the update is good enough to be made is decided by `train.stability`, which `state` keeps the memory of.
+    """
+    started, step = time.perf_counter(), state.step
+    if any(first <= step + 1 <= last for first, last in run.left_out):
+        (stops,) = run.sum_over_processes([float(wants_stop)])
+        return StepResult(math.nan, math.nan, 0, bool(stops), "on request")
     batches = list(run.batches.micro_batches(step))
     own_tokens = sum(int((b["shift_labels"] != IGNORED_LABEL).sum()) for _, b in batches)
-    num_tokens, num_stops = _sum_over_processes(accelerator, [own_tokens, int(wants_stop)])
+    num_tokens, num_stops = run.sum_over_processes([own_tokens, float(wants_stop)])
     if num_tokens == 0:
         raise ValueError(f"step {step + 1} has no token to predict: all labels are {IGNORED_LABEL}.")
+    with explained_shortage_of_memory(run):
+        loss_sum = backward(run, step, batches, num_tokens)
+    grad_norm = clip_gradients(run)
+    (loss,) = run.sum_over_processes([loss_sum])
+    is_scaled = run.accelerator.scaler is not None
+    skipped = stability.reason_to_skip(state, loss, grad_norm, run.arguments.spike_sigmas, is_scaled)
+    if skipped:
+        state.skipped_in_a_row += 1
+        state.skipped_steps.append(step + 1)
+    else:
+        stability.remember(state, loss, grad_norm)
+    for optimizer in run.optimizers:
+        if not skipped:
+            optimizer.step()
+        optimizer.zero_grad()
+    return StepResult(loss, grad_norm, int(num_tokens), bool(num_stops), skipped, time.perf_counter() - started)
+
+
+def backward(run: Run, step: int, batches: list[tuple[int, dict[str, Tensor]]], num_tokens: float) -> float:
+    """Adds the gradients of all micro-batches of this process; returns its share of the loss."""
+    accelerator, model = run.accelerator, run.model
     loss_sum = torch.zeros((), device=accelerator.device)
     for number, batch in batches:
         torch.manual_seed(seed_at(run.arguments.seed, step, number))
-        is_last = number == batches[-1][0]
-        with nullcontext() if is_last else accelerator.no_sync(model):
+        with synchronised_only_if(number == batches[-1][0], run):
             loss = forward_loss(run, model, batch, num_tokens)
-            # wrappers average gradients over processes, but the loss is a sum over them
-            accelerator.backward(loss * accelerator.num_processes)
+            # engines average gradients over the shares of the examples, but the loss is a sum over them
+            accelerator.backward(loss * run.grid.data_size)
         loss_sum += loss.detach()
+    parallel.finish_gradients(model, run.grid)
+    return float(loss_sum)
+
+
+@contextmanager
+def synchronised_only_if(is_last: bool, run: Run) -> Iterator[None]:
+    """Lets processes exchange gradients after the last micro-batch of a step only."""
+    if isinstance(run.model, FSDPModule):
+        run.model.set_requires_gradient_sync(is_last)
+    waits = not is_last and not isinstance(run.model, FSDPModule)
+    with run.accelerator.no_sync(run.model) if waits else nullcontext():
+        yield
+
+
+def clip_gradients(run: Run) -> float:
+    """Scales gradients down to `max_grad_norm`; returns their norm before."""
     max_norm = run.arguments.max_grad_norm or math.inf
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
-    (loss_value,) = _sum_over_processes(accelerator, [float(loss_sum)])
-    result = StepResult(loss_value, float(grad_norm), int(num_tokens), bool(num_stops), 0.0)
-    check_finite(run, step, result)
-    for optimizer in run.optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    result.seconds = time.perf_counter() - started
-    return result
+    if run.is_split:
+        return parallel.clip_gradients(run.model.parameters(), max_norm)
+    return float(run.accelerator.clip_grad_norm_(run.model.parameters(), max_norm))
 
 
 def forward_loss(run: Run, model: nn.Module, batch: dict[str, Tensor], num_tokens: int | float) -> Tensor:
@@ -190,32 +189,34 @@ def forward_loss(run: Run, model: nn.Module, batch: dict[str, Tensor], num_token
     device = run.accelerator.device
     input_ids = batch["input_ids"].to(device, non_blocking=True)  # (micro_batch, block)
     labels = batch["shift_labels"].to(device, non_blocking=True)  # (micro_batch, block)
-    return model(
-        input_ids=input_ids,
-        labels=labels,  # asks for a loss; the labels used are those that are shifted already
-        shift_labels=labels,
-        num_items_in_batch=torch.tensor(float(num_tokens), device=device),
-        use_cache=False,
-        **run.forward_kwargs,
-    ).loss
+    with run.accelerator.autocast():
+        return model(
+            input_ids=input_ids,
+            labels=labels,  # asks for a loss; the labels used are those that are shifted already
+            shift_labels=labels,
+            num_items_in_batch=torch.tensor(float(num_tokens), device=device),
+            use_cache=False,
+            **run.forward_kwargs,
+        ).loss
 
 
-def check_finite(run: Run, step: int, result: StepResult) -> None:
-    """Ends a diverged run before its weights are touched.
-
-    Raises:
-        ValueError: loss or gradient are infinite or not a number.
-    """
-    # in fp16 gradients overflow now and then: the scaler skips that update by itself
-    is_finite = math.isfinite(result.grad_norm) or run.accelerator.scaler is not None
-    if math.isfinite(result.loss) and is_finite:
-        return
-    saved = checkpoint.checkpoint_paths(run.folder)
-    raise ValueError(
-        f"loss is {result.loss} and the gradient norm {result.grad_norm} in step {step + 1}: "
-        f"training has diverged. The last good checkpoint is {saved[-1] if saved else 'none'}. "
-        "Start a new run with a lower --learning_rate or more --warmup_steps."
-    )
+@contextmanager
+def explained_shortage_of_memory(run: Run) -> Iterator[None]:
+    """Says which settings need less memory and train the same."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, so is the CPU's
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        arguments, size = run.arguments, run.arguments.micro_batch_size
+        remedies = [f"--micro_batch_size {size // 2}"] if size > 1 else []
+        remedies += [] if arguments.gradient_checkpointing else ["--gradient_checkpointing true"]
+        remedies += ["--fsdp_size with more processes", "a smaller model"]
+        raise ValueError(
+            f"memory is not enough for a micro-batch of {size} sequences on {run.accelerator.device}. The same steps "
+            f"of {arguments.batch_size} sequences with less memory: {', or '.join(remedies)} (a run that has "
+            "started takes --allow_change micro_batch_size)."
+        ) from error
 
 
 @torch.no_grad()
@@ -223,18 +224,21 @@ def evaluate(run: Run) -> dict[str, float]:
     """Loss in nats per token, perplexity and bits per byte of validation sequences spread evenly over the split."""
     blocks, size = run.validation, run.arguments.micro_batch_size
     num_rows = min(len(blocks), run.arguments.eval_sequences or len(blocks))
+    starts, shares = range(0, num_rows, size), run.grid.data_size
     nats, num_tokens, num_bytes = 0.0, 0.0, 0.0
     with _eval_mode(run.bare_model) as model:
-        for number, start in enumerate(range(0, num_rows, size)):
-            if number % run.accelerator.num_processes != run.accelerator.process_index:
-                continue
+        # where the model is split, all processes call it equally often, the last ones with nothing to count
+        for number in range(run.grid.data_index, math.ceil(len(starts) / shares) * shares, shares):
+            start = starts[min(number, len(starts) - 1)]
             chosen = [i * len(blocks) // num_rows for i in range(start, min(start + size, num_rows))]
             rows = blocks.rows(chosen)  # (rows, block + 1)
             batch = {"input_ids": rows[:, :-1], "shift_labels": rows[:, 1:].contiguous()}
-            nats += float(forward_loss(run, model, batch, num_tokens=1))
-            num_tokens += batch["shift_labels"].numel()
-            num_bytes += int(run.token_bytes[batch["shift_labels"]].sum())
-    nats, num_tokens, num_bytes = _sum_over_processes(run.accelerator, [nats, num_tokens, num_bytes])
+            loss = float(forward_loss(run, model, batch, num_tokens=1))
+            if number < len(starts):
+                nats += loss
+                num_tokens += batch["shift_labels"].numel()
+                num_bytes += int(run.token_bytes[batch["shift_labels"]].sum())
+    nats, num_tokens, num_bytes = run.sum_over_processes([nats, num_tokens, num_bytes])
     loss = nats / num_tokens
     return {
         "eval_loss": loss,
@@ -245,12 +249,12 @@ def evaluate(run: Run) -> dict[str, float]:
 
 @torch.no_grad()
 def sample(run: Run) -> list[tuple[str, str]]:
-    """(prompt, completion) for each of the fixed prompts; empty on all processes but the first.
+    """(prompt, completion) for each of the fixed prompts; the first process alone writes, unless the model is split.
 
     The seed is fixed, so that samples of different steps compare; the random state of training is
     put back.
     """
-    if not run.accelerator.is_main_process:
+    if not run.accelerator.is_main_process and not run.is_split:
         return []
     device = run.accelerator.device
     forked = [device] if device.type == "cuda" else []
@@ -279,60 +283,6 @@ def _completion(run: Run, model: Any, prompt: str, number: int) -> str:
     return str(completion)
 
 
-def save(run: Run, state: TrainState) -> None:
-    """Writes a checkpoint; all processes return when it is whole."""
-    if run.accelerator.is_main_process:
-        model = run.bare_model
-        scaler = run.accelerator.scaler  # only fp16 has one
-        checkpoint.save(
-            run.folder,
-            state.step,
-            model=model,
-            optimizer_tensors=optimizer_tensors(model, _bare_optimizers(run)),
-            progress=asdict(state) | {"scaler": scaler and scaler.state_dict()},
-            frozen=run.frozen,
-            keep=run.arguments.keep_checkpoints,
-        )
-    run.accelerator.wait_for_everyone()
-
-
-def resume(run: Run) -> TrainState:
-    """Loads the newest whole checkpoint of the run, and cuts its logs back to that step.
-
-    Raises:
-        ValueError: settings that must not change have changed; all of them are listed.
-    """
-    with run.accelerator.main_process_first():  # it sets damaged checkpoints aside
-        found = checkpoint.newest(run.folder)
-    state = TrainState()
-    if found is not None:
-        check_settings(run, found)
-        found.load_model(run.bare_model)
-        load_optimizer_tensors(run.bare_model, _bare_optimizers(run), found.optimizer_tensors())
-        progress = dict(found.manifest["progress"])
-        if (scaler := progress.pop("scaler")) is not None:
-            run.accelerator.scaler.load_state_dict(scaler)
-        state = TrainState(**progress)
-    if run.accelerator.is_main_process:
-        RunLog.cut_back(run.folder, state.step)
-    return state
-
-
-def check_settings(run: Run, found: checkpoint.Checkpoint) -> None:
-    """Refuses to continue a run with settings that would have given another one.
-
-    Raises:
-        ValueError: the settings that differ, with old and new value.
-    """
-    changes = checkpoint.changed_settings(found.manifest["frozen"], run.frozen)
-    if changes:
-        raise ValueError(
-            f"{run.folder} was started with other settings:\n  "
-            + "\n  ".join(changes)
-            + "\nContinue it with the old ones, or start a new run with another --output_dir."
-        )
-
-
 def seed_at(seed: int, *place: int | str) -> int:
     """The random seed at a place such as (step, micro-batch): independent of all others."""
     text = "/".join(str(part) for part in (seed, *place))
@@ -341,7 +291,7 @@ def seed_at(seed: int, *place: int | str) -> int:
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once."""
+    """An event that SIGTERM, SIGUSR1 or Ctrl-C sets; a second Ctrl-C interrupts at once."""
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -351,16 +301,12 @@ def stop_on_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():  # signals reach only that one
         yield stop
         return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _bare_optimizers(run: Run) -> list[Optimizer]:
-    return [getattr(optimizer, "optimizer", optimizer) for optimizer in run.optimizers]
 
 
 @contextmanager
@@ -371,10 +317,4 @@ def _eval_mode(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         model.train(was_training)
-
-
-def _sum_over_processes(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
-    if accelerator.num_processes == 1:
-        return list(values)
-    total = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-    return accelerator.reduce(total, reduction="sum").tolist()
+        parallel.free_gathered(model)

@@ -76,7 +76,7 @@ class JsonLines:
         if not self.path.exists():
             return []
         records = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
@@ -175,6 +175,12 @@ class RunLog:
             f"loss {figures['loss']:.4f} | gradient {figures['grad_norm']:.2f} | "
             f"rate {figures['learning_rate']:.2e} | {speed:,.0f} tokens/s",
         )
+
+    def write_skip(self, state: TrainProgress, reason: str) -> None:
+        """Writes that the update of a step was left out, and why."""
+        if self.accelerator.is_main_process:
+            self.metrics.write({"step": state.step, "tokens_seen": state.tokens_seen, "skipped": reason})
+        self.progress.line(f"step {state.step}: update left out: {reason}")
 
     def write_evaluation(self, state: TrainProgress, figures: dict[str, float]) -> None:
         """Writes eval_loss, eval_perplexity and eval_bits_per_byte."""

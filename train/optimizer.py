@@ -6,7 +6,11 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
+
+from .checkpoint import Checkpoint
+from .parallel import local, own_part, whole
 
 # The quintic of https://kellerjordan.github.io/posts/muon: steepest at 0, so five rounds are enough
 # to bring all singular values near 1.
@@ -36,11 +40,11 @@ def build_optimizers(
     matrices = block_matrices(model) if optimizer == "muon" else []
     in_muon = set(matrices)
     rest = [p for p in model.parameters() if p.requires_grad and p not in in_muon]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizers: list[Optimizer] = [AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)]
+    groups = defaultdict(list)  # tensors that are split in different ways cannot be updated by one call
+    for parameter in rest:
+        groups[parameter.ndim >= 2, getattr(parameter, "device_mesh", None)].append(parameter)
+    decays = [{"params": group, "weight_decay": weight_decay * is_matrix} for (is_matrix, _), group in groups.items()]
+    optimizers: list[Optimizer] = [AdamW(decays, lr=learning_rate, betas=betas, fused=True)]
     if matrices:
         rate = learning_rate if matrix_learning_rate is None else matrix_learning_rate
         optimizers.append(Muon(matrices, rate, weight_decay=weight_decay, dtype=matrix_dtype))
@@ -110,14 +114,29 @@ class Muon(Optimizer):
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        gradients = [p.grad for p in parameters if p.grad is not None]  # all: `step` has looked
+        buffers = [local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]  # all: `step` has looked
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        updates = orthogonalize(torch.stack(nesterov).to(self.dtype))  # (matrices, rows, columns)
+        matrices = [whole(_like(part, p)) for part, p in zip(nesterov, parameters, strict=True)]
+        updates = orthogonalize(torch.stack(matrices).to(self.dtype)).to(
+            parameters[0].dtype
+        )  # (matrices, rows, columns)
         size = 0.2 * max(parameters[0].shape) ** 0.5
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=-group["lr"] * size)
+        weights = [local(parameter) for parameter in parameters]
+        parts = [own_part(update, p) for update, p in zip(updates, parameters, strict=True)]
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, parts, alpha=-group["lr"] * size)
+
+
+def _like(part: Tensor, parameter: Tensor) -> Tensor:
+    """`part`, which this process holds of a tensor, as a tensor that is split as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return part
+    shape, stride = parameter.shape, parameter.stride()
+    return DTensor.from_local(
+        part, parameter.device_mesh, parameter.placements, run_check=False, shape=shape, stride=stride
+    )
 
 
 def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
@@ -143,17 +162,21 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
     }
 
 
-def load_optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` returned.
+def load_optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer], saved: Checkpoint) -> None:
+    """Puts back the state that `optimizer_tensors` gave to a checkpoint, however the model is split now.
 
     Raises:
-        ValueError: tensors of parameters that no optimizer trains.
+        ValueError: state of parameters that no optimizer trains.
     """
-    name_of: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    parameter_of = dict(model.named_parameters())
     states: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for full_name, tensor in tensors.items():
+    for full_name, shape in saved.optimizer_shapes().items():
         name, _, key = full_name.rpartition(".")
-        states[name][key] = tensor
+        parameter = parameter_of.get(name)
+        is_same_shape = parameter is not None and parameter.shape == shape
+        states[name][key] = torch.zeros_like(parameter) if is_same_shape else torch.zeros(shape)  # type: ignore[arg-type]
+    saved.load_optimizer({f"{name}.{key}": value for name, state in states.items() for key, value in state.items()})
+    name_of: dict[Tensor, str] = {parameter: name for name, parameter in parameter_of.items()}
     for optimizer in optimizers:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         names = [name_of[parameter] for parameter in parameters]

@@ -11,15 +11,17 @@ import inspect
 import json
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -41,15 +43,20 @@ from .arguments import (
 )
 from .data import TOKENIZER_FOLDER, PreparedData, StepSampler, open_data
 from .device import build_accelerator, keep_freed_memory
+from .heartbeat import heartbeat
 from .metrics import LOG_FILES, JsonLines, token_byte_lengths
 from .model_card import CARD_NAME, PICTURE_NAME, draw_loss_curve, model_card, run_figures
 from .optimizer import build_optimizers
+from .parallel import Grid, build_grid, split_model, whole
+from .resume import resume
+from .run import Run, TrainState
+from .status import write_status
 
-# Settings that may differ when a run continues: they change what is shown or how fast it goes, and
-# at most rounding and dropout masks. All others are frozen.
+# Settings that may differ when a run continues: what is shown and kept, and over how many processes the same work is
+# spread. All others are frozen, also those that change no more than dropout masks and rounding.
 MAY_CHANGE = {
-    *("output_dir", "micro_batch_size", "compile", "gradient_checkpointing", "report_to"),
-    *("log_every", "eval_every", "save_every", "eval_sequences", "keep_checkpoints"),
+    *("output_dir", "gradient_checkpointing", "report_to", "fsdp_size", "tp_size", "process_timeout"),
+    *("log_every", "eval_every", "save_every", "eval_sequences", "keep_checkpoints", "allow_change", "max_skipped"),
     *("sample_prompts", "sample_tokens"),
 }
 MODEL_FOLDER = "model"
@@ -62,32 +69,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
     kinds = (ModelArguments, DataArguments, TrainArguments)
     model_arguments, data_arguments, arguments = parse_recipe(kinds, argv, description=__doc__ or "")
+    check_allowed(arguments.allow_change)
     keep_freed_memory()
     transformers_logging.disable_progress_bar()  # of each save
     folder = open_run_folder(arguments.output_dir)
-    accelerator = build_accelerator(arguments.precision, arguments.report_to, arguments.output_dir)
-    arguments.check_processes(accelerator.num_processes)
+    accelerator = build_accelerator(
+        arguments.precision, arguments.report_to, arguments.output_dir, arguments.process_timeout
+    )
+    grid = build_grid(accelerator, arguments.fsdp_size, arguments.tp_size)
+    arguments.check_processes(grid.data_size)
     # one process claims the folder; the lock ends with it
-    with checkpoint.lock(folder) if accelerator.is_main_process else nullcontext():
-        is_complete = pretrain(model_arguments, data_arguments, arguments, accelerator)
+    claim = checkpoint.lock(folder) if accelerator.is_main_process else nullcontext()
+    with claim, told_in_status(folder, accelerator), heartbeat(folder, accelerator):
+        is_complete = pretrain(model_arguments, data_arguments, arguments, accelerator, grid)
     # in this order: a model that outlives the group of processes can hang in its destructor
     accelerator.free_memory()
     accelerator.end_training()
     return 0 if is_complete else STOPPED
 
 
+@contextmanager
+def told_in_status(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Writes to status.json that the run goes on, and why it failed if it does."""
+    tell = partial(write_status, folder) if accelerator.is_main_process else lambda state, **facts: None
+    tell("running")
+    try:
+        yield
+    except BaseException as error:
+        tell("failed", reason=str(error) or type(error).__name__)
+        raise
+
+
 def pretrain(
-    model_arguments: ModelArguments, data_arguments: DataArguments, arguments: TrainArguments, accelerator: Accelerator
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: TrainArguments,
+    accelerator: Accelerator,
+    grid: Grid,
 ) -> bool:
     """Starts, continues or finds complete the run of these settings; returns whether it is complete."""
     data = open_data(data_arguments.data_dir)
     tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
-    run = build_run(model_arguments, arguments, data, tokenizer, accelerator)
-    state = loop.resume(run)
+    run = build_run(model_arguments, arguments, data, tokenizer, accelerator, grid)
+    state = resume(run)
     model_folder = run.folder / MODEL_FOLDER
     accelerator.print(describe(run, state, data))
     if model_folder.exists() and state.step == arguments.max_steps:
         accelerator.print(f"already complete: the model is in {model_folder}")
+        tell_progress(run, state, "complete")
         return True
     if accelerator.is_main_process:
         recipe = recipe_text(model_arguments, data_arguments, arguments)
@@ -96,12 +125,24 @@ def pretrain(
         accelerator.init_trackers("hf_scratch_gpt")
     state = loop.train(run, state)
     if state.step < arguments.max_steps:
+        tell_progress(run, state, "stopped")
         return False
+    weights = {name: whole(tensor).cpu() for name, tensor in checkpoint.named_weights(run.bare_model).items()}
     if accelerator.is_main_process:
-        save_model(run, model_folder, data, (run.folder / RECIPE_FILE).read_text(encoding="utf-8"))
+        recipe = (run.folder / RECIPE_FILE).read_text(encoding="utf-8")
+        save_model(run, model_folder, data, recipe, weights)
     accelerator.wait_for_everyone()
+    tell_progress(run, state, "complete")
     accelerator.print(f"complete: the model is in {model_folder}")
     return True
+
+
+def tell_progress(run: Run, state: TrainState, what: str) -> None:
+    """Writes to status.json how far the run is."""
+    if run.accelerator.is_main_process:
+        saved = checkpoint.checkpoint_paths(run.folder)
+        last = saved[-1].name if saved else None
+        write_status(run.folder, what, step=state.step, max_steps=run.arguments.max_steps, checkpoint=last)
 
 
 def build_run(
@@ -110,7 +151,8 @@ def build_run(
     data: PreparedData,
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
-) -> loop.Run:
+    grid: Grid,
+) -> Run:
     """Builds model, optimizers and batches of a run from its settings.
 
     Raises:
@@ -120,6 +162,9 @@ def build_run(
     check_lengths(config, data.train.block_size, tokenizer, arguments)
     model = build_model(config, arguments)
     precision = accelerator.mixed_precision.replace("no", "fp32")
+    if grid.mesh is not None:
+        check_split(arguments, precision)
+        split_model(model.to(accelerator.device), grid, torch.bfloat16 if precision == "bf16" else torch.float32)
     optimizers = build_optimizers(
         model,
         optimizer=arguments.optimizer,
@@ -131,29 +176,44 @@ def build_run(
     )
     frozen = frozen_settings(arguments, precision, config, data)
     takes_skip_logits = "skip_logits" in inspect.signature(model.forward).parameters
-    prepared, *optimizers = accelerator.prepare(model, *optimizers)
-    return loop.Run(
+    if grid.mesh is None:
+        model, *optimizers = accelerator.prepare(model, *optimizers)
+    return Run(
         arguments=arguments,
         accelerator=accelerator,
-        model=prepared,
+        model=model,
         optimizers=optimizers,
-        batches=_build_batches(data, arguments, accelerator),
+        batches=_build_batches(data, arguments, grid),
         validation=data.validation,
         tokenizer=tokenizer,
         token_bytes=token_byte_lengths(tokenizer),
+        grid=grid,
         frozen=frozen,
         forward_kwargs={"skip_logits": True} if takes_skip_logits else {},
     )
 
 
-def _build_batches(data: PreparedData, arguments: TrainArguments, accelerator: Accelerator) -> StepSampler:
+def check_split(arguments: TrainArguments, precision: str) -> None:
+    """Refuses what cannot be done with a split model.
+
+    Raises:
+        ValueError: the setting, and what to do instead.
+    """
+    sizes = f"--fsdp_size {arguments.fsdp_size} --tp_size {arguments.tp_size}"
+    if precision == "fp16":
+        raise ValueError(f"--precision fp16 does not go with {sizes}: use bf16 or fp32.")
+    if arguments.compile:
+        raise ValueError(f"--compile does not go with {sizes} yet: leave one of them out.")
+
+
+def _build_batches(data: PreparedData, arguments: TrainArguments, grid: Grid) -> StepSampler:
     return StepSampler(
         data.train,
         batch_size=arguments.batch_size,
         micro_batch_size=arguments.micro_batch_size,
         seed=arguments.seed,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
+        process_index=grid.data_index,
+        num_processes=grid.data_size,
     )
 
 
@@ -250,6 +310,20 @@ def build_model(config: PreTrainedConfig, arguments: TrainArguments) -> PreTrain
     return model.train()
 
 
+def check_allowed(names: Sequence[str]) -> None:
+    """Refuses names of no setting.
+
+    Raises:
+        ValueError: the name, and those there are.
+    """
+    known = sorted({entry.name for entry in fields(TrainArguments)} - MAY_CHANGE | {"precision", "model", "data"})
+    for name in names:
+        if name in MAY_CHANGE:
+            raise ValueError(f"--allow_change {name} has no effect: this setting may always change.")
+        if name not in known:
+            raise ValueError(f"--allow_change {name} is no setting of a run. There are: {', '.join(known)}.")
+
+
 def frozen_settings(
     arguments: TrainArguments, precision: str, config: PreTrainedConfig, data: PreparedData
 ) -> dict[str, Any]:
@@ -276,7 +350,7 @@ def open_run_folder(output_dir: str) -> Path:
     return folder
 
 
-def describe(run: loop.Run, state: loop.TrainState, data: PreparedData) -> str:
+def describe(run: Run, state: TrainState, data: PreparedData) -> str:
     """The table of what follows from the settings."""
     arguments, accelerator = run.arguments, run.accelerator
     block_size, num_rows = data.train.block_size, len(data.train)
@@ -286,7 +360,8 @@ def describe(run: loop.Run, state: loop.TrainState, data: PreparedData) -> str:
         "model": f"{run.bare_model.num_parameters():,} parameters",
         "tokens per step": f"{tokens:,} ({arguments.batch_size} sequences of {block_size})",
         "micro-batches per step": f"{arguments.batch_size // arguments.micro_batch_size} of "
-        f"{arguments.micro_batch_size} sequences, on {accelerator.num_processes} processes",
+        f"{arguments.micro_batch_size} sequences",
+        "processes": f"{accelerator.num_processes}{engine(arguments, run.grid)}",
         "tokens in total": f"{tokens * arguments.max_steps:,} ({epochs:.2f} epochs)",
         "steps": f"{state.step} of {arguments.max_steps} done",
         "optimizer": arguments.optimizer,
@@ -297,23 +372,31 @@ def describe(run: loop.Run, state: loop.TrainState, data: PreparedData) -> str:
     return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
 
 
-def save_model(run: loop.Run, folder: Path, data: PreparedData, recipe: str) -> None:
+def engine(arguments: TrainArguments, grid: Grid) -> str:
+    """How processes share the model, in words."""
+    if grid.mesh is None:
+        return ""
+    replicas = grid.data_size // arguments.fsdp_size
+    return f": {replicas} replicas x {arguments.fsdp_size} shards (FSDP2) x {arguments.tp_size} (tensor parallel)"
+
+
+def save_model(run: Run, folder: Path, data: PreparedData, recipe: str, weights: dict[str, Tensor]) -> None:
     """Writes the trained model, its tokenizer, card and loss curve; the folder appears when it is whole."""
-    partial = folder.with_name(f".tmp-{folder.name}")
-    run.bare_model.save_pretrained(partial)
-    run.tokenizer.save_pretrained(partial)
+    unfinished = folder.with_name(f".tmp-{folder.name}")
+    run.bare_model.save_pretrained(unfinished, state_dict=weights)
+    run.tokenizer.save_pretrained(unfinished)
     corpus = data.manifest["corpus"]["train"]["description"]
     metrics, samples = (JsonLines(run.folder / name).read() for name in LOG_FILES)
     parameters = run.bare_model.num_parameters()
     title = f"{parameters / 1e6:.1f} million parameters, trained on {corpus}"
-    draw_loss_curve(metrics, partial / PICTURE_NAME, title=title, vocab_size=run.bare_model.config.vocab_size)
+    draw_loss_curve(metrics, unfinished / PICTURE_NAME, title=title, vocab_size=run.bare_model.config.vocab_size)
     lines = recipe.splitlines(keepends=True)
     recipe = "".join(line for line in lines if not line.startswith(PLACES))  # where it lay is nobody's business
     facts = {"name": f"scratch-gpt-{parameters / 1e6:.1f}M", "corpus": corpus, "recipe": recipe}
     figures = {"parameters": f"{parameters:,}"} | run_figures(metrics)
     last = [sample for sample in samples if sample["step"] == run.arguments.max_steps]
-    (partial / CARD_NAME).write_text(model_card(facts, figures, last), encoding="utf-8")
-    partial.rename(folder)
+    (unfinished / CARD_NAME).write_text(model_card(facts, figures, last), encoding="utf-8")
+    unfinished.rename(folder)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from .arguments import CorpusArguments, DataArguments, ModelArguments, TrainArgu
 from .data import TOKENIZER_FOLDER, open_data
 from .device import build_accelerator, keep_freed_memory
 from .model_card import CARD_NAME, PICTURE_NAME
+from .parallel import Grid
+from .run import TrainState
 
 PROMPTS = ("def read_", "class Queue:\n", "import os\n", 'The "for" statement')
 STEPS_SHARE = 0.75  # of the time; the rest is for evaluations, checkpoints and a machine that slows down
@@ -143,10 +145,10 @@ def seconds_per_step(settings: dict[str, object]) -> float:
         model, data, arguments = parse_recipe(kinds, [f"--{name}={value}" for name, value in options.items()])
         tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
         accelerator = build_accelerator(arguments.precision)
-        run = pretrain.build_run(model, arguments, open_data(data.data_dir), tokenizer, accelerator)
+        run = pretrain.build_run(model, arguments, open_data(data.data_dir), tokenizer, accelerator, Grid())
         seconds: list[float] = []
         while len(seconds) < 6 or sum(seconds) < TIMING_SECONDS:
-            seconds.append(loop.train_step(run, step=len(seconds)).seconds)
+            seconds.append(loop.train_step(run, TrainState(step=len(seconds))).seconds)
     return statistics.median(seconds[2:])
 
 

@@ -1,0 +1,96 @@
+"""Starts training processes in a fraction of a second: one process imports everything, and forks each trial.
+
+A test kills them as it likes. `python launcher.py` reads a JSON list per line, [arguments of train.pretrain, number of
+processes, path of the log], and answers with the process ids, then with how each has ended.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+class Launcher:
+    """Forks trials from a process that has imported everything."""
+
+    def __init__(self):
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "PYTHONPATH": str(TESTS.parent),
+        }
+        self.server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.server.stdout.readline() == "ready\n"
+
+    def start(self, arguments, processes, log):
+        """Starts `train.pretrain` in so many processes and returns their ids."""
+        print(json.dumps([arguments, processes, str(log)]), file=self.server.stdin, flush=True)
+        return json.loads(self.server.stdout.readline())
+
+    def wait(self):
+        """The exit codes of all processes of the trial; minus the signal where one was killed."""
+        return json.loads(self.server.stdout.readline())
+
+    def run(self, arguments, processes, log):
+        """Starts a trial, waits, and demands that it succeeds."""
+        self.start(arguments, processes, log)
+        codes = self.wait()
+        assert codes == [0] * processes, Path(log).read_text()[-5000:]
+
+    def close(self):
+        self.server.communicate()
+
+
+def serve():
+    import torch
+
+    torch.set_num_threads(1)
+    from train import pretrain
+    from train.arguments import run_script
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        arguments, processes, log = json.loads(line)
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = str(listener.getsockname()[1])
+        children = []
+        for rank in range(processes):
+            if (child := os.fork()) == 0:
+                trial(partial(run_script, pretrain.main, arguments), rank, processes, port, log)
+            children.append(child)
+        print(json.dumps(children), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+
+
+def trial(main, rank, processes, port, log):
+    """What a forked process does; it never returns."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if processes > 1:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )  # fmt: skip
+    code = 1
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

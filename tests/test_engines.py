@@ -1,0 +1,51 @@
+"""DDP, FSDP2, HSDP and tensor parallelism on real processes: all of them train as one process does."""
+
+import pytest
+import torch
+from launcher import Launcher
+from tiny_run import records, weights
+
+ENGINES = {
+    "ddp": (2, []),
+    "fsdp": (2, ["--fsdp_size=2"]),
+    "hsdp": (4, ["--fsdp_size=2"]),
+    "tp": (2, ["--tp_size=2"]),
+    "tp with replicas": (4, ["--tp_size=2"]),
+    "fsdp x tp": (4, ["--fsdp_size=2", "--tp_size=2"]),
+}
+FIGURES = {"loss", "grad_norm", "learning_rate", "eval_loss", "eval_bits_per_byte", "tokens_seen"}
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
+
+
+def assert_same_figures(one, other, tolerance=1e-5):
+    assert len(one) == len(other)
+    for first, second in zip(one, other, strict=True):
+        for name in first.keys() & FIGURES:
+            assert first[name] == pytest.approx(second[name], abs=tolerance), (first["step"], name)
+
+
+def assert_same_weights(one, other, tolerance=0.0):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(
+            one[name], other[name], atol=tolerance, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_trains_as_one_process_does(recipe, tmp_path, launcher, engine, optimizer):
+    processes, options = ENGINES[engine]
+    path = recipe(batch_size=8, micro_batch_size=1, config_overrides="residual_dropout=0.0", optimizer=optimizer)
+    launcher.run([path, f"--output_dir={tmp_path / 'one'}"], 1, tmp_path / "one.log")
+    launcher.run([path, f"--output_dir={tmp_path / 'many'}", *options], processes, tmp_path / "many.log")
+    assert_same_figures(records(tmp_path / "one"), records(tmp_path / "many"))
+    one, many = (weights(tmp_path / name / "model") for name in ("one", "many"))
+    assert_same_weights(one, many, tolerance=1e-5)

@@ -1,0 +1,103 @@
+"""Kill -9 at any moment, start the same command again: weights and loss log are those of a run without kills."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from launcher import Launcher
+from test_engines import assert_same_figures, assert_same_weights
+from tiny_run import records, weights
+
+NUM_KILLS = int(os.environ.get("NUM_KILLS", "5"))
+NUM_STEPS = max(40, 3 * NUM_KILLS)
+SETTINGS = {
+    "max_steps": NUM_STEPS, "batch_size": 8, "micro_batch_size": 2, "eval_every": 10, "save_every": 3,
+    "keep_checkpoints": 2,
+}  # fmt: skip
+ENGINES = {"one process": (1, []), "ddp": (2, []), "fsdp": (2, ["--fsdp_size=2"])}
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
+
+
+def log_of(run):
+    """All that is logged but the speed."""
+    return [{name: v for name, v in line.items() if name != "tokens_per_second"} for line in records(run)]
+
+
+def kill(processes):
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended already
+            continue
+
+
+def interrupt_often(launcher, command, processes, folder):
+    """Kills all processes, or a single one, at random moments all along the run; returns the number of kills."""
+    dice, kills = random.Random(0), 0
+    for number in range(NUM_KILLS):
+        running = launcher.start(command, processes, folder.with_suffix(".log"))
+        if dice.random() < 0.8:  # the others come while it starts
+            wait_for_step(folder, int((number + dice.random()) * NUM_STEPS / NUM_KILLS))
+        time.sleep(dice.uniform(0, 0.3))
+        kill([dice.choice(running)] if dice.random() < 0.5 else running)
+        time.sleep(0.3)
+        kill(running)  # those that still wait for one that is gone
+        kills += -signal.SIGKILL in launcher.wait()
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_bit_is_lost(recipe, tmp_path, launcher, engine, precision):
+    processes, options = ENGINES[engine]
+    command = [recipe(**SETTINGS, precision=precision), *options]
+    launcher.run([*command, f"--output_dir={tmp_path / 'whole'}"], processes, tmp_path / "whole.log")
+    command = [*command, f"--output_dir={tmp_path / 'killed'}"]
+    kills = interrupt_often(launcher, command, processes, tmp_path / "killed")
+    launcher.run(command, processes, tmp_path / "killed.log")
+    print(f"{engine}, {precision}: {kills} kills")
+    assert kills > NUM_KILLS / 2
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
+    assert_same_weights(weights(tmp_path / "whole" / "model"), weights(tmp_path / "killed" / "model"))
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_and_the_engine_may_change(recipe, tmp_path, launcher):
+    command = [recipe(**SETTINGS)]
+    launcher.run([*command, f"--output_dir={tmp_path / 'whole'}"], 1, tmp_path / "whole.log")
+    command = [*command, f"--output_dir={tmp_path / 'elastic'}"]
+    stages = [(1, []), (2, []), (2, ["--fsdp_size=2"]), (4, ["--fsdp_size=2", "--tp_size=2"]), (2, ["--tp_size=2"])]
+    for number, (processes, options) in enumerate(stages):
+        running = launcher.start([*command, *options], processes, tmp_path / "elastic.log")
+        wait_for_step(tmp_path / "elastic", 7 * (number + 1))
+        kill(running)
+        launcher.wait()
+    launcher.run(command, 1, tmp_path / "elastic.log")
+    shown = (tmp_path / "elastic.log").read_text()
+    for change in ("was 1, now 2", "was 2, now 4", "was 4, now 2", "was 2, now 1"):
+        assert f"processes: {change}. The run continues with the same examples" in shown
+    assert_same_figures(log_of(tmp_path / "whole"), log_of(tmp_path / "elastic"))
+
+
+def wait_for_step(run, step):
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() or max([0, *(line["step"] for line in whole_records(run))]) < step:
+        assert time.monotonic() < deadline, f"step {step} was not reached"
+        time.sleep(0.02)
+
+
+def whole_records(run):
+    """The records but the one that is just being written."""
+    try:
+        return records(run)
+    except ValueError:
+        return []

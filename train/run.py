@@ -1,0 +1,123 @@
+"""The parts of a run, and what its processes agree on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase
+
+from .arguments import TrainArguments
+from .parallel import Grid, is_split
+
+# what a full disk, a missing right or a lost folder raise; safetensors and torch each have an error of their own
+WRITE_ERRORS = (OSError, SafetensorError, CheckpointException)
+
+
+class Batches(Protocol):
+    """The examples of every step, such as `train.data.StepSampler`."""
+
+    def micro_batches(self, step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """This process's share of a step: (number of the micro-batch in the step, tensors)."""
+
+
+class Rows(Protocol):
+    """Validation sequences, such as `train.data.TokenBlocks`."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Sequence[int]) -> Tensor:
+        """(len(indices), block + 1) token ids."""
+
+
+@dataclass
+class TrainState:
+    """Progress, saved with each checkpoint: all that a run knows beside its tensors."""
+
+    step: int = 0  # finished steps
+    tokens_seen: int = 0  # predicted tokens, over all processes
+    eval_loss: float | None = None  # of the last evaluation, and the step after which it was made
+    eval_step: int = 0
+    best_eval_loss: float | None = None
+    skipped_in_a_row: int = 0  # the last steps whose update was left out
+    skipped_steps: list[int] = field(default_factory=list)  # all of them
+    recent: list[list[float]] = field(default_factory=list)  # [loss, gradient norm] of the last updates
+
+
+@dataclass
+class Run:
+    """What a script has built; model and optimizers as `Accelerator.prepare` or `split_model` leave them.
+
+    Args:
+        token_bytes: bytes of text per token id, from `metrics.token_byte_lengths`.
+        grid: the place of this process among all.
+        frozen: settings that must not change when the run continues, as JSON values.
+        forward_kwargs: more keyword arguments for the model's forward when it computes a loss.
+        left_out: (first, last) steps that `train.rollback` has asked to leave out.
+    """
+
+    arguments: TrainArguments
+    accelerator: Accelerator
+    model: nn.Module
+    optimizers: list[Optimizer]
+    batches: Batches
+    validation: Rows
+    tokenizer: PreTrainedTokenizerBase
+    token_bytes: Tensor
+    grid: Grid = field(default_factory=Grid)
+    frozen: dict[str, Any] = field(default_factory=dict)
+    forward_kwargs: dict[str, Any] = field(default_factory=dict)
+    left_out: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything that belongs to the run lies."""
+        return Path(self.arguments.output_dir)
+
+    @property
+    def bare_model(self) -> Any:
+        """The model without the wrapper that synchronises processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def bare_optimizers(self) -> list[Optimizer]:
+        """The optimizers without Accelerate's wrapper."""
+        return [getattr(optimizer, "optimizer", optimizer) for optimizer in self.optimizers]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether each process holds only a part of the model, so that all of them must take part in every use."""
+        return is_split(self.model)
+
+    def sum_over_processes(self, values: Sequence[float]) -> list[float]:
+        """Adds up what each share of the examples has contributed."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        total = self.accelerator.reduce(total, reduction="sum")
+        return (total / self.grid.tensor_size).tolist()  # a tensor-parallel group has contributed the same twice
+
+
+def together(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Runs `action` in every process and waits for all; an error in one of them is an error in each.
+
+    Raises:
+        OSError: what could not be written, here or elsewhere.
+    """
+    error: BaseException | None = None
+    try:
+        action()
+    except WRITE_ERRORS as caught:
+        error = caught
+    failures = torch.tensor(float(error is not None), device=accelerator.device)
+    failures = accelerator.reduce(failures, reduction="sum")  # also the barrier
+    if error is not None:
+        raise OSError(str(error)) from error
+    if failures:
+        raise OSError("another process could not write its part; its message says why")
