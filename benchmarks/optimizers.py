@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(settings: dict[str, object], learning_rates: Sequence[float], minutes: float) -> list[list[str]]:
     """Fill `minutes` with one run per learning rate; returns their rows of the table."""
-    steps = max(20, int(60 * minutes / quickstart.seconds_per_step(settings)))
+    steps = max(20, int(60 * minutes / quickstart.seconds_needed(settings)[0]))
     rows = []
     for rate in learning_rates:
         run = Path(str(settings["output_dir"])).with_name(f"{settings['optimizer']}_{rate:g}")

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from train import loop, prepare_data, pretrain, train_tokenizer
+from train import build, loop, prepare_data, train_tokenizer
 from train.arguments import DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
 from train.data import TOKENIZER_FOLDER, open_data
 from train.device import build_accelerator, keep_freed_memory, resolve_precision
@@ -179,7 +179,7 @@ def our_speed(
     model, data, train = parse_recipe(kinds, [f"--{name}={value}" for name, value in options.items()])
     tokenizer = AutoTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
     accelerator = build_accelerator(train.precision)
-    run = pretrain.build_run(model, train, open_data(data.data_dir), tokenizer, accelerator, Grid())
+    run = build.build_run(model, train, open_data(data.data_dir), tokenizer, accelerator, Grid())
     if not skip_logits:
         run.forward_kwargs.pop("skip_logits")
     return tokens_per_second(lambda number: loop.train_step(run, TrainState(step=number)), arguments)

@@ -585,24 +585,19 @@ class ChunkedLossSum(torch.autograd.Function):
         chunk_tokens: int,
     ) -> torch.Tensor:
         """Sum the losses of `hidden_states`, (tokens, hidden), under `weight`, (vocab, hidden)."""
+        needs_gradient = any(ctx.needs_input_grad)
         loss_sum = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
         hidden_gradients = []
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         for chunk, target in zip(
             hidden_states.split(chunk_tokens), targets.split(chunk_tokens), strict=True
         ):  # (chunk, hidden), (chunk)
-            raw_logits = nn.functional.linear(chunk, weight)  # (chunk, vocab)
-            logits = cap_logits(raw_logits.float(), softcapping)
-            is_target = (target != IGNORE_INDEX)[:, None]  # (chunk, 1)
-            index = target.clamp(min=0)[:, None]  # (chunk, 1)
-            log_normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (chunk, 1)
-            loss_sum += ((log_normaliser - logits.gather(1, index)) * is_target).sum()
-            if any(ctx.needs_input_grad):
-                slope = 1.0 if softcapping is None else 1 - (logits / softcapping).square()
-                gradient = logits.sub_(log_normaliser).exp_().scatter_add_(1, index, -torch.ones_like(log_normaliser))
-                gradient = gradient.mul_(is_target).mul_(slope).to(raw_logits.dtype)
+            chunk_loss, gradient = chunk_loss_and_gradient(chunk, weight, target, softcapping, needs_gradient)
+            loss_sum += chunk_loss
+            if gradient is not None:
                 hidden_gradients.append(gradient @ weight)  # (chunk, hidden)
                 weight_gradient += gradient.T @ chunk  # (vocab, hidden)
+            del gradient  # before the next chunk's logits are made
         if hidden_gradients:
             hidden_gradient = torch.cat(hidden_gradients)  # (batch * seq, hidden)
             ctx.save_for_backward(hidden_gradient.to(hidden_states.dtype), weight_gradient.to(weight.dtype))
@@ -613,6 +608,27 @@ class ChunkedLossSum(torch.autograd.Function):
         """Scale the gradients of the sum."""
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return hidden_gradient * loss_gradient, weight_gradient * loss_gradient, None, None, None
+
+
+def chunk_loss_and_gradient(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    softcapping: float | None,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The summed loss of a chunk of tokens, (chunk, hidden), and its gradient by their logits, (chunk, vocab)."""
+    raw_logits = nn.functional.linear(hidden_states, weight)  # (chunk, vocab)
+    logits = cap_logits(raw_logits.float(), softcapping)
+    is_target = (targets != IGNORE_INDEX)[:, None]  # (chunk, 1)
+    index = targets.clamp(min=0)[:, None]  # (chunk, 1)
+    log_normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (chunk, 1)
+    loss_sum = ((log_normaliser - logits.gather(1, index)) * is_target).sum()
+    if not needs_gradient:
+        return loss_sum, None
+    slope = 1.0 if softcapping is None else 1 - (logits / softcapping).square()
+    gradient = logits.sub_(log_normaliser).exp_().scatter_add_(1, index, -torch.ones_like(log_normaliser))
+    return loss_sum, gradient.mul_(is_target).mul_(slope).to(raw_logits.dtype)
 
 
 def cap_logits(logits: torch.Tensor, softcapping: float | None) -> torch.Tensor:

@@ -10,6 +10,7 @@ import json
 import pytest
 import torch
 import yaml
+from tiny_loop import build, new_accelerator_state, tokenizer  # noqa: F401  fixtures
 
 torch.set_num_threads(1)
 

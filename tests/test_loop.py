@@ -1,41 +1,18 @@
 """A step, a run, an evaluation and samples: equal however they are split, stopped or looked at."""
 
-import json
 import math
 import os
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_loop import BLOCK, Rows, assert_same_weights, records, start, weights
 
-from hf_scratch_gpt import ScratchGPTTokenizer
 from train import loop, resume
-from train.arguments import TrainArguments
 from train.data import StepSampler
-from train.metrics import RunLog, token_byte_lengths
-from train.optimizer import build_optimizers
-from train.run import Run, TrainState
-
-BLOCK = 12
-VOCABULARY = 270
-
-
-@dataclass
-class Rows:
-    """Validation or training rows in memory."""
-
-    ids: torch.Tensor
-    block_size: int = BLOCK
-
-    def __len__(self):
-        return len(self.ids)
-
-    def rows(self, indices):
-        return self.ids[torch.as_tensor(list(indices))]
+from train.run import TrainState
+from train.schedule import seed_at
 
 
 class RaggedLabels(StepSampler):
@@ -46,75 +23,6 @@ class RaggedLabels(StepSampler):
             shares = batch["input_ids"][:, :1] % (BLOCK + 3)
             labels = batch["shift_labels"]
             yield number, batch | {"shift_labels": labels.masked_fill(torch.arange(BLOCK) < shares, -100)}
-
-
-@pytest.fixture(autouse=True)
-def new_accelerator_state():
-    yield
-    AcceleratorState._reset_state(True)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return ScratchGPTTokenizer.train_from_texts(
-        ["def f(x):\n    return x\n"] * 20, VOCABULARY, model_max_length=64, show_progress=False
-    )
-
-
-@pytest.fixture
-def build(tmp_path, tokenizer):
-    """Builds a run with changed settings; dropout is on."""
-
-    def build(name="run", sampler=StepSampler, dropout=0.1, seed=0, **settings):
-        settings = {
-            "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 2, "learning_rate": 3e-3,
-            "log_every": 1, "eval_every": 3, "save_every": 2, "eval_sequences": 5, "seed": seed,
-        } | settings  # fmt: skip
-        arguments = TrainArguments(str(tmp_path / name), **settings)
-        (tmp_path / name).mkdir(exist_ok=True)
-        torch.manual_seed(seed)
-        ids = torch.randint(6, VOCABULARY, (23, BLOCK + 1))
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=2, attention_dropout=dropout, tie_word_embeddings=True, max_position_embeddings=64,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=None, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        model = LlamaForCausalLM(config).train()
-        optimizers = build_optimizers(
-            model, optimizer=arguments.optimizer, learning_rate=arguments.learning_rate, weight_decay=0.1
-        )
-        accelerator = Accelerator(cpu=True, mixed_precision="no")
-        model, *optimizers = accelerator.prepare(model, *optimizers)
-        return Run(
-            arguments=arguments,
-            accelerator=accelerator,
-            model=model,
-            optimizers=optimizers,
-            batches=sampler(Rows(ids), arguments.batch_size, arguments.micro_batch_size, seed),
-            validation=Rows(ids[:7].flip(1)),
-            tokenizer=tokenizer,
-            token_bytes=token_byte_lengths(tokenizer),
-            frozen={"learning_rate": arguments.learning_rate, "batch_size": arguments.batch_size},
-        )
-
-    return build
-
-
-def start(run):
-    return loop.train(run, resume.resume(run))
-
-
-def weights(run):
-    return {name: tensor.clone() for name, tensor in run.bare_model.state_dict().items()}
-
-
-def assert_same_weights(one, other):
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def records(run, name="metrics.jsonl"):
-    lines = [json.loads(line) for line in (run.folder / name).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
 
 
 @pytest.mark.parametrize("sampler", [StepSampler, RaggedLabels])
@@ -187,7 +95,7 @@ def test_dropout_differs_between_steps_and_micro_batches(build):
     one_batch = next(iter(run.batches.micro_batches(0)))[1]
     seen = []
     for step, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        torch.manual_seed(loop.seed_at(0, step, number))
+        torch.manual_seed(seed_at(0, step, number))
         seen.append(loop.forward_loss(run, run.model, one_batch, 1).item())
     assert seen[0] == seen[3]
     assert len(set(seen)) == 3
@@ -281,89 +189,6 @@ def test_one_batch_can_be_learnt_by_heart(build):
     assert losses[-1] < 0.3
 
 
-def spoil(monkeypatch, run, bad_steps, factor=math.nan):
-    """Multiplies the loss of some steps, counted from 1; a step has two micro-batches."""
-    real_loss, calls = loop.forward_loss, iter(range(1000))
-
-    def forward_loss(*args, **kwargs):
-        is_bad = run.model.training and next(calls) // 2 + 1 in bad_steps
-        return real_loss(*args, **kwargs) * (factor if is_bad else 1)
-
-    monkeypatch.setattr(loop, "forward_loss", forward_loss)
-
-
-def test_an_update_that_is_not_finite_is_left_out_and_recorded(build, monkeypatch):
-    run = build(eval_every=0)
-    before = {}
-    real_skip = RunLog.write_skip
-    monkeypatch.setattr(RunLog, "write_skip", lambda *args: before.update(weights(run)) or real_skip(*args))
-    spoil(monkeypatch, run, {4})
-    steps = iter(range(100))
-    monkeypatch.setattr(run.optimizers[0], "step", lambda real=run.optimizers[0].step: (next(steps), real()))
-    state = start(run)
-    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (6, [4], 0)
-    assert next(steps) == 5  # updates
-    assert [record["skipped"] for record in records(run) if "skipped" in record] == ["loss is nan"]
-    assert all(tensor.isfinite().all() for tensor in weights(run).values())
-
-
-def test_a_run_that_does_not_recover_stops_with_the_last_good_checkpoint(build, monkeypatch):
-    run = build(eval_every=0, max_skipped=2)
-    spoil(monkeypatch, run, {4, 5, 6})
-    with pytest.raises(ValueError, match=r"2 updates in a row .* step 5 \(loss is nan\).*checkpoint-00000004"):
-        start(run)
-    assert all(tensor.isfinite().all() for tensor in weights(run).values())
-
-
-def test_skips_are_counted_across_a_restart(build, monkeypatch):
-    run = build(eval_every=0, save_every=1, max_steps=3, warmup_steps=0)
-    spoil(monkeypatch, run, {3})
-    start(run)
-    state = resume.resume(build(eval_every=0, save_every=1, max_steps=3, warmup_steps=0))
-    assert (state.skipped_in_a_row, state.skipped_steps, len(state.recent)) == (1, [3], 2)
-
-
-def test_a_gradient_that_is_not_finite_is_left_out_too(build, monkeypatch):
-    run = build(max_skipped=1)
-    monkeypatch.setattr(run.accelerator, "clip_grad_norm_", lambda *args: torch.tensor(math.inf))
-    before = weights(run)
-    with pytest.raises(ValueError, match=r"gradient norm is inf.*checkpoint is none"):
-        start(run)
-    assert_same_weights(before, weights(run))
-
-
-def test_steps_are_left_out_on_request(build):
-    run = build(eval_every=0)
-    run.left_out = [(2, 3)]
-    state = loop.train(run, TrainState())
-    logged = records(run)
-    assert [record["step"] for record in logged if "skipped" in record] == [2, 3]
-    assert state.tokens_seen == 4 * 4 * BLOCK
-    assert state.skipped_in_a_row == 0  # they are no sign of trouble
-
-
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-                                   torch.OutOfMemoryError("CUDA out of memory")])  # fmt: skip
-def test_too_little_memory_ends_with_the_settings_that_need_less(build, monkeypatch, error):
-    def fail(*args):
-        raise error
-
-    monkeypatch.setattr(loop, "forward_loss", fail)
-    with pytest.raises(
-        ValueError, match=r"micro-batch of 2 sequences on cpu.*--micro_batch_size 1, or --gradient_chec"
-    ):
-        start(build())
-
-
-def test_other_errors_stay_what_they_are(build, monkeypatch):
-    def fail(*args):
-        raise RuntimeError("shapes differ")
-
-    monkeypatch.setattr(loop, "forward_loss", fail)
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        start(build())
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends(build, monkeypatch, capsys, number):
     run = build(save_every=0, eval_every=0)
@@ -414,7 +239,7 @@ def test_a_change_that_only_shows_more_is_allowed(build):
 
 
 def test_seeds_are_distinct_and_fit_torch():
-    seeds = {loop.seed_at(seed, step, number) for seed in range(5) for step in range(20) for number in range(5)}
-    seeds |= {loop.seed_at(0, 11, 1), loop.seed_at(0, 1, 11), loop.seed_at(0, "sample", 1)}
+    seeds = {seed_at(seed, step, number) for seed in range(5) for step in range(20) for number in range(5)}
+    seeds |= {seed_at(0, 11, 1), seed_at(0, 1, 11), seed_at(0, "sample", 1)}
     assert len(seeds) == 502
     assert all(0 <= seed < 2**63 for seed in seeds)

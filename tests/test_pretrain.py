@@ -10,19 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from tiny_run import SHAPE, records, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch_gpt import ScratchGPTConfig
-from train import loop, pretrain
+from train import build, loop, pretrain
 from train.arguments import ModelArguments, TrainArguments, run_script
-
-
-@pytest.fixture(autouse=True)
-def new_accelerator_state():
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def test_a_run_leaves_all_its_files_and_says_what_it_does(recipe, tmp_path, capsys):
@@ -111,8 +104,8 @@ def test_a_changed_recipe_is_refused_with_all_differences(recipe):
 
 
 def test_what_decides_the_result_is_frozen():
-    assert set(TrainArguments.__dataclass_fields__) > pretrain.MAY_CHANGE
-    frozen = set(TrainArguments.__dataclass_fields__) - pretrain.MAY_CHANGE
+    assert set(TrainArguments.__dataclass_fields__) > build.MAY_CHANGE
+    frozen = set(TrainArguments.__dataclass_fields__) - build.MAY_CHANGE
     assert {"seed", "batch_size", "learning_rate", "precision", "max_steps", "optimizer"} <= frozen
 
 
@@ -182,7 +175,7 @@ def test_a_tracker_that_is_not_installed_is_named(recipe, monkeypatch):
 def test_presets_and_overrides_make_the_config(recipe, data_dir):
     tokenizer = AutoTokenizer.from_pretrained(data_dir / "tokenizer")
     arguments = ModelArguments("gpt2", "num_hidden_layers=3,rms_norm_eps=1e-7,attention_bias=false")
-    config = pretrain.build_config(arguments, tokenizer)
+    config = build.build_config(arguments, tokenizer)
     expected = ScratchGPTConfig.from_preset("gpt2", num_hidden_layers=3, rms_norm_eps=1e-7, attention_bias=False)
     assert config.hidden_size == expected.hidden_size
     assert (config.num_hidden_layers, config.rms_norm_eps, config.attention_bias) == (3, 1e-7, False)
@@ -198,7 +191,7 @@ def test_presets_and_overrides_make_the_config(recipe, data_dir):
     ],
 )
 def test_overrides_are_read_as_yaml(text, values):
-    assert pretrain.parse_overrides(text) == values
+    assert build.parse_overrides(text) == values
 
 
 def test_the_initial_weights_depend_on_the_seed_alone():
@@ -206,7 +199,7 @@ def test_the_initial_weights_depend_on_the_seed_alone():
     built = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(built))
-        built.append(pretrain.build_model(config, TrainArguments("run", seed=seed)).model.embed_tokens.weight)
+        built.append(build.build_model(config, TrainArguments("run", seed=seed)).model.embed_tokens.weight)
     assert torch.equal(built[0], built[1])
     assert not torch.equal(built[0], built[2])
 

@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from train import quickstart
 from train.arguments import CorpusArguments, run_script
@@ -16,12 +15,6 @@ EXPECTED_FILES = {
     "modeling_scratch_gpt.py", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md",
     "loss_curve.png",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def new_accelerator_state():
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def fingerprint(folder):

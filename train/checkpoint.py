@@ -245,7 +245,7 @@ def newest(run: Path) -> Checkpoint | None:
         try:
             return Checkpoint(path, verified_manifest(path))
         except DamagedError as error:
-            aside = _free_name(run / f"damaged-{path.name}")
+            aside = free_name(run / f"damaged-{path.name}")
             logger.warning("%s is damaged (%s): set aside as %s", path, error, aside.name)
             path.rename(aside)
             (aside / "reason.txt").write_text(f"{error}\n", encoding="utf-8")
@@ -365,7 +365,7 @@ def _flush(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Deletes a folder so that a kill cannot leave half of it under its name."""
-    trash = _free_name(path.with_name(f".trash-{path.name}"))
+    trash = free_name(path.with_name(f".trash-{path.name}"))
     path.rename(trash)
     shutil.rmtree(trash)
 
@@ -375,7 +375,8 @@ def _remove_leftovers(run: Path) -> None:
         shutil.rmtree(path)
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
+    """`path`, or with a number behind it the first that is free."""
     number = 1
     while path.exists():
         number += 1

@@ -6,7 +6,6 @@ the optimizer tensors and that integer. Reading order: `train`, `train_step`, `e
 then how a run is saved and continued.
 """
 
-import hashlib
 import math
 import signal
 import threading
@@ -25,7 +24,7 @@ from . import checkpoint, parallel, stability
 from .metrics import RunLog, bits_per_byte, perplexity
 from .resume import save
 from .run import Run, TrainState
-from .schedule import is_due, learning_rate_at
+from .schedule import is_due, learning_rate_at, seed_at
 
 IGNORED_LABEL = -100
 SAMPLE_TEMPERATURE = 0.8
@@ -281,12 +280,6 @@ def _completion(run: Run, model: Any, prompt: str, number: int) -> str:
     )  # (1, prompt + completion)
     completion: Any = run.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
     return str(completion)
-
-
-def seed_at(seed: int, *place: int | str) -> int:
-    """The random seed at a place such as (step, micro-batch): independent of all others."""
-    text = "/".join(str(part) for part in (seed, *place))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1  # torch takes 63 bits
 
 
 @contextmanager

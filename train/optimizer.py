@@ -1,15 +1,14 @@
 """AdamW and Muon over the right parameters, and their state as named tensors for a checkpoint."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from .checkpoint import Checkpoint
 from .parallel import local, own_part, whole
 
 # The quintic of https://kellerjordan.github.io/posts/muon: steepest at 0, so five rounds are enough
@@ -151,6 +150,16 @@ def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
     return x.mT if is_tall else x
 
 
+class SavedState(Protocol):
+    """The state of optimizers in a checkpoint, such as `train.checkpoint.Checkpoint`."""
+
+    def optimizer_shapes(self) -> dict[str, torch.Size]:
+        """Shapes by `{parameter name}.{state name}`."""
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies the state into `tensors`."""
+
+
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """The state of all optimizers as `{parameter name}.{state name}` -> tensor."""
     name_of: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -162,7 +171,7 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
     }
 
 
-def load_optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer], saved: Checkpoint) -> None:
+def load_optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer], saved: SavedState) -> None:
     """Puts back the state that `optimizer_tensors` gave to a checkpoint, however the model is split now.
 
     Raises:

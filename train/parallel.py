@@ -99,7 +99,7 @@ def _split_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     for name, module in model.base_model.named_modules():
         pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
         if published.get(pattern) == "replicated_with_grad_allreduce":
-            module.has_partial_gradients = True  # type: ignore[assignment]  # FSDP2 replaces parameters, not modules
+            module.has_partial_gradients = True  # FSDP2 replaces parameters, not modules
 
 
 def finish_gradients(model: nn.Module, grid: Grid) -> None:

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import yaml
 
 from hf_scratch_gpt import ScratchGPTTokenizer
 
-from . import loop, prepare_data, pretrain, train_tokenizer
+from . import build, loop, prepare_data, pretrain, train_tokenizer
 from .arguments import CorpusArguments, DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
 from .data import TOKENIZER_FOLDER, open_data
 from .device import build_accelerator, keep_freed_memory
@@ -29,7 +30,8 @@ from .parallel import Grid
 from .run import TrainState
 
 PROMPTS = ("def read_", "class Queue:\n", "import os\n", 'The "for" statement')
-STEPS_SHARE = 0.75  # of the time; the rest is for evaluations, checkpoints and a machine that slows down
+NUM_EVALUATIONS = 8
+SPARE = 0.1  # of the time: for loading, checkpoints and a machine that slows down
 TIMING_SECONDS = 12.0
 
 
@@ -103,7 +105,8 @@ def make_model(folder: Path, size: Size, minutes: float) -> int:
     if not recipe.exists():
         print(f"\nTiming a few steps to fill {minutes:g} minutes ...", flush=True)
         settings = recipe_for(folder, size)
-        steps = int(minutes * 60 * STEPS_SHARE / seconds_per_step(settings))
+        step, evaluation = seconds_needed(settings)
+        steps = int((minutes * 60 * (1 - SPARE) - NUM_EVALUATIONS * evaluation) / step)
         settings |= schedule_for(max(steps, 20))
         recipe.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     announce("3/4  Train the model", "pretrain", [str(recipe)])
@@ -126,30 +129,33 @@ def recipe_for(folder: Path, size: Size) -> dict[str, object]:
 
 
 def schedule_for(steps: int) -> dict[str, object]:
-    """The settings that depend on the number of steps: eight evaluations, four checkpoints."""
+    """The settings that depend on the number of steps, such as how often to evaluate; four checkpoints."""
     return {
         "max_steps": steps,
         "warmup_steps": min(50, steps // 10),
         "log_every": max(1, steps // 100),
-        "eval_every": math.ceil(steps / 8),
+        "eval_every": math.ceil(steps / NUM_EVALUATIONS),
         "save_every": math.ceil(steps / 4),
     }
 
 
-def seconds_per_step(settings: dict[str, object]) -> float:
-    """Median time of a step of a model that is thrown away; the first steps only warm up."""
+def seconds_needed(settings: dict[str, object]) -> tuple[float, float]:
+    """Of a model that is thrown away: the median time of a step, and that of an evaluation with its samples."""
     with tempfile.TemporaryDirectory() as scratch:
-        options = {name: value for name, value in settings.items() if name != "sample_prompts"}
-        options["output_dir"] = scratch
+        options = [f"--{name}={value}" for name, value in settings.items() if name != "sample_prompts"]
+        options += [f"--output_dir={scratch}", "--sample_prompts", *PROMPTS]
         kinds = (ModelArguments, DataArguments, TrainArguments)
-        model, data, arguments = parse_recipe(kinds, [f"--{name}={value}" for name, value in options.items()])
+        model, data, arguments = parse_recipe(kinds, options)
         tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
         accelerator = build_accelerator(arguments.precision)
-        run = pretrain.build_run(model, arguments, open_data(data.data_dir), tokenizer, accelerator, Grid())
+        run = build.build_run(model, arguments, open_data(data.data_dir), tokenizer, accelerator, Grid())
         seconds: list[float] = []
         while len(seconds) < 6 or sum(seconds) < TIMING_SECONDS:
             seconds.append(loop.train_step(run, TrainState(step=len(seconds))).seconds)
-    return statistics.median(seconds[2:])
+        started = time.perf_counter()
+        loop.evaluate(run)
+        loop.sample(run)
+    return statistics.median(seconds[2:]), time.perf_counter() - started
 
 
 def try_model(model: Path) -> None:
@@ -201,7 +207,14 @@ def corpus_options(corpus: CorpusArguments) -> list[str]:
 def announce(title: str, script: str, options: Sequence[str]) -> None:
     """Say what comes next and which command does just that."""
     command = " ".join(option if option.isprintable() and " " not in option else repr(option) for option in options)
-    print(f"\n=== {title}\n$ python -m train.{script} {command}", flush=True)
+    print(f"\n=== {title}\n$ {this_python()} -m train.{script} {command}", flush=True)
+
+
+def this_python() -> str:
+    """The interpreter as a person types it: that of a virtual environment here by its path, others by name."""
+    path = Path(sys.executable)
+    is_here = path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if is_here else "python"
 
 
 def closing_words(folder: Path) -> str:
@@ -216,15 +229,15 @@ def closing_words(folder: Path) -> str:
         folder / "recipe.yaml": "the settings of the training",
     }
     lines = [f"{path!s:<44}{meaning}" for path, meaning in places.items()]
-    return "\n".join(["\n=== All done", *lines, NEXT_STEPS.format(folder=folder, model=model)])
+    return "\n".join(["\n=== All done", *lines, NEXT_STEPS.format(folder=folder, model=model, python=this_python())])
 
 
 NEXT_STEPS = """
 Try next:
-  python -m train.generate --model {model} --prompt "class Stack:"
-  python -m train.evaluate --model {model} --text README.md
-  python -m train.quickstart --text your_book.txt --output_dir runs/book
-  python -m train.pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
+  {python} -m train.generate --model {model} --prompt "class Stack:"
+  {python} -m train.evaluate --model {model} --text README.md
+  {python} -m train.quickstart --text your_book.txt --output_dir runs/book
+  {python} -m train.pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
 """
 
 

@@ -1,5 +1,6 @@
-"""Time: what the learning rate is at a step, and what is due at it. Pure functions, no state."""
+"""Time: what holds at a step: learning rate, random seed, what is due. Pure functions, no state."""
 
+import hashlib
 import math
 
 
@@ -35,3 +36,9 @@ def is_due(every: int, step: int, last: int) -> bool:
     `every` = 0 stands for "only at the last".
     """
     return step == last or (every > 0 and step > 0 and step % every == 0)
+
+
+def seed_at(seed: int, *place: int | str) -> int:
+    """The random seed at a place such as (step, micro-batch): independent of all others."""
+    text = "/".join(str(part) for part in (seed, *place))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1  # torch takes 63 bits

@@ -1,0 +1,128 @@
+"""How near the memory that `train.plan` foretells comes to that of training: `python -m benchmarks.plan_memory`.
+
+Each shape is trained for two steps (from the second on, the optimizer's state is there too) in a process of its own.
+Measured is the most that all tensors take at once, temporary ones inside of operations included: on a GPU what the
+allocator reports, on a CPU the running sum of what the profiler sees allocated and freed. A CPU without bf16 hardware
+takes more in bf16 than a GPU would: each product of matrices is first made in float32.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+from train.arguments import parse_recipe, run_script
+from train.optimizer import build_optimizers
+from train.plan import PlanArguments, moments
+
+from .report import default_device, in_new_process, print_table
+
+NUM_STEPS = 2
+WIDE = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "vocab_size": 8192}
+GPT2 = {"num_hidden_layers": 2, "residual_dropout": 0.0, "attention_dropout": 0.0, "embedding_dropout": 0.0}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # preset, changes to it, settings of the run
+    "laptop": ("laptop", {}, {}),
+    "laptop, checkpointing": ("laptop", {}, {"gradient_checkpointing": True}),
+    "laptop, bf16": ("laptop", {}, {"precision": "bf16"}),
+    "laptop, bf16, checkpointing": ("laptop", {}, {"precision": "bf16", "gradient_checkpointing": True}),
+    "laptop, micro-batch 2": ("laptop", {}, {"micro_batch_size": 2}),
+    "laptop, micro-batch 32": ("laptop", {}, {"micro_batch_size": 32}),
+    "laptop, adamw": ("laptop", {}, {"optimizer": "adamw", "micro_batch_size": 2}),
+    "laptop, 2 micro-batches": ("laptop", {}, {"batch_size": 16}),
+    "laptop, grouped queries, relu2": ("laptop", {"num_key_value_heads": 1, "mlp_type": "relu2"}, {}),
+    "wide": ("laptop", WIDE, {}),
+    "wide, bf16, checkpointing": ("laptop", WIDE, {"precision": "bf16", "gradient_checkpointing": True}),
+    "wide, untied": ("laptop", {**WIDE, "tie_word_embeddings": False}, {"micro_batch_size": 2}),
+    "gpt2, 2 blocks": ("gpt2", GPT2, {"micro_batch_size": 4}),
+}
+
+
+@dataclass
+class NoArguments:
+    """There are none: the shapes stand above."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parse_recipe([NoArguments], argv, description=__doc__ or "")
+    rows = []
+    for name, (preset, overrides, settings) in CASES.items():
+        config, plan = case(preset, overrides, settings)
+        foretold = moments(config, plan)
+        when = max(foretold, key=lambda moment: foretold[moment])
+        measured = in_new_process(measured_peak, preset, overrides, settings)
+        off = foretold[when] / measured - 1
+        rows.append([name, f"{foretold[when] / 1e6:,.1f}", f"{measured / 1e6:,.1f}", f"{off:+.1%}", when])
+    print_table(
+        f"Peak of memory in {NUM_STEPS} steps of training, sequences of 256 tokens, 8 per micro-batch, "
+        "float32 and Muon unless the name says otherwise",
+        ["", "train.plan (MB)", "measured (MB)", "train.plan is off by", "expected"],
+        rows,
+    )
+
+
+def case(preset: str, overrides: dict[str, Any], settings: dict[str, Any]) -> tuple[ScratchGPTConfig, PlanArguments]:
+    """Config and plan of a row: one process, one micro-batch per step unless `batch_size` says otherwise."""
+    run: dict[str, Any] = {"micro_batch_size": 8, "block_size": 256, "precision": "fp32"} | settings
+    run.setdefault("batch_size", run["micro_batch_size"])
+    return ScratchGPTConfig.from_preset(preset, **overrides), PlanArguments(**run)
+
+
+def measured_peak(preset: str, overrides: dict[str, Any], settings: dict[str, Any]) -> int:
+    """Bytes that all tensors take at most, from before the model is built."""
+    config, plan = case(preset, overrides, settings)
+    device = default_device()
+    if device.type == "cuda":
+        train(config, plan, device)
+        return torch.cuda.max_memory_allocated()
+    return peak_on_cpu(lambda: train(config, plan, device))
+
+
+def peak_on_cpu(function: Callable[[], object]) -> int:
+    """The largest running sum of allocated minus freed bytes while `function` runs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    assert profiler.profiler is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def train(config: ScratchGPTConfig, plan: PlanArguments, device: torch.device) -> None:
+    """Two steps as `train.loop` does them, on random tokens."""
+    with device:
+        model = ScratchGPTForCausalLM(config).train()
+    if plan.gradient_checkpointing:
+        with warnings.catch_warnings():  # the name that transformers before 5.23 knows too
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable()
+    is_low = plan.precision == "bf16"
+    optimizers = build_optimizers(
+        model,
+        optimizer=plan.optimizer,
+        learning_rate=1e-3,
+        matrix_dtype=torch.bfloat16 if is_low else torch.float32,
+    )
+    shape = (plan.micro_batch_size, plan.block_size)
+    for _ in range(NUM_STEPS):
+        for _ in range(plan.micro_batches):
+            ids = torch.randint(config.vocab_size, shape, device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
+                loss = model(input_ids=ids, labels=ids, shift_labels=ids, skip_logits=True, use_cache=False).loss
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

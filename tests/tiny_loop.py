@@ -1,0 +1,104 @@
+"""A run in memory whose parts a test can replace, and what it leaves."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_scratch_gpt import ScratchGPTTokenizer
+from train import loop, resume
+from train.arguments import TrainArguments
+from train.data import StepSampler
+from train.metrics import token_byte_lengths
+from train.optimizer import build_optimizers
+from train.run import Run
+
+BLOCK = 12
+VOCABULARY = 270
+
+
+@dataclass
+class Rows:
+    """Validation or training rows in memory."""
+
+    ids: torch.Tensor
+    block_size: int = BLOCK
+
+    def __len__(self):
+        return len(self.ids)
+
+    def rows(self, indices):
+        return self.ids[torch.as_tensor(list(indices))]
+
+
+@pytest.fixture(autouse=True)
+def new_accelerator_state():
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ScratchGPTTokenizer.train_from_texts(
+        ["def f(x):\n    return x\n"] * 20, VOCABULARY, model_max_length=64, show_progress=False
+    )
+
+
+@pytest.fixture
+def build(tmp_path, tokenizer):
+    """Builds a run with changed settings; dropout is on."""
+
+    def build(name="run", sampler=StepSampler, dropout=0.1, seed=0, **settings):
+        settings = {
+            "max_steps": 6, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 2, "learning_rate": 3e-3,
+            "log_every": 1, "eval_every": 3, "save_every": 2, "eval_sequences": 5, "seed": seed,
+        } | settings  # fmt: skip
+        arguments = TrainArguments(str(tmp_path / name), **settings)
+        (tmp_path / name).mkdir(exist_ok=True)
+        torch.manual_seed(seed)
+        ids = torch.randint(6, VOCABULARY, (23, BLOCK + 1))
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=2, attention_dropout=dropout, tie_word_embeddings=True, max_position_embeddings=64,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=None, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config).train()
+        optimizers = build_optimizers(
+            model, optimizer=arguments.optimizer, learning_rate=arguments.learning_rate, weight_decay=0.1
+        )
+        accelerator = Accelerator(cpu=True, mixed_precision="no")
+        model, *optimizers = accelerator.prepare(model, *optimizers)
+        return Run(
+            arguments=arguments,
+            accelerator=accelerator,
+            model=model,
+            optimizers=optimizers,
+            batches=sampler(Rows(ids), arguments.batch_size, arguments.micro_batch_size, seed),
+            validation=Rows(ids[:7].flip(1)),
+            tokenizer=tokenizer,
+            token_bytes=token_byte_lengths(tokenizer),
+            frozen={"learning_rate": arguments.learning_rate, "batch_size": arguments.batch_size},
+        )
+
+    return build
+
+
+def start(run):
+    return loop.train(run, resume.resume(run))
+
+
+def weights(run):
+    return {name: tensor.clone() for name, tensor in run.bare_model.state_dict().items()}
+
+
+def assert_same_weights(one, other):
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def records(run, name="metrics.jsonl"):
+    lines = [json.loads(line) for line in (run.folder / name).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
