@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from train import checkpoint
+from train import checkpoint, manifest
 
 FROZEN = {"seed": 1, "model": {"hidden_size": 16}}
 
@@ -200,7 +200,7 @@ def test_all_damaged_means_none_and_nothing_is_deleted(two):
 
 
 def test_another_format_is_refused_not_damaged(two, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(manifest, "FORMAT", 3)
     with pytest.raises(ValueError, match="has format 2, but this version reads format 3"):
         checkpoint.newest(two)
     assert len(checkpoint.checkpoint_paths(two)) == 2
@@ -236,7 +236,7 @@ KILL_AT = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from train import checkpoint
+from train import checkpoint, manifest
 from test_checkpoint import save
 owner, name = {target}
 original = getattr(owner, name)
@@ -251,8 +251,8 @@ save(Path({run!r}), 30, keep=1)
 POINTS = {
     "mid-write": ("checkpoint.safetensors.torch, 'save_file'", True, 20),
     "after write": ("checkpoint.safetensors.torch, 'save_file'", False, 20),
-    "before manifest": ("checkpoint, '_seal'", True, 20),
-    "before rename": ("checkpoint, '_seal'", False, 20),
+    "before manifest": ("checkpoint, 'seal'", True, 20),
+    "before rename": ("checkpoint, 'seal'", False, 20),
     "after rename": ("checkpoint.Path, 'rename'", False, 30),
     "mid-prune": ("checkpoint.shutil, 'rmtree'", True, 30),
     "after prune": ("checkpoint, '_remove'", False, 30),
@@ -268,16 +268,6 @@ def test_a_kill_within_a_save_leaves_a_whole_checkpoint(two, point):
     assert checkpoint.newest(two).step == step
     save(two, 40, keep=1)  # clears what the kill has left
     assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000040"]
-
-
-def test_changed_settings_are_listed_with_both_values():
-    old = {"seed": 1, "rate": 0.1, "model": {"heads": 2, "layers": (3, 3)}, "gone": 1}
-    new = {"seed": 1, "rate": 0.2, "model": {"heads": 4, "layers": [3, 3]}, "new": None}
-    assert checkpoint.changed_settings(old, new) == {
-        "gone": "gone: was 1, now None",
-        "model.heads": "model.heads: was 2, now 4",
-        "rate": "rate: was 0.1, now 0.2",
-    }
 
 
 def test_a_run_has_one_writer(tmp_path):

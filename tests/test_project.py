@@ -24,8 +24,8 @@ LAYERS = {
     "run": {"arguments", "parallel"},
     "stability": {"run"},
     "optimizer": {"parallel"},
-    "checkpoint": {"parallel", "run"},
-    "resume": {"checkpoint", "metrics", "optimizer", "run"},
+    "checkpoint": {"manifest", "parallel", "run"},
+    "resume": {"checkpoint", "manifest", "metrics", "optimizer", "run"},
     "loop": {"checkpoint", "metrics", "parallel", "resume", "run", "schedule", "stability"},
     "build": {"arguments", "data", "metrics", "optimizer", "parallel", "run", "schedule"},
 }

@@ -134,6 +134,7 @@ class TrainArguments:
     log_every: int = option("Steps between two log lines.", 10)
     eval_every: int = option("Steps between two evaluations; 0: only after the last step.", 250)
     save_every: int = option("Steps between two checkpoints; 0: only after the last step.", 250)
+    async_save: bool = option("Write checkpoints in the background, from a copy in memory.", False)
     eval_sequences: int = option("Validation sequences per evaluation; 0: all.", 256)
     keep_checkpoints: int = option("Newest checkpoints to keep, beside the one with the lowest validation loss.", 2)
     allow_change: list[str] = option_list("Settings that may differ from those a run was started with.")

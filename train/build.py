@@ -27,7 +27,16 @@ from .schedule import seed_at
 # spread. All others are frozen, also those that change no more than dropout masks and rounding.
 MAY_CHANGE = {
     *("output_dir", "gradient_checkpointing", "report_to", "fsdp_size", "tp_size", "process_timeout"),
-    *("log_every", "eval_every", "save_every", "eval_sequences", "keep_checkpoints", "allow_change", "max_skipped"),
+    *(
+        "log_every",
+        "eval_every",
+        "save_every",
+        "eval_sequences",
+        "keep_checkpoints",
+        "allow_change",
+        "max_skipped",
+        "async_save",
+    ),
     *("sample_prompts", "sample_tokens"),
 }
 
@@ -89,6 +98,8 @@ def check_split(arguments: TrainArguments, precision: str) -> None:
     sizes = f"--fsdp_size {arguments.fsdp_size} --tp_size {arguments.tp_size}"
     if precision == "fp16":
         raise ValueError(f"--precision fp16 does not go with {sizes}: use bf16 or fp32.")
+    if arguments.async_save:
+        raise ValueError(f"--async_save does not go with {sizes} yet: leave one of them out.")
     if arguments.compile:
         raise ValueError(f"--compile does not go with {sizes} yet: leave one of them out.")
 

@@ -12,19 +12,17 @@ Written under another name, flushed to the disk, described by the manifest, then
 at any moment leaves the checkpoint before. What can be derived from the step is not saved.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-import accelerate
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
@@ -33,8 +31,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from .manifest import FORMAT, MANIFEST_FILE, DamagedError, flush, seal, verified_manifest, versions
 from .parallel import in_blocks, is_split
-from .run import together
+from .run import WRITE_ERRORS, nothing, together
 
 try:
     import fcntl
@@ -43,18 +42,12 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
 PREFIX = "checkpoint-"
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 OPTIMIZER_SHARDS = "optimizer"
-MANIFEST_FILE = "manifest.json"
 LOCK_FILE = ".lock"
 ONE_FILE = 1 << 60  # bytes; save_pretrained splits a model into files of at most this size
-
-
-class DamagedError(ValueError):
-    """A checkpoint is not as it was written; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -115,75 +108,101 @@ def save(
             continues; and what else helps to understand it.
 
     Raises:
-        OSError: it could not be written; the checkpoints before are untouched.
+        OSError: it could not be written; the newest checkpoint before is untouched.
     """
-    is_main = accelerator.is_main_process
-    try:
-        _write(run, step, model, optimizer_tensors, manifest, accelerator)
-    except OSError as first_error:
-        removed = prune(run, keep=1) if is_main else []
-        if is_main:
-            logger.warning("step %d could not be saved (%s); removed %s to make room", step, first_error, removed)
-        try:
-            _write(run, step, model, optimizer_tensors, manifest, accelerator)
-        except OSError as error:
-            raise OSError(
-                f"the checkpoint of step {step} could not be written to {run}: {error}. "
-                "The checkpoint before it is untouched; the same command continues from there."
-            ) from error
-    if is_main:
-        prune(run, keep)
-    accelerator.wait_for_everyone()
+    facts = manifest_of(step, manifest, accelerator.num_processes)
+    if is_split(model):
+        write = partial(_write_split, run, model, optimizer_tensors, facts, accelerator)
+        _try_twice(run, step, write, accelerator.is_main_process)
+        together(accelerator, partial(prune, run, keep) if accelerator.is_main_process else nothing)
+    else:
+        alone = partial(save_alone, run, model, named_weights(model), optimizer_tensors, facts, keep)
+        together(accelerator, alone if accelerator.is_main_process else nothing)
     return run / f"{PREFIX}{step:08d}"
 
 
-def _write(
+def manifest_of(step: int, facts: Mapping[str, Any], num_processes: int) -> dict[str, Any]:
+    """What a manifest says beside its files."""
+    return {"format": FORMAT, "step": step, "versions": versions(), "num_processes": num_processes, **facts}
+
+
+def save_alone(
     run: Path,
-    step: int,
+    model: transformers.PreTrainedModel,
+    weights: Mapping[str, Tensor],
+    optimizer_tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    keep: int,
+) -> None:
+    """What `save` does in the one process that writes; `weights` may be a copy, so that training can go on."""
+
+    def write() -> None:
+        unfinished = _begin(run, facts["step"])
+        model.save_pretrained(unfinished, state_dict=dict(weights), max_shard_size=ONE_FILE)
+        tensors = {name: tensor.contiguous() for name, tensor in optimizer_tensors.items()}
+        safetensors.torch.save_file(tensors, unfinished / OPTIMIZER_FILE)
+        _finish(unfinished, facts)
+
+    _try_twice(run, facts["step"], write)
+    prune(run, keep)
+
+
+def _write_split(
+    run: Path,
     model: transformers.PreTrainedModel,
     optimizer_tensors: Mapping[str, Tensor],
-    manifest: Mapping[str, Any],
+    facts: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> None:
-    final = run / f"{PREFIX}{step:08d}"
-    partial = run / f".tmp-{final.name}"
-    split = is_split(model)
+    is_main, unfinished = accelerator.is_main_process, _unfinished(run, facts["step"])
 
-    def only_main(action: Callable[[], None]) -> None:
-        together(accelerator, action if accelerator.is_main_process else lambda: None)
+    def write() -> None:
+        if is_main:
+            model.config.save_pretrained(unfinished)
+        _write_parts(unfinished, named_weights(model))
+        _write_parts(unfinished / OPTIMIZER_SHARDS, optimizer_tensors)
 
-    def begin() -> None:
-        _remove_leftovers(run)
-        partial.mkdir(parents=True)
+    together(accelerator, partial(_begin, run, facts["step"]) if is_main else nothing)
+    together(accelerator, write)
+    together(accelerator, partial(_finish, unfinished, facts) if is_main else nothing)
 
-    def write_whole() -> None:
-        model.save_pretrained(partial, state_dict=named_weights(model), max_shard_size=ONE_FILE)
-        tensors = {name: tensor.contiguous() for name, tensor in optimizer_tensors.items()}
-        safetensors.torch.save_file(tensors, partial / OPTIMIZER_FILE)
 
-    def write_parts() -> None:
-        if accelerator.is_main_process:
-            model.config.save_pretrained(partial)
-        _write_parts(partial, named_weights(model))
-        _write_parts(partial / OPTIMIZER_SHARDS, optimizer_tensors)
-
-    def finish() -> None:
-        facts = {"format": FORMAT, "step": step, "versions": versions(), "num_processes": accelerator.num_processes}
-        _seal(partial, facts | dict(manifest))
-        partial.rename(final)
-        _flush(run)
-
+def _try_twice(run: Path, step: int, write: Callable[[], None], is_main: bool = True) -> None:
+    """Writes; where that fails, older checkpoints make room and it is tried once more."""
     try:
-        only_main(begin)
-        if split:
-            together(accelerator, write_parts)
-        else:
-            only_main(write_whole)
-        only_main(finish)
-    except OSError:
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
+        write()
+        return
+    except WRITE_ERRORS as error:
+        if is_main:
+            _remove_leftovers(run)
+            removed = prune(run, keep=1)
+            logger.warning("step %d could not be saved (%s): removed %s to make room", step, error, removed)
+    try:
+        write()
+    except WRITE_ERRORS as error:
+        if is_main:
+            _remove_leftovers(run)
+        raise OSError(
+            f"the checkpoint of step {step} could not be written to {run}: {error}. "
+            "The checkpoint before it is untouched; the same command continues from there."
+        ) from error
+
+
+def _unfinished(run: Path, step: int) -> Path:
+    return run / f".tmp-{PREFIX}{step:08d}"
+
+
+def _begin(run: Path, step: int) -> Path:
+    _remove_leftovers(run)
+    folder = _unfinished(run, step)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _finish(unfinished: Path, facts: Mapping[str, Any]) -> None:
+    seal(unfinished, dict(facts))
+    unfinished.rename(unfinished.with_name(unfinished.name.removeprefix(".tmp-")))
+    flush(unfinished.parent)
 
 
 def _write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -257,54 +276,6 @@ def checkpoint_paths(run: Path) -> list[Path]:
     return sorted(path for path in run.glob(f"{PREFIX}*") if path.is_dir())
 
 
-def verified_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, all of whose files were read and compared with it.
-
-    Raises:
-        DamagedError: what is wrong with which file.
-        ValueError: it was written by another version of this package.
-    """
-    try:
-        manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
-        seal, files = manifest.pop("seal"), manifest["files"]
-    except FileNotFoundError:
-        raise DamagedError(f"{MANIFEST_FILE} is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{MANIFEST_FILE} is not whole: {error!r}") from None
-    if seal != _seal_of(manifest):
-        raise DamagedError(f"{MANIFEST_FILE} has changed since it was written")
-    if manifest["format"] != FORMAT:
-        raise ValueError(
-            f"{path} has format {manifest['format']}, but this version reads format {FORMAT}: "
-            "continue with the version that wrote it, or give another --output_dir."
-        )
-    for name, expected in files.items():
-        _verify_file(path / name, expected)
-    return manifest
-
-
-def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
-    if not path.exists():
-        raise DamagedError(f"{path.name} is missing")
-    if (size := path.stat().st_size) != expected["size"]:
-        raise DamagedError(f"{path.name} has {size} bytes instead of {expected['size']}")
-    if _sha256(path) != expected["sha256"]:
-        raise DamagedError(f"the content of {path.name} has changed since it was written")
-
-
-def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
-    """The dotted name of each setting that differs, and "name: was old, now new"."""
-    saved, current = json.loads(json.dumps([saved, current]))
-    changes: dict[str, str] = {}
-    for name in sorted({*saved, *current}):
-        old, new = saved.get(name), current.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changes |= {f"{name}.{inner}": f"{name}.{line}" for inner, line in changed_settings(old, new).items()}
-        elif old != new:
-            changes[name] = f"{name}: was {old!r}, now {new!r}"
-    return changes
-
-
 def lock(run: Path) -> TextIO:
     """Claims the run folder for this process until the returned file is closed or the process ends.
 
@@ -319,48 +290,6 @@ def lock(run: Path) -> TextIO:
         handle.close()
         raise ValueError(f"another process is training in {run}: wait for it, or give another --output_dir.") from None
     return handle
-
-
-def versions() -> dict[str, str]:
-    """The libraries whose version can change a bit of the result."""
-    return {module.__name__: module.__version__ for module in (torch, transformers, accelerate)}
-
-
-def _seal(folder: Path, manifest: dict[str, Any]) -> None:
-    """Flushes all files to the disk and writes the manifest that vouches for them, last."""
-    manifest_path = folder / MANIFEST_FILE
-    manifest_path.touch()
-    usual_mode = manifest_path.stat().st_mode
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != manifest_path:
-            path.chmod(usual_mode)  # safetensors files are readable by their owner only
-            _flush(path)
-            name = path.relative_to(folder).as_posix()
-            files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-    manifest = json.loads(json.dumps(manifest | {"files": files}))
-    text = json.dumps(manifest | {"seal": _seal_of(manifest)}, indent=2)
-    manifest_path.write_text(text + "\n", encoding="utf-8")
-    _flush(manifest_path)
-    _flush(folder)
-
-
-def _seal_of(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

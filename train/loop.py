@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from . import checkpoint, parallel, stability
 from .metrics import RunLog, bits_per_byte, perplexity
-from .resume import save
+from .resume import finish_saving, save
 from .run import Run, TrainState
 from .schedule import is_due, learning_rate_at, seed_at
 
@@ -77,6 +77,7 @@ def train(run: Run, state: TrainState) -> TrainState:
                 save(run, state)
             if result.wants_stop:
                 break
+    finish_saving(run)
     log.close(state.step)
     return state
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from . import checkpoint
 from .arguments import option, option_list, parse_recipe, required, run_script
+from .manifest import verified_manifest
 from .pretrain import MODEL_FOLDER
 from .resume import LEFT_OUT_FILE, read_left_out
 from .status import write_status
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "go back further with --to_step."
         )
     with checkpoint.lock(run):
-        checkpoint.verified_manifest(steps[target])
+        verified_manifest(steps[target])
         newer = [path for step, path in steps.items() if step > target]
         if newer or arguments.leave_out:  # a finished model is no longer that of the run
             newer += [path for path in (run / MODEL_FOLDER,) if path.exists()]

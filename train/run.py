@@ -74,6 +74,7 @@ class Run:
     frozen: dict[str, Any] = field(default_factory=dict)
     forward_kwargs: dict[str, Any] = field(default_factory=dict)
     left_out: list[tuple[int, int]] = field(default_factory=list)
+    saving: Any = None  # the checkpoint that is being written in the background
 
     @property
     def folder(self) -> Path:
@@ -104,7 +105,11 @@ class Run:
         return (total / self.grid.tensor_size).tolist()  # a tensor-parallel group has contributed the same twice
 
 
-def together(accelerator: Accelerator, action: Callable[[], None]) -> None:
+def nothing() -> None:
+    """What the other processes do while one acts."""
+
+
+def together(accelerator: Accelerator, action: Callable[[], object]) -> None:
     """Runs `action` in every process and waits for all; an error in one of them is an error in each.
 
     Raises:

@@ -1,0 +1,97 @@
+"""The manifest of a checkpoint: what it holds, and the proof that no file has changed since."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+
+FORMAT = 2
+MANIFEST_FILE = "manifest.json"
+
+
+class DamagedError(ValueError):
+    """A checkpoint is not as it was written; the message says why."""
+
+
+def verified_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, all of whose files were read and compared with it.
+
+    Raises:
+        DamagedError: what is wrong with which file.
+        ValueError: it was written by another version of this package.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
+        expected_seal, files = manifest.pop("seal"), manifest["files"]
+    except FileNotFoundError:
+        raise DamagedError(f"{MANIFEST_FILE} is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{MANIFEST_FILE} is not whole: {error!r}") from None
+    if expected_seal != seal_of(manifest):
+        raise DamagedError(f"{MANIFEST_FILE} has changed since it was written")
+    if manifest["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has format {manifest['format']}, but this version reads format {FORMAT}: "
+            "continue with the version that wrote it, or give another --output_dir."
+        )
+    for name, expected in files.items():
+        _verify_file(path / name, expected)
+    return manifest
+
+
+def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
+    if not path.exists():
+        raise DamagedError(f"{path.name} is missing")
+    if (size := path.stat().st_size) != expected["size"]:
+        raise DamagedError(f"{path.name} has {size} bytes instead of {expected['size']}")
+    if _sha256(path) != expected["sha256"]:
+        raise DamagedError(f"the content of {path.name} has changed since it was written")
+
+
+def versions() -> dict[str, str]:
+    """The libraries whose version can change a bit of the result."""
+    return {module.__name__: module.__version__ for module in (torch, transformers, accelerate)}
+
+
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """Flushes all files to the disk and writes the manifest that vouches for them, last."""
+    manifest_path = folder / MANIFEST_FILE
+    manifest_path.touch()
+    usual_mode = manifest_path.stat().st_mode
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != manifest_path:
+            path.chmod(usual_mode)  # safetensors files are readable by their owner only
+            flush(path)
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    manifest = json.loads(json.dumps(manifest | {"files": files}))
+    text = json.dumps(manifest | {"seal": seal_of(manifest)}, indent=2)
+    manifest_path.write_text(text + "\n", encoding="utf-8")
+    flush(manifest_path)
+    flush(folder)
+
+
+def seal_of(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest without its seal."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
