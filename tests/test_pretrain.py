@@ -224,7 +224,14 @@ def finish(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["accelerate.commands.launch --multi_gpu --num_processes=2 --main_process_port=0"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "accelerate.commands.launch --multi_gpu --num_processes=2 --main_process_port=0",
+        "torch.distributed.run --standalone --nproc_per_node=2",
+    ],
+    ids=["accelerate", "torchrun"],
+)
 def test_two_processes_train_as_one_does(recipe, tmp_path, launcher):
     path = recipe(config_overrides="residual_dropout=0.0")
     pretrain.main([path, f"--output_dir={tmp_path / 'one'}"])
