@@ -1,8 +1,11 @@
 """DDP, FSDP2, HSDP and tensor parallelism on real processes: all of them train as one process does."""
 
+import json
+
 import pytest
 import torch
 from launcher import Launcher
+from safetensors import safe_open
 from tiny_run import records, weights
 
 ENGINES = {
@@ -49,3 +52,17 @@ def test_every_engine_trains_as_one_process_does(recipe, tmp_path, launcher, eng
     assert_same_figures(records(tmp_path / "one"), records(tmp_path / "many"))
     one, many = (weights(tmp_path / name / "model") for name in ("one", "many"))
     assert_same_weights(one, many, tolerance=1e-5)
+    assert_safe_files(tmp_path / "many" / "checkpoint-00000006", is_split=engine != "ddp")
+
+
+def assert_safe_files(checkpoint, is_split):
+    """Only safetensors and JSON, of all processes."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    shards = [path for path in files if path.name.startswith("shard-")]
+    assert bool(shards) == is_split
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                assert len(tensors.keys()) > 0
+        elif path.suffix != ".py":  # the code of the model, for trust_remote_code
+            json.loads(path.read_text(encoding="utf-8"))

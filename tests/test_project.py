@@ -156,3 +156,14 @@ def test_the_package_does_not_print(path):
 @pytest.mark.parametrize("path", ALL, ids=ids)
 def test_sources_are_ascii_outside_of_the_tests(path):
     assert "tests" in path.parts or path.read_text().isascii()
+
+
+@pytest.mark.parametrize("path", PACKAGE + TRAIN, ids=ids)
+def test_nothing_is_loaded_that_can_run_code(path):
+    """Pickles can: neither they nor what reads them may be named; safetensors and JSON are read only."""
+    assert not top_level(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    calls = [ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    unsafe = {"torch.load", "torch.save", "load_state", "save_state", "register_for_checkpointing", "yaml.load_all"}
+    assert not [call for call in calls if call in unsafe or call.rpartition(".")[2] in unsafe]
+    loaders = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.keyword)]
+    assert not [node.value for node in loaders if node.arg in ("allow_pickle", "weights_only")]

@@ -20,7 +20,7 @@ class GenerateArguments:
 
     model: str = required("Model folder, such as runs/quickstart/model, or a name on the Hugging Face Hub.")
     prompt: list[str] = option_list("Texts to continue; without one, start from nothing.")
-    max_new_tokens: int = option("Longest continuation in tokens.", 128)
+    max_new_tokens: int | None = option("Longest continuation in tokens; without it 128, or half of what fits.")
     temperature: float = option("Below 1: safer; above 1: wilder; 0: always the most probable token.", 0.8)
     top_k: int = option("Choose among this many most probable tokens; 0: all.", 50)
     top_p: float = option("Choose among the most probable tokens that together have this probability.", 1.0)
@@ -28,7 +28,7 @@ class GenerateArguments:
 
     def __post_init__(self) -> None:
         """Refuse values that generate() would silently take."""
-        if self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"--max_new_tokens is {self.max_new_tokens}: it must be at least 1.")
         if self.temperature < 0:
             raise ValueError(f"--temperature is {self.temperature}: it must be 0 (greedy) or more.")
@@ -69,11 +69,13 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def continue_prompt(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments) -> None:
     """Stream one continuation to stdout."""
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.bos_token_id]
-    longest = model.config.max_position_embeddings - arguments.max_new_tokens
+    positions = model.config.max_position_embeddings
+    max_new_tokens = arguments.max_new_tokens or min(128, positions // 2)
+    longest = positions - max_new_tokens
     if longest < 1:
         raise ValueError(
-            f"--max_new_tokens ({arguments.max_new_tokens}) leaves no room for a prompt: the model reads "
-            f"{model.config.max_position_embeddings} tokens; ask for fewer."
+            f"--max_new_tokens ({max_new_tokens}) leaves no room for a prompt: the model reads {positions} tokens; "
+            "ask for fewer."
         )
     if len(ids) > longest:
         print(f"note: only the last {longest} of the prompt's {len(ids)} tokens fit", file=sys.stderr)
@@ -85,7 +87,7 @@ def continue_prompt(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str,
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-        max_new_tokens=arguments.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         do_sample=arguments.temperature > 0,
         **(sampling if arguments.temperature > 0 else {}),
