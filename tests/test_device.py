@@ -3,12 +3,13 @@
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
 from train import device
-from train.device import check_world_size, has_bfloat16_hardware, resolve_precision
+from train.device import check_world_size, has_bfloat16_hardware, matmul_rate, resolve_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -58,6 +59,16 @@ def test_processes_that_do_not_see_each_other_are_refused():
     check_world_size(1, None)
     with pytest.raises(ValueError, match=r"started 2 processes.*but 1 takes part"):
         check_world_size(1, "2")
+
+
+def test_the_rate_of_matrix_products_is_that_of_this_machine():
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.ones(512, 512) @ torch.ones(512, 512)
+        seconds.append(time.perf_counter() - started)
+    roughly = 2 * 512**3 / min(seconds)
+    assert roughly / 30 < matmul_rate(CPU, "fp32") < 30 * roughly
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems manage memory in another way")

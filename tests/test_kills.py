@@ -28,7 +28,7 @@ def launcher():
 
 def log_of(run):
     """All that is logged but the speed."""
-    return [{name: v for name, v in line.items() if name != "tokens_per_second"} for line in records(run)]
+    return [{name: v for name, v in line.items() if name not in ("tokens_per_second", "mfu")} for line in records(run)]
 
 
 def kill(processes):

@@ -96,7 +96,7 @@ def test_only_one_process_shows_progress(capsys):
 def test_a_run_log_writes_to_files_tracker_and_screen(tmp_path, capsys):
     tracked = []
     accelerator = SimpleNamespace(is_main_process=True, log=lambda figures, step: tracked.append((step, figures)))
-    log = RunLog(tmp_path, accelerator, first_step=0, last_step=4)
+    log = RunLog(tmp_path, accelerator, first_step=0, last_step=4, peak_speed=1600.0)
     log.add(tokens=600, seconds=1.0)
     log.add(tokens=600, seconds=2.0)
     state = SimpleNamespace(step=2, tokens_seen=1200)
@@ -107,7 +107,7 @@ def test_a_run_log_writes_to_files_tracker_and_screen(tmp_path, capsys):
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first == {
         "step": 2, "tokens_seen": 1200, "loss": 3.0, "grad_norm": 1.0, "learning_rate": 0.1,
-        "tokens_per_second": 400.0,
+        "tokens_per_second": 400.0, "mfu": 0.25,
     }  # fmt: skip
     assert second["eval_loss"] == 2.0
     assert json.loads((tmp_path / "samples.jsonl").read_text()) == {

@@ -10,6 +10,7 @@ from benchmarks.plan_memory import case, measured_peak
 from hf_scratch_gpt import PRESETS, ScratchGPTConfig, ScratchGPTForCausalLM
 from train import plan
 from train.arguments import ModelArguments, run_script
+from train.cost import flops_per_token
 from train.optimizer import block_matrices
 from train.plan import PlanArguments
 
@@ -64,11 +65,11 @@ def test_gradient_checkpointing_keeps_the_inputs_of_blocks():
 
 
 def test_logits_of_a_chunk_and_the_gradient_of_the_head():
-    """One chunk of 1024 tokens holds two float32 tensors of logits, a later one also what is left of the one before."""
+    """Two float32 tensors of logits for 1024 tokens at a time, however many there are."""
     norm, head = 1024 * 64 * 4 * 4, 512 * 64 * 4
     assert plan.loss_bytes(TINY, ONE) == norm + head + 2 * 4 * 1024 * 512
     two_chunks = replace(ONE, micro_batch_size=16, batch_size=16)
-    assert plan.loss_bytes(TINY, two_chunks) == 2 * norm + head + 3 * 4 * 1024 * 512
+    assert plan.loss_bytes(TINY, two_chunks) == 2 * norm + head + 2 * 4 * 1024 * 512
 
 
 def test_traffic_of_plain_data_parallelism():
@@ -100,15 +101,14 @@ def test_traffic_of_tensor_parallelism():
 
 def test_operations_are_6_n_and_8_n_with_attention():
     head, attention = 512 * 64, 4 * 2 * 128 * 64
-    assert plan.flops_per_token(TINY, ONE) == 6 * (MATRICES + head) + 3 * attention
-    again = replace(ONE, gradient_checkpointing=True)
-    assert plan.flops_per_token(TINY, again) == 8 * MATRICES + 6 * head + 4 * attention
+    assert flops_per_token(TINY, 128) == 6 * (MATRICES + head) + 3 * attention
+    assert flops_per_token(TINY, 128, computes_twice=True) == 8 * MATRICES + 6 * head + 4 * attention
 
 
 def test_seconds_of_a_step():
     two = replace(ONE, num_gpus=2, micro_batch_size=4, tflops=1.0, mfu=0.5, bandwidth_gb_per_second=2.0, overlap=0.25)
     computing, sending = plan.step_seconds(TINY, two)
-    assert computing == pytest.approx(1024 * plan.flops_per_token(TINY, two) / (2 * 1e12 * 0.5))
+    assert computing == pytest.approx(1024 * flops_per_token(TINY, 128) / (2 * 1e12 * 0.5))
     assert sending == pytest.approx(4 * (MATRICES + OTHERS) / 2e9 * 0.75)
 
 

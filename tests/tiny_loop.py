@@ -101,4 +101,4 @@ def assert_same_weights(one, other):
 
 def records(run, name="metrics.jsonl"):
     lines = [json.loads(line) for line in (run.folder / name).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("tokens_per_second", "mfu")} for line in lines]

@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from hf_scratch_gpt import PRESETS, ScratchGPTConfig
 
 from .arguments import ModelArguments, TrainArguments
+from .cost import flops_per_token
 from .data import PreparedData, StepSampler
+from .device import matmul_rate
 from .metrics import token_byte_lengths
 from .optimizer import build_optimizers
 from .parallel import Grid, split_model
@@ -74,6 +76,7 @@ def build_run(
     takes_skip_logits = "skip_logits" in inspect.signature(model.forward).parameters
     if grid.mesh is None:
         model, *optimizers = accelerator.prepare(model, *optimizers)
+    all_devices = accelerator.num_processes * matmul_rate(accelerator.device, precision)
     return Run(
         arguments=arguments,
         accelerator=accelerator,
@@ -85,6 +88,7 @@ def build_run(
         token_bytes=token_byte_lengths(tokenizer),
         grid=grid,
         frozen=frozen,
+        peak_tokens_per_second=all_devices / flops_per_token(config, data.train.block_size),
         forward_kwargs={"skip_logits": True} if takes_skip_logits else {},
     )
 

@@ -1,8 +1,10 @@
 """What this machine offers: processes, number formats, memory."""
 
 import ctypes
+import math
 import os
 import platform
+import time
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
@@ -101,6 +103,27 @@ def check_world_size(num_processes: int, world_size: str | None) -> None:
             "part in training: on CPUs set ACCELERATE_USE_CPU=true, on GPUs check that each "
             "process has one."
         )
+
+
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """Operations per second that matrix products reach on `device`, measured: what training could reach at best."""
+    size, repeats = (4096, 20) if device.type == "cuda" else (1024, 5)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+    fastest = math.inf
+    for _ in range(3):
+        _wait_for(device)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            matrix @ matrix
+        _wait_for(device)
+        fastest = min(fastest, time.perf_counter() - started)
+    return repeats * 2 * size**3 / fastest
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def keep_freed_memory() -> None:

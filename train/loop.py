@@ -54,7 +54,9 @@ def train(run: Run, state: TrainState) -> TrainState:
         OSError: a checkpoint or log cannot be written.
     """
     arguments, last = run.arguments, run.arguments.max_steps
-    log = RunLog(run.folder, run.accelerator, first_step=state.step, last_step=last)
+    log = RunLog(
+        run.folder, run.accelerator, first_step=state.step, last_step=last, peak_speed=run.peak_tokens_per_second
+    )
     with stop_on_signals() as stop:
         while state.step < last:
             set_learning_rate(run, state.step)

@@ -147,8 +147,16 @@ class TrainProgress(Protocol):
 class RunLog:
     """Writes what happens to metrics.jsonl, samples.jsonl, the trackers and the screen."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator, *, first_step: int, last_step: int) -> None:
-        self.accelerator = accelerator
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        *,
+        first_step: int,
+        last_step: int,
+        peak_speed: float = math.inf,
+    ) -> None:
+        self.accelerator, self.peak_speed = accelerator, peak_speed
         self.metrics, self.samples = (JsonLines(folder / name) for name in LOG_FILES)
         self.last_step = last_step
         self.progress = Progress(first_step, last_step, is_shown=accelerator.is_main_process)
@@ -166,14 +174,20 @@ class RunLog:
         self.seconds += seconds
 
     def write_step(self, state: TrainProgress, figures: dict[str, float]) -> None:
-        """Writes loss, grad_norm and learning_rate of a step, and the throughput since the last."""
+        """Writes loss, grad_norm and learning_rate of a step, and the throughput since the last.
+
+        `mfu` is the model FLOPs utilisation (https://huggingface.co/papers/2204.02311, appendix B), measured against
+        what matrix products alone reach on this machine.
+        """
         speed = self.tokens / max(self.seconds, 1e-9)
         self.tokens, self.seconds = 0, 0.0
-        self._write(state, figures | {"tokens_per_second": round(speed, 1)})
+        mfu = speed / self.peak_speed
+        share = {} if math.isinf(self.peak_speed) else {"mfu": round(mfu, 4)}
+        self._write(state, figures | {"tokens_per_second": round(speed, 1)} | share)
         self.progress.show(
             state.step,
             f"loss {figures['loss']:.4f} | gradient {figures['grad_norm']:.2f} | "
-            f"rate {figures['learning_rate']:.2e} | {speed:,.0f} tokens/s",
+            f"rate {figures['learning_rate']:.2e} | {speed:,.0f} tokens/s" + (f" | MFU {mfu:.0%}" if share else ""),
         )
 
     def write_skip(self, state: TrainProgress, reason: str) -> None:

@@ -12,7 +12,6 @@ Interval of checkpoints: Young (1974), Daly (2006). Times are as good as --tflop
 import itertools
 import math
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from hf_scratch_gpt import PRESETS, ScratchGPTConfig, ScratchGPTForCausalLM
 
 from .arguments import ModelArguments, option, parse_recipe, run_script
 from .build import parse_overrides, read_config
+from .cost import flops_per_token, matrix_shapes, parameter_parts, widths
 
 GB = 10**9  # bytes
 FP32 = 4  # bytes
@@ -126,26 +126,6 @@ def plan_config(model: ModelArguments, plan: PlanArguments) -> ScratchGPTConfig:
     return config
 
 
-def widths(config: ScratchGPTConfig) -> tuple[int, int, int]:
-    """Widths of all queries, of all keys (as of all values), and of the MLP."""
-    head_dim, key_heads = config.head_dim or 0, config.num_key_value_heads or 0  # a config has filled them in
-    return config.num_attention_heads * head_dim, key_heads * head_dim, config.intermediate_size or 0
-
-
-def matrix_shapes(config: ScratchGPTConfig) -> Counter[tuple[int, int]]:
-    """How many matrices of each shape a block has: those that Muon trains and tensor parallelism splits."""
-    hidden, (query, keys, inner) = config.hidden_size, widths(config)
-    inputs = [(inner, hidden)] * (2 if config.mlp_type == "swiglu" else 1)
-    return Counter([(query, hidden), (keys, hidden), (keys, hidden), (hidden, query), *inputs, (hidden, inner)])
-
-
-def parameter_parts(config: ScratchGPTConfig) -> tuple[int, int]:
-    """Weights in the matrices of all blocks, and all others."""
-    per_block = sum(count * rows * columns for (rows, columns), count in matrix_shapes(config).items())
-    matrices = config.num_hidden_layers * per_block
-    return matrices, config.parameter_count - matrices
-
-
 def split_bytes(config: ScratchGPTConfig, plan: PlanArguments, per_matrix_weight: float, per_other: float) -> float:
     """Bytes per GPU of something that each weight has: tensor parallelism splits matrices, FSDP2 everything."""
     matrices, others = parameter_parts(config)
@@ -182,10 +162,10 @@ def loss_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> float:
     """What `skip_logits` holds while it works on a chunk of tokens, the last norm included.
 
     Beside the gradient of the head: the chunk's logits and their exponentials in float32, under autocast also the
-    product, and from the second chunk on what is left of the one before.
+    product.
     """
     chunk = min(plan.micro_tokens, ScratchGPTForCausalLM.loss_chunk_tokens)
-    per_logit = 12 if plan.micro_tokens > chunk else 8 if plan.low == FP32 else 10
+    per_logit = 8 if plan.low == FP32 else 10
     last_norm = plan.micro_tokens * config.hidden_size * (3 * FP32 + plan.low)
     return last_norm + config.vocab_size * (FP32 * config.hidden_size + per_logit * chunk)
 
@@ -279,19 +259,11 @@ def _share(parts: int) -> float:
     return (parts - 1) / parts
 
 
-def flops_per_token(config: ScratchGPTConfig, plan: PlanArguments) -> float:
-    """3 x (2 N + 4 x layers x block x width): 6 N (Kaplan et al.) and attention, backward twice as much as forward.
-
-    N counts the matrices and the head; attention is counted over the whole block, as usual. With gradient
-    checkpointing the blocks run forward once more: about 8 N.
-    """
-    blocks = 2 * parameter_parts(config)[0] + 4 * config.num_hidden_layers * plan.block_size * widths(config)[0]
-    return (3 + plan.gradient_checkpointing) * blocks + 3 * 2 * config.vocab_size * config.hidden_size
-
-
 def step_seconds(config: ScratchGPTConfig, plan: PlanArguments) -> tuple[float, float]:
     """(computing, sending) in a step; not a number without --tflops."""
-    operations = plan.batch_size * plan.block_size * flops_per_token(config, plan)
+    operations = (
+        plan.batch_size * plan.block_size * flops_per_token(config, plan.block_size, plan.gradient_checkpointing)
+    )
     sent = sum(traffic(config, plan).values()) * (1 - plan.overlap)
     rate = plan.num_gpus * (plan.tflops or math.nan) * 1e12 * plan.mfu
     return operations / rate, sent / ((plan.bandwidth_gb_per_second or math.inf) * GB)
@@ -316,7 +288,7 @@ def report(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     rows["peak of memory per GPU"] = f"{_gb(max(found.values()))} of {plan.gpu_memory_gb:g} GB"
     for name, size in traffic(config, plan).items():
         rows[name] = f"{_gb(size)} per GPU and step, {size / config.parameter_count:.2f} bytes per parameter"
-    rows["operations per token"] = f"{flops_per_token(config, plan):.3g}"
+    rows["operations per token"] = f"{flops_per_token(config, plan.block_size, plan.gradient_checkpointing):.3g}"
     steps = math.ceil(plan.tokens / tokens) if plan.tokens else plan.max_steps
     rows["tokens of the run"] = f"{steps * tokens:,} = {steps:,} steps x {tokens:,}"
     if plan.tflops:

@@ -1,5 +1,6 @@
 """The parts of a run, and what its processes agree on."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,7 @@ class Run:
     frozen: dict[str, Any] = field(default_factory=dict)
     forward_kwargs: dict[str, Any] = field(default_factory=dict)
     left_out: list[tuple[int, int]] = field(default_factory=list)
+    peak_tokens_per_second: float = math.inf  # if all devices did nothing but the model's matrix products
     saving: Any = None  # the checkpoint that is being written in the background
 
     @property
