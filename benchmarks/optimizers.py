@@ -18,7 +18,7 @@ from train.device import keep_freed_memory
 
 from .report import print_table
 
-LEARNING_RATES = {"muon": (2e-3, 4e-3, 8e-3), "adamw": (2e-3, 4e-3, 8e-3)}
+LEARNING_RATES = {"muon": (2e-3, 4e-3, 8e-3), "adamw": (5e-4, 1e-3, 2e-3, 4e-3)}
 
 
 @dataclass

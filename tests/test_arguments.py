@@ -229,3 +229,10 @@ def test_an_interrupt_says_how_to_continue(capsys):
 @pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (130, 130)])
 def test_exit_codes_pass_through(result, code):
     assert run_script(lambda argv: result, []) == code
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "given", "steps"), [(5, None, 0), (300, None, 30), (9000, None, 100), (50, 7, 7)]
+)
+def test_the_warm_up_follows_from_the_length_of_the_run(max_steps, given, steps):
+    assert TrainArguments("run", max_steps=max_steps, warmup_steps=given).num_warmup_steps == steps

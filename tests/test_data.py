@@ -256,3 +256,10 @@ def test_batch_that_cannot_be_shared_is_refused(prepared):
         ValueError, match=r"batch_size \(8\) must be a multiple of micro_batch_size \(2\) x processes \(3\) = 6"
     ):
         StepSampler(blocks, 8, 2, seed=0, num_processes=3)
+
+
+def test_more_processes_than_sequences_are_refused(prepared):
+    blocks = open_data(prepared).train
+    num_processes = len(blocks) + 1
+    with pytest.raises(ValueError, match=rf"{num_processes} processes share {len(blocks)} sequences.*start fewer"):
+        StepSampler(blocks, num_processes, 1, seed=0, num_processes=num_processes)

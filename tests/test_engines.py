@@ -11,6 +11,7 @@ from tiny_run import records, weights
 ENGINES = {
     "ddp": (2, []),
     "fsdp": (2, ["--fsdp_size=2"]),
+    "fsdp with checkpointing": (2, ["--fsdp_size=2", "--gradient_checkpointing=true"]),
     "hsdp": (4, ["--fsdp_size=2"]),
     "tp": (2, ["--tp_size=2"]),
     "tp with replicas": (4, ["--tp_size=2"]),
@@ -42,8 +43,9 @@ def assert_same_weights(one, other, tolerance=0.0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("engine", "optimizer"), [*((engine, "muon") for engine in ENGINES), ("fsdp", "adamw"), ("fsdp x tp", "adamw")]
+)
 def test_every_engine_trains_as_one_process_does(recipe, tmp_path, launcher, engine, optimizer):
     processes, options = ENGINES[engine]
     path = recipe(batch_size=8, micro_batch_size=1, config_overrides="residual_dropout=0.0", optimizer=optimizer)

@@ -55,6 +55,25 @@ def test_a_long_prompt_is_cut_on_the_left_and_that_is_said(model_folder, capsys)
     assert "only the last 59 of the prompt's 200 tokens fit" in capsys.readouterr().err
 
 
+def test_without_a_length_it_leaves_half_of_the_positions_to_the_prompt(model_folder, capsys):
+    assert run_script(generate.main, ["--model", str(model_folder), "--prompt", "0123456789" * 20]) == 0
+    assert "only the last 32 of the prompt's 200 tokens fit" in capsys.readouterr().err
+
+
+def test_a_character_that_the_vocabulary_lacks_is_named(model_folder, capsys, monkeypatch):
+    model, _ = generate.load_model(str(model_folder))
+
+    class Characters:
+        """A tokenizer without bytes to fall back to."""
+
+        def __call__(self, *args, **kwargs):
+            raise Exception("WordLevel error: Missing [UNK] token from the vocabulary")
+
+    monkeypatch.setattr(generate, "load_model", lambda name: (model, Characters()))
+    assert run(model_folder, "--prompt", "\u2603") == 2
+    assert "has no token for a part of it (WordLevel error" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -16,6 +18,7 @@ SETTINGS = {
     "max_steps": NUM_STEPS, "batch_size": 8, "micro_batch_size": 2, "eval_every": 10, "save_every": 3,
     "keep_checkpoints": 2,
 }  # fmt: skip
+WIDER = "hidden_size=32,intermediate_size=48,residual_dropout=0.1"
 ENGINES = {"one process": (1, []), "ddp": (2, []), "fsdp": (2, ["--fsdp_size=2"])}
 
 
@@ -55,8 +58,7 @@ def interrupt_often(launcher, command, processes, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("engine", "precision"), [*((engine, "fp32") for engine in ENGINES), ("fsdp", "bf16")])
 def test_no_bit_is_lost(recipe, tmp_path, launcher, engine, precision):
     processes, options = ENGINES[engine]
     command = [recipe(**SETTINGS, precision=precision), *options]
@@ -68,6 +70,33 @@ def test_no_bit_is_lost(recipe, tmp_path, launcher, engine, precision):
     assert kills > NUM_KILLS / 2
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
     assert_same_weights(weights(tmp_path / "whole" / "model"), weights(tmp_path / "killed" / "model"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk with room for little more than two checkpoints."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=480k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_old_checkpoints_and_nothing_else(recipe, tmp_path, launcher, small_disk):
+    command = [recipe(**SETTINGS | {"keep_checkpoints": 9}), f"--config_overrides={WIDER}"]
+    launcher.run([*command, f"--output_dir={tmp_path / 'whole'}"], 1, tmp_path / "whole.log")
+    launcher.start([*command, f"--output_dir={small_disk / 'run'}"], 1, tmp_path / "small.log")
+    launcher.wait()  # in the end the model itself may find no room
+    shown = (tmp_path / "small.log").read_text()
+    assert "to make room" in shown
+    print(shown[-2000:])
+    assert log_of(tmp_path / "whole") == log_of(small_disk / "run")
+    newest = sorted(small_disk.glob("run/checkpoint-*"))[-1]
+    assert newest.name.endswith(f"{NUM_STEPS:08d}")
+    assert_same_weights(weights(tmp_path / "whole" / newest.name), weights(newest))
 
 
 @pytest.mark.slow

@@ -109,7 +109,9 @@ class TrainArguments:
     schedule: Literal["cosine", "wsd"] = option(
         "After warm-up: cosine decay, or stable and then linear decay (wsd).", "cosine"
     )
-    warmup_steps: int = option("Steps in which the learning rate rises from 0 to its peak.", 100)
+    warmup_steps: int | None = option(
+        "Steps in which the learning rate rises from 0 to its peak; without it a tenth of all, at most 100."
+    )
     decay_fraction: float | None = option("Share of the steps that decay in wsd; without it 0.2.")
     final_learning_rate_ratio: float = option("Last learning rate, as a share of its peak.", 0.1)
     max_grad_norm: float = option("Longer gradients are cut to this norm; 0: never.", 1.0)
@@ -160,11 +162,16 @@ class TrainArguments:
         """`decay_fraction` or its default; None stays None in a recipe, so that cosine can refuse it."""
         return 0.2 if self.decay_fraction is None else self.decay_fraction
 
+    @property
+    def num_warmup_steps(self) -> int:
+        """`warmup_steps` or its default."""
+        return min(100, self.max_steps // 10) if self.warmup_steps is None else self.warmup_steps
+
     def _check_steps_and_batch(self) -> None:
         decay_steps = round(self.wsd_decay_fraction * self.max_steps) if self.schedule == "wsd" else 0
-        if self.warmup_steps + decay_steps > self.max_steps:
+        if self.num_warmup_steps + decay_steps > self.max_steps:
             raise ValueError(
-                f"--warmup_steps ({self.warmup_steps}) and the decay ({decay_steps} steps) are "
+                f"--warmup_steps ({self.num_warmup_steps}) and the decay ({decay_steps} steps) are "
                 f"longer than --max_steps ({self.max_steps}): lower them or train longer."
             )
         self.check_processes(num_processes=1)

@@ -287,6 +287,11 @@ class StepSampler:
             )
         if len(self.blocks) == 0:
             raise ValueError("The split holds no rows: there is nothing to draw batches from.")
+        if len(self.blocks) < self.num_processes:
+            raise ValueError(
+                f"{self.num_processes} processes share {len(self.blocks)} sequences of training data: start fewer "
+                "processes, or prepare the data with a smaller --block_size."
+            )
 
     def micro_batches(self, step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yields (m, batch): `input_ids` and `shift_labels`, both (micro_batch_size, block_size)."""

@@ -68,7 +68,10 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def continue_prompt(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments) -> None:
     """Stream one continuation to stdout."""
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.bos_token_id]
+    try:
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.bos_token_id]
+    except Exception as error:  # tokenizers has no class of its own for a character that a vocabulary lacks
+        raise ValueError(f"--prompt {prompt!r}: {arguments.model} has no token for a part of it ({error}).") from None
     positions = model.config.max_position_embeddings
     max_new_tokens = arguments.max_new_tokens or min(128, positions // 2)
     longest = positions - max_new_tokens

@@ -112,7 +112,7 @@ def set_learning_rate(run: Run, step: int) -> None:
     factor = learning_rate_at(
         step,
         max_steps=arguments.max_steps,
-        warmup_steps=arguments.warmup_steps,
+        warmup_steps=arguments.num_warmup_steps,
         schedule=arguments.schedule,
         decay_fraction=arguments.wsd_decay_fraction,
         final_ratio=arguments.final_learning_rate_ratio,

@@ -1,0 +1,121 @@
+"""What a checkpoint costs: `python -m benchmarks.saving`. Ours beside `Accelerator.save_state`, on the same disk.
+
+Both write the weights and the state of both optimizers after one step. Ours also waits until they are on the disk, and
+computes a SHA-256 of every file; save_state does neither. In the background (`--async_save`) training waits for the
+copy in memory only. The share of training is that of one checkpoint in 250 steps, the default.
+"""
+
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTTokenizer
+from train import loop, resume
+from train.arguments import TrainArguments, option, parse_recipe, run_script
+from train.data import StepSampler
+from train.device import keep_freed_memory
+from train.metrics import token_byte_lengths
+from train.optimizer import build_optimizers
+from train.run import Run, TrainState
+
+from .report import interleaved, print_table, seconds_of
+
+BLOCK = 64
+STEPS_PER_CHECKPOINT = 250
+
+
+@dataclass
+class SavingArguments:
+    """What to save."""
+
+    config: str = option("Preset of the model.", "gpt2")
+    rounds: int = option("Measured rounds.", 5)
+
+
+class RandomRows:
+    """Sequences of random tokens."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.ids = torch.randint(vocab_size, (64, BLOCK + 1))
+        self.block_size = BLOCK
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, indices: Sequence[int]) -> torch.Tensor:
+        """(len(indices), block + 1) token ids."""
+        return self.ids[torch.as_tensor(list(indices))]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    (arguments,) = parse_recipe([SavingArguments], argv, description=__doc__ or "")
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as name:
+        run, state = build(Path(name), arguments.config), TrainState()
+        step = statistics.median(loop.train_step(run, TrainState(step=number)).seconds for number in range(3))
+        candidates = {
+            "Accelerator.save_state": lambda: save_state(run, Path(name) / "state"),
+            "ours": lambda: save(run, state, in_background=False),
+            "ours, in the background": lambda: save(run, state, in_background=True),
+        }
+        seconds = interleaved(candidates, arguments.rounds, warmup=1)
+        megabytes = sum(path.stat().st_size for path in (Path(name) / "state").rglob("*")) / 1e6
+    rows = [
+        [name, f"{(median := statistics.median(values)):.2f}", f"{median / (STEPS_PER_CHECKPOINT * step):.2%}"]
+        for name, values in seconds.items()
+    ]
+    print_table(
+        f"A checkpoint of {arguments.config} with its optimizers, {megabytes:,.0f} MB; a step takes {step:.2f} s "
+        f"(8 sequences of {BLOCK} tokens); median of {arguments.rounds}",
+        ["", "training waits (s)", f"share of {STEPS_PER_CHECKPOINT} steps"],
+        rows,
+    )
+
+
+def build(folder: Path, preset: str) -> Run:
+    """A run in memory, whose optimizers have state after a step."""
+    tokenizer = ScratchGPTTokenizer.train_from_texts(["text"], 266, show_progress=False)
+    config = ScratchGPTConfig.from_preset(preset)
+    model = ScratchGPTForCausalLM(config)
+    optimizers = build_optimizers(model, optimizer="muon", learning_rate=1e-3)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    prepared, *optimizers = accelerator.prepare(model, *optimizers)
+    data = RandomRows(config.vocab_size)
+    return Run(
+        arguments=TrainArguments(str(folder), batch_size=8, micro_batch_size=8, keep_checkpoints=1),
+        accelerator=accelerator,
+        model=prepared,
+        optimizers=optimizers,
+        batches=StepSampler(data, 8, 8, seed=0),  # type: ignore[arg-type]
+        validation=data,
+        tokenizer=tokenizer,
+        token_bytes=token_byte_lengths(tokenizer),
+        forward_kwargs={"skip_logits": True},
+    )
+
+
+def save(run: Run, state: TrainState, *, in_background: bool) -> float:
+    """Seconds that training waits; what goes on in the background ends before the next candidate."""
+    state.step += 1
+    run.arguments = replace(run.arguments, async_save=in_background)
+    seconds = seconds_of(lambda: resume.save(run, state))
+    resume.finish_saving(run)
+    return seconds
+
+
+def save_state(run: Run, folder: Path) -> float:
+    """Seconds that `Accelerator.save_state` takes to write a new folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return seconds_of(lambda: run.accelerator.save_state(str(folder)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
