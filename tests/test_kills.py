@@ -74,10 +74,10 @@ def test_no_bit_is_lost(recipe, tmp_path, launcher, engine, precision):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk with room for little more than two checkpoints."""
+    """A disk with room for three checkpoints."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=480k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1100k", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("needs the right to mount a disk")
     yield folder

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ def verified_manifest(path: Path) -> dict[str, Any]:
             f"{path} has format {manifest['format']}, but this version reads format {FORMAT}: "
             "continue with the version that wrote it, or give another --output_dir."
         )
-    for name, expected in files.items():
-        _verify_file(path / name, expected)
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        for _ in pool.map(lambda item: _verify_file(path / item[0], item[1]), files.items()):
+            pass
     return manifest
 
 
@@ -64,13 +66,18 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
     manifest_path = folder / MANIFEST_FILE
     manifest_path.touch()
     usual_mode = manifest_path.stat().st_mode
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != manifest_path:
+    paths = sorted(path for path in folder.rglob("*") if path != manifest_path)
+    for path in paths:
+        if path.is_file():
             path.chmod(usual_mode)  # safetensors files are readable by their owner only
-            flush(path)
-            name = path.relative_to(folder).as_posix()
-            files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        flush(path)
+    contents = [path for path in paths if path.is_file()]
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(_sha256, contents))
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(contents, hashes, strict=True)
+    }
     manifest = json.loads(json.dumps(manifest | {"files": files}))
     text = json.dumps(manifest | {"seal": seal_of(manifest)}, indent=2)
     manifest_path.write_text(text + "\n", encoding="utf-8")
