@@ -271,6 +271,11 @@ class ScratchGPTConfig(PreTrainedConfig):
                 raise ValueError(f"{name} ({getattr(self, name)}) must be positive")
 
     @property
+    def embedding_std(self) -> float:
+        """Standard deviation of new embeddings: `initializer_range`, and less above a width of 512."""
+        return self.initializer_range * min(1.0, (512 / self.hidden_size) ** 0.5)
+
+    @property
     def parameter_count(self) -> int:
         """Number of parameters of the causal language model, tied weights counted once (closed formula)."""
         hidden, inner = self.hidden_size, self.intermediate_size

@@ -371,8 +371,14 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
 
         2 * num_hidden_layers outputs add up in the residual stream, so the projections that write to it start smaller
         by the root of that. They carry a mark because this method is not called on modules without own weights.
+        In wide models the embeddings, which may also be the head, start smaller, so that the first logits do not
+        spread with the width and the first loss is that of guessing.
         """
         super()._init_weights(module)
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=self.config.embedding_std)
+            if module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
         if isinstance(module, nn.Linear) and hasattr(module, "is_residual_projection"):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)

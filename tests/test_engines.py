@@ -8,6 +8,8 @@ from launcher import Launcher
 from safetensors import safe_open
 from tiny_run import records, weights
 
+from train.manifest import verified_manifest
+
 ENGINES = {
     "ddp": (2, []),
     "fsdp": (2, ["--fsdp_size=2"]),
@@ -60,6 +62,8 @@ def test_every_engine_trains_as_one_process_does(recipe, tmp_path, launcher, eng
 def assert_safe_files(checkpoint, is_split):
     """Only safetensors and JSON, of all processes."""
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    sealed = verified_manifest(checkpoint)["files"]
+    assert set(sealed) == {path.relative_to(checkpoint).as_posix() for path in files} - {"manifest.json"}
     shards = [path for path in files if path.name.startswith("shard-")]
     assert bool(shards) == is_split
     for path in files:

@@ -18,6 +18,7 @@ SETTINGS = {
     "max_steps": NUM_STEPS, "batch_size": 8, "micro_batch_size": 2, "eval_every": 10, "save_every": 3,
     "keep_checkpoints": 2,
 }  # fmt: skip
+ROOM = 1100  # KB, for three checkpoints of a model that is
 WIDER = "hidden_size=32,intermediate_size=48,residual_dropout=0.1"
 ENGINES = {"one process": (1, []), "ddp": (2, []), "fsdp": (2, ["--fsdp_size=2"])}
 
@@ -77,7 +78,7 @@ def small_disk(tmp_path):
     """A disk with room for three checkpoints."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1100k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}k", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("needs the right to mount a disk")
     yield folder
@@ -97,6 +98,20 @@ def test_a_full_disk_costs_old_checkpoints_and_nothing_else(recipe, tmp_path, la
     newest = sorted(small_disk.glob("run/checkpoint-*"))[-1]
     assert newest.name.endswith(f"{NUM_STEPS:08d}")
     assert_same_weights(weights(tmp_path / "whole" / newest.name), weights(newest))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_disk_without_any_room_ends_all_processes(recipe, tmp_path, launcher, small_disk, engine):
+    (small_disk / "others").write_bytes(bytes(1024 * (ROOM - 160)))
+    command = [recipe(**SETTINGS), f"--config_overrides={WIDER}", f"--output_dir={small_disk / 'run'}"]
+    launcher.start([*command, *ENGINES[engine][1]], 2, tmp_path / "log")
+    assert launcher.wait() == [2, 2]
+    shown = (tmp_path / "log").read_text()
+    assert "error: the checkpoint of step 3 could not be written" in shown
+    assert "No space left on device" in shown
+    assert "Traceback" not in shown
+    assert not list(small_disk.glob("run/*checkpoint*"))
 
 
 @pytest.mark.slow

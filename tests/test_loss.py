@@ -52,6 +52,16 @@ def test_initial_loss_is_within_two_percent_of_the_logarithm_of_the_vocabulary(c
     assert loss.item() == pytest.approx(math.log(config.vocab_size), rel=0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "layers"), [("gpt2", 12), ("gpt2-xl", 6), ("llama3-1b", 2)])
+def test_the_initial_loss_of_wide_models_too(preset, layers):
+    config = ScratchGPTConfig.from_preset(preset, num_hidden_layers=layers)
+    ids = torch.randint(0, config.vocab_size, (2, 64))
+    with torch.no_grad():
+        loss = ScratchGPTForCausalLM(config).eval()(ids, labels=ids).loss
+    assert loss.item() == pytest.approx(math.log(config.vocab_size), rel=0.02)
+
+
 def test_loss_is_taken_in_float32():
     logits, labels = 5 * torch.randn(BATCH, SEQ, VOCAB), tiny_ids()
     loss = causal_lm_loss(logits.bfloat16(), labels)

@@ -28,18 +28,9 @@ from .schedule import seed_at
 # Settings that may differ when a run continues: what is shown and kept, and over how many processes the same work is
 # spread. All others are frozen, also those that change no more than dropout masks and rounding.
 MAY_CHANGE = {
-    *("output_dir", "gradient_checkpointing", "report_to", "fsdp_size", "tp_size", "process_timeout"),
-    *(
-        "log_every",
-        "eval_every",
-        "save_every",
-        "eval_sequences",
-        "keep_checkpoints",
-        "allow_change",
-        "max_skipped",
-        "async_save",
-    ),
-    *("sample_prompts", "sample_tokens"),
+    *("output_dir", "report_to", "log_every", "eval_every", "eval_sequences", "sample_prompts", "sample_tokens"),
+    *("save_every", "keep_checkpoints", "async_save", "allow_change", "max_skipped", "process_timeout"),
+    *("fsdp_size", "tp_size", "gradient_checkpointing"),
 }
 
 

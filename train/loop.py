@@ -2,8 +2,8 @@
 
 The step is the only clock. Learning rate, examples, dropout and what is due are pure functions of
 (seed, step, micro-batch), so progress is one integer, and to continue a run takes only the weights,
-the optimizer tensors and that integer. Reading order: `train`, `train_step`, `evaluate`, `sample`,
-then how a run is saved and continued.
+the optimizer tensors and that integer. Reading order: `train`, `train_step`, `evaluate`, `sample`; how
+a run is saved and continued stands in `train.resume`.
 """
 
 import math
