@@ -23,7 +23,7 @@ class Launcher:
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
-            "PYTHONPATH": str(TESTS.parent),
+            "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
         }
         self.server = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment

@@ -29,14 +29,14 @@ def tiny_model(seed=0):
     )  # fmt: skip
 
 
-def save(run, step, model=None, keep=10, eval_loss=None):
+def save(run, step, model=None, keep=10, eval_loss=None, eval_step=None):
     return checkpoint.save(
         run,
         step,
         model=model or tiny_model(step),
         optimizer_tensors={"model.norm.weight.exp_avg": torch.full((16,), float(step))},
         manifest={
-            "progress": {"step": step, "eval_step": step if eval_loss else 0, "eval_loss": eval_loss},
+            "progress": {"step": step, "eval_step": eval_step or step, "eval_loss": eval_loss},
             "frozen": FROZEN,
         },
         accelerator=Accelerator(cpu=True),
@@ -115,8 +115,8 @@ def test_the_newest_are_kept(tmp_path):
 
 
 def test_the_best_is_kept_too(tmp_path):
-    for step, loss in ((1, 3.0), (2, 2.0), (3, None), (4, 2.5), (5, None)):
-        save(tmp_path, step, keep=1, eval_loss=loss)
+    for step, loss, eval_step in ((1, 3.0, 1), (2, 2.0, 2), (3, 1.0, 2), (4, 2.5, 4), (5, None, 0)):
+        save(tmp_path, step, keep=1, eval_loss=loss, eval_step=eval_step)  # step 3 was not evaluated itself
     assert checkpoint.best_checkpoint(tmp_path).name == "checkpoint-00000002"
     assert [path.name[-1] for path in checkpoint.checkpoint_paths(tmp_path)] == ["2", "5"]
     (tmp_path / "checkpoint-00000002" / "manifest.json").write_text("{")

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from .manifest import FORMAT, MANIFEST_FILE, DamagedError, flush, seal, verified_manifest, versions
-from .parallel import in_blocks, is_split
+from .parallel import is_split
 from .run import WRITE_ERRORS, nothing, together
 
 try:
@@ -207,18 +207,15 @@ def _finish(unfinished: Path, facts: Mapping[str, Any]) -> None:
 
 def _write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save({name: in_blocks(tensor.detach()) for name, tensor in tensors.items()}, storage_writer=writer)
+    dcp.save({name: tensor.detach() for name, tensor in tensors.items()}, storage_writer=writer)
 
 
 def _read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fills `tensors` with their values; each process reads what it holds."""
-    targets = {name: in_blocks(tensor.detach()) for name, tensor in tensors.items()}
+    """Fills `tensors` in place; each process reads what it holds."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read it all
-        dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)))
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(targets[name])
+        reader = HuggingFaceStorageReader(str(folder))
+        dcp.load({name: tensor.detach() for name, tensor in tensors.items()}, storage_reader=reader)
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -21,9 +21,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.distributed.tensor.placement_types import Placement
 from transformers import PreTrainedModel
 
 
@@ -161,17 +160,6 @@ def own_part(tensor: Tensor, like: Tensor) -> Tensor:
         .redistribute(placements=like.placements)
         .to_local()
     )
-
-
-def in_blocks(tensor: Tensor) -> Tensor:
-    """The same tensor with each process holding one contiguous block, as a file format can describe it.
-
-    FSDP2 over tensor parallelism splits rows that are split already, so that the parts interleave.
-    """
-    if not isinstance(tensor, DTensor):
-        return tensor
-    placements: list[Placement] = [Shard(p.dim) if hasattr(p, "dim") else p for p in tensor.placements]
-    return tensor.redistribute(placements=placements)
 
 
 def free_gathered(model: nn.Module) -> None:

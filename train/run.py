@@ -107,6 +107,12 @@ class Run:
         return (total / self.grid.tensor_size).tolist()  # a tensor-parallel group has contributed the same twice
 
 
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # its own text is all tracebacks of all processes
+        return ", ".join(f"process {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
+    return str(error)
+
+
 def nothing() -> None:
     """What the other processes do while one acts."""
 
@@ -125,6 +131,6 @@ def together(accelerator: Accelerator, action: Callable[[], object]) -> None:
     failures = torch.tensor(float(error is not None), device=accelerator.device)
     failures = accelerator.reduce(failures, reduction="sum")  # also the barrier
     if error is not None:
-        raise OSError(str(error)) from error
+        raise OSError(_reason(error)) from error
     if failures:
         raise OSError("another process could not write its part; its message says why")
