@@ -243,13 +243,27 @@ def prune(run: Path, keep: int) -> list[str]:
 
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the lowest validation loss among those saved right after an evaluation."""
-    losses = {}
-    for path in checkpoint_paths(run):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is nobody's best
-            progress = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["progress"]
-            if progress["eval_step"] == progress["step"] > 0:
-                losses[path] = float(progress["eval_loss"])
+    losses = {
+        path: float(progress["eval_loss"])
+        for path, progress in _progress(run).items()
+        if progress.get("eval_loss") is not None and progress.get("eval_step") == progress.get("step")
+    }
     return min(losses, key=losses.__getitem__, default=None)
+
+
+def last_good_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint right before which an update was made, and not left out."""
+    good = [path for path, progress in _progress(run).items() if not progress.get("skipped_in_a_row")]
+    return good[-1] if good else None
+
+
+def _progress(run: Path) -> dict[Path, dict[str, Any]]:
+    """What the checkpoints say of the run, oldest first, without looking at their other files."""
+    progress = {}
+    for path in checkpoint_paths(run):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one says nothing
+            progress[path] = dict(json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["progress"])
+    return progress
 
 
 def newest(run: Path) -> Checkpoint | None:

@@ -98,10 +98,10 @@ def check_skipped(run: Run, state: TrainState, reason: str) -> None:
     """
     if state.skipped_in_a_row < run.arguments.max_skipped:
         return
-    saved = checkpoint.checkpoint_paths(run.folder)
+    good = checkpoint.last_good_checkpoint(run.folder)
     raise ValueError(
         f"{state.skipped_in_a_row} updates in a row were left out, up to step {state.step} ({reason}): training has "
-        f"diverged. The last good checkpoint is {saved[-1] if saved else 'none'}. Start a new run with a lower "
+        f"diverged. The last good checkpoint is {good or 'none'}. Start a new run with a lower "
         "--learning_rate or more --warmup_steps, or leave out the steps before with train.rollback."
     )
 
