@@ -120,6 +120,7 @@ MISTAKES = {
     "rate of nothing": ([*TRAIN, "--learning_rate=nan"], "--learning_rate is nan"),
     "no micro-batch": ([*TRAIN, "--micro_batch_size=0"], "--micro_batch_size is 0"),
     "batch that does not divide": ([*TRAIN, "--batch_size=5"], r"--batch_size \(5\) must be a multiple of"),
+    "keeping what is not gathered": ([*TRAIN, "--fsdp_keep_weights=true"], "only has an effect with --fsdp_size above"),
     "no space for the warm-up": ([*TRAIN, "--warmup_steps=99"], "longer than --max_steps .6.: lower them"),
     "data of another tokenizer": ([*TRAIN, "--data_dir={place}/other-tokenizer"], "is not the tokenizer that made the"),
     "truncated data": ([*TRAIN, "--data_dir={place}/truncated"], r"has \d+ bytes, not \d+: it is truncated"),

@@ -14,6 +14,7 @@ ENGINES = {
     "ddp": (2, []),
     "fsdp": (2, ["--fsdp_size=2"]),
     "fsdp with checkpointing": (2, ["--fsdp_size=2", "--gradient_checkpointing=true"]),
+    "fsdp that keeps weights": (2, ["--fsdp_size=2", "--fsdp_keep_weights=true"]),
     "hsdp": (4, ["--fsdp_size=2"]),
     "tp": (2, ["--tp_size=2"]),
     "tp with replicas": (4, ["--tp_size=2"]),

@@ -125,6 +125,9 @@ class TrainArguments:
         "Compute activations again in the backward pass instead of keeping them.", False
     )
     fsdp_size: int = option("Processes over which FSDP2 splits weights, gradients and optimizer state; 1: none.", 1)
+    fsdp_keep_weights: bool = option(
+        "Let FSDP2 keep gathered weights from the forward to the backward pass (ZeRO-2 instead of ZeRO-3).", False
+    )
     tp_size: int = option("Processes over which each matrix of a block is split (tensor parallelism); 1: none.", 1)
     process_timeout: float = option("Seconds after which a process that others wait for counts as hung.", 600.0)
     spike_sigmas: float = option(
@@ -153,6 +156,8 @@ class TrainArguments:
             raise ValueError(
                 _without_effect("matrix_learning_rate", self.matrix_learning_rate, "with --optimizer muon")
             )
+        if self.fsdp_keep_weights and self.fsdp_size == 1:
+            raise ValueError(_without_effect("fsdp_keep_weights", True, "with --fsdp_size above 1"))
         if self.schedule == "cosine" and self.decay_fraction is not None:
             raise ValueError(_without_effect("decay_fraction", self.decay_fraction, "with --schedule wsd"))
         self._check_steps_and_batch()

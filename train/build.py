@@ -30,7 +30,7 @@ from .schedule import seed_at
 MAY_CHANGE = {
     *("output_dir", "report_to", "log_every", "eval_every", "eval_sequences", "sample_prompts", "sample_tokens"),
     *("save_every", "keep_checkpoints", "async_save", "allow_change", "max_skipped", "process_timeout"),
-    *("fsdp_size", "tp_size", "gradient_checkpointing"),
+    *("fsdp_size", "fsdp_keep_weights", "tp_size", "gradient_checkpointing"),
 }
 
 
@@ -53,7 +53,12 @@ def build_run(
     precision = accelerator.mixed_precision.replace("no", "fp32")
     if grid.mesh is not None:
         check_split(arguments, precision)
-        split_model(model.to(accelerator.device), grid, torch.bfloat16 if precision == "bf16" else torch.float32)
+        split_model(
+            model.to(accelerator.device),
+            grid,
+            torch.bfloat16 if precision == "bf16" else torch.float32,
+            keep_weights=arguments.fsdp_keep_weights,
+        )
     optimizers = build_optimizers(
         model,
         optimizer=arguments.optimizer,

@@ -3,7 +3,8 @@
     world size = replicas x fsdp_size x tp_size
 
     fsdp_size = tp_size = 1     plain data parallelism (DDP), through Accelerate
-    fsdp_size = world size      FSDP2: weights, gradients and optimizer state are split (ZeRO-3)
+    fsdp_size = world size      FSDP2: weights, gradients and optimizer state are split (ZeRO-3, or ZeRO-2 where
+                                gathered weights are kept from the forward to the backward pass)
     1 < fsdp_size < world size  HSDP: split within a group of processes, copied between the groups
     tp_size > 1                 each matrix of a block is split by the plan that the model publishes
 
@@ -55,11 +56,14 @@ def build_grid(accelerator: Accelerator, fsdp_size: int = 1, tp_size: int = 1) -
     return Grid(mesh, index // tp_size, world // tp_size, tp_size)
 
 
-def split_model(model: PreTrainedModel, grid: Grid, dtype: torch.dtype = torch.float32) -> None:
+def split_model(
+    model: PreTrainedModel, grid: Grid, dtype: torch.dtype = torch.float32, *, keep_weights: bool = False
+) -> None:
     """Splits a model that every process holds with equal weights, in place.
 
     Args:
         dtype: number format in which FSDP2 gathers weights and computes; gradients are summed in float32.
+        keep_weights: FSDP2 keeps what it has gathered until the backward pass, instead of gathering it again.
 
     Raises:
         ValueError: heads or widths that `tp_size` does not divide.
@@ -74,7 +78,7 @@ def split_model(model: PreTrainedModel, grid: Grid, dtype: torch.dtype = torch.f
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         blocks: Any = model.base_model.layers
         for block in blocks:
-            fully_shard(block, mesh=data_mesh, mp_policy=policy)
+            fully_shard(block, mesh=data_mesh, mp_policy=policy, reshard_after_forward=not keep_weights)
         fully_shard(model, mesh=data_mesh, mp_policy=policy)  # embeddings, last norm and head
 
 
