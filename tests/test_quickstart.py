@@ -86,3 +86,18 @@ def test_refuses_a_missing_text(tmp_path, capsys):
     assert run_script(quickstart.main, ["--text", str(missing), "--output_dir", str(tmp_path / "out")]) == 2
     assert str(missing) in capsys.readouterr().err
     assert not Path(tmp_path / "out" / "data").exists()
+
+
+def test_a_tokenizer_of_another_corpus_is_refused(tmp_path, capsys):
+    size = quickstart.Size("tiny", 270, 32, 4, 4, 3e-3)
+    one, two = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
+    for path in (one, two):
+        Path(path).write_text("some text\n" * 50)
+    first = CorpusArguments(text=[one], validation_text=[two])
+    second = CorpusArguments(text=[two], validation_text=[one])
+    for _ in range(2):
+        quickstart.make_tokenizer(tmp_path / "tokenizer", size, first)
+    assert "done before" in capsys.readouterr().out
+    for other in (second, CorpusArguments()):
+        with pytest.raises(ValueError, match=r"tokenizer was made from --text \S+a.txt .*name another --output_dir"):
+            quickstart.make_tokenizer(tmp_path / "tokenizer", size, other)

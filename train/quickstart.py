@@ -85,10 +85,25 @@ def make_tokenizer(folder: Path, size: Size, corpus: CorpusArguments) -> None:
     """Stage 1; a tokenizer that lies there is kept."""
     options = ["--output_dir", str(folder), "--vocab_size", str(size.vocab_size), *corpus_options(corpus)]
     announce("1/4  Train a tokenizer", "train_tokenizer", options)
+    made_from = folder / "corpus.yaml"
     if (folder / train_tokenizer.TOKENIZER_FILE).exists():
+        check_corpus(made_from, corpus)
         print(f"done before: {folder}")
     else:
         train_tokenizer.main(options)
+        made_from.write_text(yaml.safe_dump(vars(corpus)), encoding="utf-8")
+
+
+def check_corpus(made_from: Path, corpus: CorpusArguments) -> None:
+    """Refuses to go on with the tokenizer of another text.
+
+    Raises:
+        ValueError: the text that it was made from.
+    """
+    before = yaml.safe_load(made_from.read_text(encoding="utf-8")) if made_from.exists() else vars(corpus)
+    if before != vars(corpus):
+        text = " ".join(corpus_options(CorpusArguments(**before))) or "Python's own text"
+        raise ValueError(f"{made_from.parent} was made from {text}: name another --output_dir for other text.")
 
 
 def make_data(folder: Path, size: Size, corpus: CorpusArguments) -> None:
