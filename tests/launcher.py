@@ -1,9 +1,10 @@
 """Starts training processes in a fraction of a second: one process imports everything, and forks each trial.
 
 A test kills them as it likes. `python launcher.py` reads a JSON list per line, [arguments of train.pretrain, number of
-processes, path of the log], and answers with the process ids, then with how each has ended.
+processes, path of the log, hosts], and answers with the process ids, then with how each has ended.
 """
 
+import ctypes
 import json
 import os
 import socket
@@ -30,9 +31,12 @@ class Launcher:
         )
         assert self.server.stdout.readline() == "ready\n"
 
-    def start(self, arguments, processes, log):
-        """Starts `train.pretrain` in so many processes and returns their ids."""
-        print(json.dumps([arguments, processes, str(log)]), file=self.server.stdin, flush=True)
+    def start(self, arguments, processes, log, hosts=()):
+        """Starts `train.pretrain` in so many processes and returns their ids.
+
+        `hosts` are (network namespace, address in it) of each process; without them all are on this host.
+        """
+        print(json.dumps([arguments, processes, str(log), hosts]), file=self.server.stdin, flush=True)
         return json.loads(self.server.stdout.readline())
 
     def wait(self):
@@ -58,17 +62,26 @@ def serve():
 
     print("ready", flush=True)
     for line in sys.stdin:
-        arguments, processes, log = json.loads(line)
+        arguments, processes, log, hosts = json.loads(line)
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = str(listener.getsockname()[1])
         children = []
         for rank in range(processes):
             if (child := os.fork()) == 0:
+                if hosts:
+                    move_to(hosts[rank][0], hosts[0][1])
                 trial(partial(run_script, pretrain.main, arguments), rank, processes, port, log)
             children.append(child)
         print(json.dumps(children), flush=True)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+
+
+def move_to(namespace, main_address):
+    """Puts this process into a network namespace, whose cable it then uses."""
+    file = os.open(f"/var/run/netns/{namespace}", os.O_RDONLY)
+    assert ctypes.CDLL(None).setns(file, 0x40000000) == 0  # CLONE_NEWNET; os.setns comes with Python 3.12
+    os.environ.update(MASTER_ADDR=main_address, GLOO_SOCKET_IFNAME="cable")
 
 
 def trial(main, rank, processes, port, log):
@@ -79,7 +92,7 @@ def trial(main, rank, processes, port, log):
     if processes > 1:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+            MASTER_ADDR=os.environ.get("MASTER_ADDR", "127.0.0.1"), MASTER_PORT=port,
         )  # fmt: skip
     code = 1
     try:

@@ -20,6 +20,7 @@ ENGINES = {
     "tp with replicas": (4, ["--tp_size=2"]),
     "fsdp x tp": (4, ["--fsdp_size=2", "--tp_size=2"]),
 }
+SETTINGS = {"batch_size": 8, "micro_batch_size": 1, "config_overrides": "residual_dropout=0.0"}
 FIGURES = {"loss", "grad_norm", "learning_rate", "eval_loss", "eval_bits_per_byte", "tokens_seen"}
 
 
@@ -28,6 +29,19 @@ def launcher():
     launcher = Launcher()
     yield launcher
     launcher.close()
+
+
+@pytest.fixture
+def alone(recipe, launcher, tmp_path, tmp_path_factory):
+    """The run of one process, made once for each optimizer."""
+
+    def alone(optimizer):
+        run = tmp_path_factory.getbasetemp() / f"alone-{optimizer}"
+        if not run.exists():
+            launcher.run([recipe(**SETTINGS, optimizer=optimizer), f"--output_dir={run}"], 1, tmp_path / "alone.log")
+        return run
+
+    return alone
 
 
 def assert_same_figures(one, other, tolerance=1e-5):
@@ -49,15 +63,15 @@ def assert_same_weights(one, other, tolerance=0.0):
 @pytest.mark.parametrize(
     ("engine", "optimizer"), [*((engine, "muon") for engine in ENGINES), ("fsdp", "adamw"), ("fsdp x tp", "adamw")]
 )
-def test_every_engine_trains_as_one_process_does(recipe, tmp_path, launcher, engine, optimizer):
+def test_every_engine_trains_as_one_process_does(recipe, tmp_path, launcher, alone, engine, optimizer):
     processes, options = ENGINES[engine]
-    path = recipe(batch_size=8, micro_batch_size=1, config_overrides="residual_dropout=0.0", optimizer=optimizer)
-    launcher.run([path, f"--output_dir={tmp_path / 'one'}"], 1, tmp_path / "one.log")
-    launcher.run([path, f"--output_dir={tmp_path / 'many'}", *options], processes, tmp_path / "many.log")
-    assert_same_figures(records(tmp_path / "one"), records(tmp_path / "many"))
-    one, many = (weights(tmp_path / name / "model") for name in ("one", "many"))
-    assert_same_weights(one, many, tolerance=1e-5)
-    assert_safe_files(tmp_path / "many" / "checkpoint-00000006", is_split=engine != "ddp")
+    one, many = alone(optimizer), tmp_path / "many"
+    launcher.run(
+        [recipe(**SETTINGS, optimizer=optimizer), f"--output_dir={many}", *options], processes, tmp_path / "log"
+    )
+    assert_same_figures(records(one), records(many))
+    assert_same_weights(weights(one / "model"), weights(many / "model"), tolerance=1e-5)
+    assert_safe_files(many / "checkpoint-00000006", is_split=engine != "ddp")
 
 
 def assert_safe_files(checkpoint, is_split):

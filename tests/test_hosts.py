@@ -1,18 +1,15 @@
 """Two hosts, as two network namespaces with a cable between them: the weights of one, and as few bytes as in theory."""
 
-import contextlib
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from launcher import Launcher
 from test_engines import assert_same_weights
+from test_kills import wait_for_step, whole_records
 from tiny_run import weights
 
-REPOSITORY = Path(__file__).parents[1]
-HOSTS = [("scratch-gpt-a", "10.77.0.1"), ("scratch-gpt-b", "10.77.0.2")]
+HOSTS = [(f"gpt-{os.getpid()}-{number}", f"10.77.0.{number}") for number in (1, 2)]
 
 
 def ip(*words):
@@ -52,35 +49,20 @@ def bytes_sent():
     return int(line.split(":")[1].split()[8])
 
 
-def train_on_both(arguments):
-    """Trains with one process per host; returns the bytes that the first has sent."""
-    before, running = bytes_sent(), []
-    for rank, (name, _) in enumerate(HOSTS):
-        environment = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": HOSTS[0][1], "MASTER_PORT": "29600", "GLOO_SOCKET_IFNAME": "cable",
-            "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
-        command = ["ip", "netns", "exec", name, sys.executable, "-m", "train.pretrain", *arguments]
-        running.append(subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ))  # fmt: skip
-    with contextlib.ExitStack() as stack:
-        for process in running:
-            stack.callback(process.kill)
-        shown = [process.communicate(timeout=240)[0] for process in running]
-        assert [process.returncode for process in running] == [0, 0], "\n".join(shown)
-    return bytes_sent() - before
+@pytest.fixture(scope="module")
+def launcher():
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("hosts")
-def test_two_hosts_give_the_weights_of_one(recipe, tmp_path):
-    command = [recipe()]
-    launcher = Launcher()
-    launcher.run([*command, f"--output_dir={tmp_path / 'one'}"], 2, tmp_path / "one.log")
-    launcher.close()
-    train_on_both([*command, f"--output_dir={tmp_path / 'two'}"])
+def test_two_hosts_give_the_weights_of_one(recipe, tmp_path, launcher):
+    command, log = [recipe()], tmp_path / "log"
+    launcher.run([*command, f"--output_dir={tmp_path / 'one'}"], 2, log)
+    launcher.start([*command, f"--output_dir={tmp_path / 'two'}"], 2, log, HOSTS)
+    assert launcher.wait() == [0, 0], log.read_text()
     assert_same_weights(weights(tmp_path / "one" / "model"), weights(tmp_path / "two" / "model"))
 
 
@@ -97,19 +79,22 @@ OUTSIDE = 280 * 128 + 128  # embeddings and last norm
 @pytest.mark.parametrize(
     ("engine", "micro_batches"), [("ddp", 4), ("fsdp", 1), ("fsdp", 4), ("fsdp that keeps weights", 4)]
 )
-def test_bytes_per_step_are_those_of_theory(recipe, tmp_path, engine, micro_batches, record_property):
+def test_bytes_per_step_are_those_of_theory(recipe, tmp_path, launcher, engine, micro_batches):
     settings = {
         "batch_size": 8, "micro_batch_size": 4 // micro_batches, "optimizer": "adamw", "save_every": 0, "eval_every": 0,
         "warmup_steps": 0, "sample_prompts": [], "config_overrides": WIDE,
     }  # fmt: skip
     options = {"ddp": [], "fsdp": ["--fsdp_size=2"]}.get(engine, ["--fsdp_size=2", "--fsdp_keep_weights=true"])
-    sent = []
-    for steps in (5, 25):
-        command = [recipe(**settings), f"--output_dir={tmp_path / str(steps)}", f"--max_steps={steps}", *options]
-        sent.append(train_on_both(command))
+    run, seen = tmp_path / "run", []
+    launcher.start([recipe(**settings), "--max_steps=40", *options], 2, tmp_path / "log", HOSTS)
+    for step in (5, 35):
+        wait_for_step(run, step)
+        seen.append((whole_records(run)[-1]["step"], bytes_sent()))
+    assert launcher.wait() == [0, 0], (tmp_path / "log").read_text()
+    (step, sent), (later_step, later_sent) = seen
     blocks = 3 * PER_BLOCK
     parameters = blocks + OUTSIDE
-    measured = (sent[1] - sent[0]) / 20 / parameters
+    measured = (later_sent - sent) / (later_step - step) / parameters
     half = 4 / 2  # (n - 1) / n of 4 bytes, which each of two processes sends when something is gathered
     times = 2 if engine == "fsdp" else 1  # that the weights of a block are gathered
     gathered = micro_batches * half * (times * blocks + OUTSIDE) / parameters
