@@ -129,10 +129,10 @@ def test_engines_of_the_launcher_are_refused(monkeypatch, name, remedy):
 
 
 def test_the_silent_are_those_whose_heart_has_stopped(tmp_path):
-    for process, age in ((0, 1), (1, 60), (2, 0)):
+    for process, age in ((0, 1), (1, 60), (2, 0), (3, 9999)):  # the last is of an earlier launch with more processes
         path = tmp_path / f"{process}.json"
         path.write_text(f'{{"pid": {process + 70}, "host": "node"}}')
         os.utime(path, (time.time() - age,) * 2)
-    assert silent_processes(tmp_path) == "process 1 (pid 71 on node) is silent since 60 s"
+    assert silent_processes(tmp_path, 3) == "process 1 (pid 71 on node) is silent since 60 s"
     (tmp_path / "1.json").unlink()
-    assert "all of them are alive" in silent_processes(tmp_path)
+    assert "all of them are alive" in silent_processes(tmp_path, 3)

@@ -38,7 +38,7 @@ def heartbeat(run: Path, accelerator: Accelerator) -> Iterator[None]:
         if not any(words in str(error).lower() for words in SILENCE):
             raise
         raise ValueError(
-            f"process {accelerator.process_index} waited in vain for the others: {silent_processes(path.parent)}. "
+            f"process {accelerator.process_index} waited in vain for the others: {silent_processes(path.parent, accelerator.num_processes)}. "
             "The same command continues from the last checkpoint."
         ) from error
     finally:
@@ -54,12 +54,13 @@ def _beat(path: Path, stop: threading.Event) -> None:
         stop.wait(SECONDS)
 
 
-def silent_processes(folder: Path) -> str:
-    """The processes whose heart has stopped, in words."""
-    last_beat = {path: path.stat().st_mtime for path in folder.glob("*.json")}
+def silent_processes(folder: Path, num_processes: int) -> str:
+    """The processes whose heart has stopped, in words; the folder may know more of them, from an earlier launch."""
+    paths = [folder / f"{process}.json" for process in range(num_processes)]
+    last_beat = {path: path.stat().st_mtime for path in paths if path.exists()}
     now = time.time()
     names = []
-    for path, moment in sorted(last_beat.items()):
+    for path, moment in last_beat.items():
         if now - moment > DEAD_AFTER:
             with suppress(OSError, ValueError):
                 facts = json.loads(path.read_text(encoding="utf-8"))

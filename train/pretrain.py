@@ -84,8 +84,8 @@ def pretrain(
     if model_folder.exists() and state.step == arguments.max_steps:
         accelerator.print(f"already complete: the model is in {model_folder}")
         return True
+    recipe = recipe_text(model_arguments, data_arguments, arguments)
     if accelerator.is_main_process:
-        recipe = recipe_text(model_arguments, data_arguments, arguments)
         (run.folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
     if arguments.report_to:
         accelerator.init_trackers("hf_scratch_gpt")
@@ -95,7 +95,6 @@ def pretrain(
             return False
         weights = {name: whole(tensor).cpu() for name, tensor in checkpoint.named_weights(run.bare_model).items()}
         if accelerator.is_main_process:
-            recipe = (run.folder / RECIPE_FILE).read_text(encoding="utf-8")
             save_model(run, model_folder, data, recipe, weights)
     accelerator.wait_for_everyone()
     accelerator.print(f"complete: the model is in {model_folder}")
