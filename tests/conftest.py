@@ -28,6 +28,22 @@ def data_dir(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="session")
+def launcher_of_the_session():
+    from launcher import Launcher
+
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture
+def launcher(launcher_of_the_session):
+    """Starts training processes; what a failed test has left running is ended."""
+    yield launcher_of_the_session
+    launcher_of_the_session.end()
+
+
 @pytest.fixture
 def recipe(tmp_path, data_dir):
     """Writes the recipe of such a run with changed settings and returns its path."""

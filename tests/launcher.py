@@ -7,6 +7,7 @@ processes, path of the log, hosts], and answers with the process ids, then with 
 import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ class Launcher:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         assert self.server.stdout.readline() == "ready\n"
+        self.running = []
 
     def start(self, arguments, processes, log, hosts=()):
         """Starts `train.pretrain` in so many processes and returns their ids.
@@ -37,10 +39,12 @@ class Launcher:
         `hosts` are (network namespace, address in it) of each process; without them all are on this host.
         """
         print(json.dumps([arguments, processes, str(log), hosts]), file=self.server.stdin, flush=True)
-        return json.loads(self.server.stdout.readline())
+        self.running = json.loads(self.server.stdout.readline())
+        return self.running
 
     def wait(self):
         """The exit codes of all processes of the trial; minus the signal where one was killed."""
+        self.running = []
         return json.loads(self.server.stdout.readline())
 
     def run(self, arguments, processes, log):
@@ -48,6 +52,13 @@ class Launcher:
         self.start(arguments, processes, log)
         codes = self.wait()
         assert codes == [0] * processes, Path(log).read_text()[-5000:]
+
+    def end(self):
+        """Kills what still runs."""
+        for process in self.running:
+            os.kill(process, signal.SIGKILL)
+        if self.running:
+            self.wait()
 
     def close(self):
         self.server.communicate()

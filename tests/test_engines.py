@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from launcher import Launcher
 from safetensors import safe_open
 from tiny_run import records, weights
 
@@ -20,15 +19,11 @@ ENGINES = {
     "tp with replicas": (4, ["--tp_size=2"]),
     "fsdp x tp": (4, ["--fsdp_size=2", "--tp_size=2"]),
 }
-SETTINGS = {"batch_size": 8, "micro_batch_size": 1, "config_overrides": "residual_dropout=0.0"}
+SETTINGS = {
+    "batch_size": 8, "micro_batch_size": 1,
+    "config_overrides": "residual_dropout=0.0,attention_bias=true,mlp_bias=true",  # biases are split in their own way
+}  # fmt: skip
 FIGURES = {"loss", "grad_norm", "learning_rate", "eval_loss", "eval_bits_per_byte", "tokens_seen"}
-
-
-@pytest.fixture(scope="module")
-def launcher():
-    launcher = Launcher()
-    yield launcher
-    launcher.close()
 
 
 @pytest.fixture

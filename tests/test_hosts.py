@@ -4,7 +4,6 @@ import os
 import subprocess
 
 import pytest
-from launcher import Launcher
 from test_engines import assert_same_weights
 from test_kills import wait_for_step, whole_records
 from tiny_run import weights
@@ -47,13 +46,6 @@ def bytes_sent():
     ).stdout
     (line,) = (line for line in shown.splitlines() if "cable:" in line)
     return int(line.split(":")[1].split()[8])
-
-
-@pytest.fixture(scope="module")
-def launcher():
-    launcher = Launcher()
-    yield launcher
-    launcher.close()
 
 
 @pytest.mark.slow

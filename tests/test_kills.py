@@ -8,7 +8,6 @@ import subprocess
 import time
 
 import pytest
-from launcher import Launcher
 from test_engines import assert_same_figures, assert_same_weights
 from tiny_run import records, weights
 
@@ -21,13 +20,6 @@ SETTINGS = {
 ROOM = 1100  # KB, for three checkpoints of a model that is
 WIDER = "hidden_size=32,intermediate_size=48,residual_dropout=0.1"
 ENGINES = {"one process": (1, []), "ddp": (2, []), "fsdp": (2, ["--fsdp_size=2"])}
-
-
-@pytest.fixture(scope="module")
-def launcher():
-    launcher = Launcher()
-    yield launcher
-    launcher.close()
 
 
 def log_of(run):

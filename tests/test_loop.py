@@ -87,7 +87,6 @@ def test_a_stopped_run_continues_as_if_it_had_not_stopped(build, monkeypatch, op
     assert_same_weights(weights(whole), weights(second))
     assert records(whole) == records(second)
     assert records(whole, "samples.jsonl") == records(second, "samples.jsonl")
-    assert state.best_eval_loss == min(record["eval_loss"] for record in records(whole) if "eval_loss" in record)
 
 
 def test_dropout_differs_between_steps_and_micro_batches(build):

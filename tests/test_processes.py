@@ -19,13 +19,6 @@ ENGINES = {"ddp": [], "fsdp": ["--fsdp_size=2"]}
 ENDLESS = {"max_steps": 100_000, "save_every": 0, "eval_every": 0}
 
 
-@pytest.fixture(scope="module")
-def launcher():
-    launcher = Launcher()
-    yield launcher
-    launcher.close()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -129,7 +122,7 @@ def test_engines_of_the_launcher_are_refused(monkeypatch, name, remedy):
 
 
 def test_the_silent_are_those_whose_heart_has_stopped(tmp_path):
-    for process, age in ((0, 1), (1, 60), (2, 0), (3, 9999)):  # the last is of an earlier launch with more processes
+    for process, age in ((0, 1), (1, 60), (2, 0), (3, 9999)):  # 3: of an earlier launch
         path = tmp_path / f"{process}.json"
         path.write_text(f'{{"pid": {process + 70}, "host": "node"}}')
         os.utime(path, (time.time() - age,) * 2)

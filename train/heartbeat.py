@@ -37,8 +37,9 @@ def heartbeat(run: Path, accelerator: Accelerator) -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error).lower() for words in SILENCE):
             raise
+        silent = silent_processes(path.parent, accelerator.num_processes)
         raise ValueError(
-            f"process {accelerator.process_index} waited in vain for the others: {silent_processes(path.parent, accelerator.num_processes)}. "
+            f"process {accelerator.process_index} waited in vain for the others: {silent}. "
             "The same command continues from the last checkpoint."
         ) from error
     finally:

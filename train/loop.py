@@ -72,7 +72,6 @@ def train(run: Run, state: TrainState) -> TrainState:
             if is_due(arguments.eval_every, state.step, last):
                 figures = evaluate(run)
                 state.eval_loss, state.eval_step = figures["eval_loss"], state.step
-                state.best_eval_loss = min(figures["eval_loss"], state.best_eval_loss or math.inf)
                 log.write_evaluation(state, figures)
                 log.write_samples(state.step, sample(run))
             if is_due(arguments.save_every, state.step, last) or result.wants_stop:

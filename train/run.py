@@ -45,7 +45,6 @@ class TrainState:
     tokens_seen: int = 0  # predicted tokens, over all processes
     eval_loss: float | None = None  # of the last evaluation, and the step after which it was made
     eval_step: int = 0
-    best_eval_loss: float | None = None
     skipped_in_a_row: int = 0  # the last steps whose update was left out
     skipped_steps: list[int] = field(default_factory=list)  # all of them
     recent: list[list[float]] = field(default_factory=list)  # [loss, gradient norm] of the last updates
