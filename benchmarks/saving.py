@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTTokenizer
 from train import loop, resume
 from train.arguments import TrainArguments, option, parse_recipe, run_script
-from train.data import StepSampler
 from train.device import keep_freed_memory
+from train.language_modelling import LanguageModelling
 from train.metrics import token_byte_lengths
 from train.optimizer import build_optimizers
+from train.order import StepSampler
 from train.run import Run, TrainState
 
 from .report import interleaved, print_table, seconds_of
@@ -44,14 +45,15 @@ class RandomRows:
 
     def __init__(self, vocab_size: int) -> None:
         self.ids = torch.randint(vocab_size, (64, BLOCK + 1))
-        self.block_size = BLOCK
+        self.mean_length = BLOCK
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows(self, indices: Sequence[int]) -> torch.Tensor:
-        """(len(indices), block + 1) token ids."""
-        return self.ids[torch.as_tensor(list(indices))]
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `shift_labels`, both (len(indices), block)."""
+        rows = self.ids[torch.as_tensor(list(indices))]
+        return {"input_ids": rows[:, :-1].contiguous(), "shift_labels": rows[:, 1:].contiguous()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,11 +96,10 @@ def build(folder: Path, preset: str) -> Run:
         accelerator=accelerator,
         model=prepared,
         optimizers=optimizers,
-        batches=StepSampler(data, 8, 8, seed=0),  # type: ignore[arg-type]
+        batches=StepSampler(data, 8, 8, seed=0),
         validation=data,
+        objective=LanguageModelling(tokenizer, token_byte_lengths(tokenizer), forward_kwargs={"skip_logits": True}),
         tokenizer=tokenizer,
-        token_bytes=token_byte_lengths(tokenizer),
-        forward_kwargs={"skip_logits": True},
     )
 
 

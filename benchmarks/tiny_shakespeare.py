@@ -22,6 +22,7 @@ from safetensors import safe_open
 from examples.tiny_shakespeare import character_tokenizer
 from train import prepare_data, pretrain
 from train.arguments import option, parse_recipe, required, run_script
+from train.session import MODEL_FOLDER
 
 from .report import print_table
 
@@ -92,7 +93,7 @@ def run_ours(text: str, folder: Path, seed: int) -> Result:
     seconds = time.perf_counter() - started
     records = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
     loss = [record["eval_loss"] for record in records if "eval_loss" in record][-1]
-    return Result(f"ours, seed {seed}", f"{num_parameters(Path(run, pretrain.MODEL_FOLDER)) / 1e6:.2f}M", loss, seconds)
+    return Result(f"ours, seed {seed}", f"{num_parameters(Path(run, MODEL_FOLDER)) / 1e6:.2f}M", loss, seconds)
 
 
 def num_parameters(model: Path) -> int:

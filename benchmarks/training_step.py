@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from train import build, loop, prepare_data, train_tokenizer
+from train import loop, prepare_data, train_tokenizer
 from train.arguments import DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
-from train.data import TOKENIZER_FOLDER, open_data
+from train.data import open_data
 from train.device import build_accelerator, keep_freed_memory, resolve_precision
+from train.language_modelling import LanguageModelling
 from train.parallel import Grid
+from train.pretrain import build_pretraining
 from train.run import TrainState
 
 from .report import default_device, in_new_process, interleaved, median_ratio, print_table, seconds_of
@@ -177,11 +179,10 @@ def our_speed(
     }
     kinds = (ModelArguments, DataArguments, TrainArguments)
     model, data, train = parse_recipe(kinds, [f"--{name}={value}" for name, value in options.items()])
-    tokenizer = AutoTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
     accelerator = build_accelerator(train.precision)
-    run = build.build_run(model, train, open_data(data.data_dir), tokenizer, accelerator, Grid())
-    if not skip_logits:
-        run.forward_kwargs.pop("skip_logits")
+    run = build_pretraining(model, train, open_data(data.data_dir), Path(data.data_dir), accelerator, Grid())
+    if not skip_logits and isinstance(run.objective, LanguageModelling):
+        run.objective.forward_kwargs.pop("skip_logits")
     return tokens_per_second(lambda number: loop.train_step(run, TrainState(step=number)), arguments)
 
 

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from train.data import (
     BLOCKS_FILE,
     FORMAT,
-    StepSampler,
-    examples_at,
     open_data,
     smallest_integer_type,
     tokenizer_sha256,
     write_blocks,
     write_manifest,
 )
+from train.order import StepSampler, examples_at
 
 TOKENIZER = '{"model": {"b": 1, "a": 2}}'
 
@@ -230,7 +229,7 @@ def test_sampler_gives_shifted_contiguous_micro_batches(prepared):
         assert batch.keys() == {"input_ids", "shift_labels"}
         assert batch["input_ids"].shape == batch["shift_labels"].shape == (2, 4)
         assert all(tensor.is_contiguous() for tensor in batch.values())
-        rows = sampler.blocks.rows(examples[2 * number : 2 * number + 2])
+        rows = sampler.source.rows(examples[2 * number : 2 * number + 2])
         assert torch.equal(batch["input_ids"], rows[:, :4])
         assert torch.equal(batch["shift_labels"], rows[:, 1:])
 

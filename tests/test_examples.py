@@ -10,7 +10,7 @@ import pytest
 from examples.tiny_shakespeare.character_tokenizer import SPECIAL_TOKENS, character_tokenizer
 from train.arguments import DataArguments, ModelArguments, TrainArguments, parse_recipe
 from train.build import build_config, build_model
-from train.pretrain import MODEL_FOLDER
+from train.session import MODEL_FOLDER
 
 ROOT = Path(__file__).parents[1]
 SHAKESPEARE = ROOT / "examples" / "tiny_shakespeare"

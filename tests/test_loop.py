@@ -10,7 +10,7 @@ import torch
 from tiny_loop import BLOCK, Rows, assert_same_weights, records, start, weights
 
 from train import loop, resume
-from train.data import StepSampler
+from train.order import StepSampler
 from train.run import TrainState
 from train.schedule import seed_at
 
@@ -57,7 +57,7 @@ def test_a_batch_without_any_target_is_refused(build):
             for number, batch in super().micro_batches(step):
                 yield number, batch | {"shift_labels": torch.full_like(batch["shift_labels"], -100)}
 
-    with pytest.raises(ValueError, match="step 1 has no token to predict"):
+    with pytest.raises(ValueError, match="step 1 has nothing to predict"):
         start(build(sampler=NoLabels))
 
 
@@ -95,7 +95,7 @@ def test_dropout_differs_between_steps_and_micro_batches(build):
     seen = []
     for step, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
         torch.manual_seed(seed_at(0, step, number))
-        seen.append(loop.forward_loss(run, run.model, one_batch, 1).item())
+        seen.append(run.objective.loss(run.model, one_batch, 1).item())
     assert seen[0] == seen[3]
     assert len(set(seen)) == 3
 
@@ -136,7 +136,7 @@ def test_evaluation_is_the_mean_over_sequences_spread_evenly(build):
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum").item()
     assert figures["eval_loss"] == pytest.approx(nats / (5 * BLOCK), abs=1e-5)
     assert figures["eval_perplexity"] == pytest.approx(math.exp(figures["eval_loss"]))
-    num_bytes = run.token_bytes[rows[:, 1:]].sum().item()
+    num_bytes = run.objective.token_bytes[rows[:, 1:]].sum().item()
     assert figures["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
     whole = build("all", eval_sequences=0)
     assert loop.evaluate(whole)["eval_loss"] != figures["eval_loss"]
@@ -181,7 +181,7 @@ def test_one_batch_can_be_learnt_by_heart(build):
     run = build(
         batch_size=2, micro_batch_size=2, max_steps=60, dropout=0.0, learning_rate=0.02, eval_every=0, save_every=0
     )
-    run.batches = StepSampler(Rows(run.batches.blocks.ids[:2]), 2, 2, 0)
+    run.batches = StepSampler(Rows(run.batches.source.ids[:2]), 2, 2, 0)
     start(run)
     losses = [record["loss"] for record in records(run) if "loss" in record]
     assert losses[0] > 5

@@ -101,7 +101,7 @@ def test_a_run_log_writes_to_files_tracker_and_screen(tmp_path, capsys):
     log.add(tokens=600, seconds=2.0)
     state = SimpleNamespace(step=2, tokens_seen=1200)
     log.write_step(state, {"loss": 3.0, "grad_norm": 1.0, "learning_rate": 0.1})
-    log.write_evaluation(state, {"eval_loss": 2.0, "eval_perplexity": 7.4, "eval_bits_per_byte": 1.1})
+    log.write_evaluation(state, {"eval_loss": 2.0, "eval_confusion": [[1]]}, "1.1000 bits per byte")
     log.write_samples(2, [("def ", "f(x)\n")])
     log.close(2)
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())

@@ -199,7 +199,7 @@ def test_the_initial_weights_depend_on_the_seed_alone():
     built = []
     for seed in (0, 0, 1):
         torch.manual_seed(len(built))
-        built.append(build.build_model(config, TrainArguments("run", seed=seed)).model.embed_tokens.weight)
+        built.append(build.new_model(config, seed).model.embed_tokens.weight)
     assert torch.equal(built[0], built[1])
     assert not torch.equal(built[0], built[2])
 

@@ -12,7 +12,7 @@ from tiny_run import records
 
 from train.device import build_accelerator, check_engine
 from train.heartbeat import DEAD_AFTER, silent_processes
-from train.pretrain import STOPPED
+from train.session import STOPPED
 from train.status import read_status
 
 ENGINES = {"ddp": [], "fsdp": ["--fsdp_size=2"]}

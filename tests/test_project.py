@@ -24,10 +24,20 @@ LAYERS = {
     "run": {"arguments", "parallel"},
     "stability": {"run"},
     "optimizer": {"parallel"},
+    "order": {"run"},
+    "language_modelling": {"metrics", "schedule"},
+    "corpora": {"tables"},
     "checkpoint": {"manifest", "parallel", "run"},
     "resume": {"checkpoint", "manifest", "metrics", "optimizer", "run"},
     "loop": {"checkpoint", "metrics", "parallel", "resume", "run", "schedule", "stability"},
-    "build": {"arguments", "cost", "data", "device", "metrics", "optimizer", "parallel", "run", "schedule"},
+    "build": {
+        *("arguments", "cost", "data", "device", "language_modelling", "metrics", "optimizer", "order", "parallel"),
+        *("run", "schedule"),
+    },
+    "session": {
+        *("arguments", "build", "checkpoint", "device", "heartbeat", "loop", "manifest", "parallel", "resume", "run"),
+        "status",
+    },
 }
 MODELING = REPOSITORY / "hf_scratch_gpt" / "modeling_scratch_gpt.py"
 

@@ -7,19 +7,20 @@ import torch
 from tiny_loop import BLOCK, assert_same_weights, records, start, weights
 
 from train import loop, resume, stability
+from train.language_modelling import LanguageModelling
 from train.metrics import RunLog
 from train.run import TrainState
 
 
 def spoil(monkeypatch, run, bad_steps, factor=math.nan):
     """Multiplies the loss of some steps, counted from 1; a step has two micro-batches."""
-    real_loss, calls = loop.forward_loss, iter(range(1000))
+    real_loss, calls = run.objective.loss, iter(range(1000))
 
-    def forward_loss(*args, **kwargs):
+    def loss(*args, **kwargs):
         is_bad = run.model.training and next(calls) // 2 + 1 in bad_steps
         return real_loss(*args, **kwargs) * (factor if is_bad else 1)
 
-    monkeypatch.setattr(loop, "forward_loss", forward_loss)
+    monkeypatch.setattr(run.objective, "loss", loss)
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_recorded(build, monkeypatch):
@@ -78,7 +79,7 @@ def test_too_little_memory_ends_with_the_settings_that_need_less(build, monkeypa
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(loop, "forward_loss", fail)
+    monkeypatch.setattr(LanguageModelling, "loss", fail)
     with pytest.raises(
         ValueError, match=r"micro-batch of 2 sequences on cpu.*--micro_batch_size 1, or --gradient_chec"
     ):
@@ -89,7 +90,7 @@ def test_other_errors_stay_what_they_are(build, monkeypatch):
     def fail(*args):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(loop, "forward_loss", fail)
+    monkeypatch.setattr(LanguageModelling, "loss", fail)
     with pytest.raises(RuntimeError, match="shapes differ"):
         start(build())
 

@@ -3,7 +3,7 @@
 import pytest
 from tiny_run import records
 
-from train import loop, pretrain
+from train import loop, pretrain, session
 from train.arguments import run_script
 from train.status import read_status, write_status
 
@@ -45,7 +45,7 @@ def test_a_mistake_before_training_leaves_the_status_of_the_run(recipe, tmp_path
 def test_a_run_that_was_asked_to_stop_is_stopped(recipe, tmp_path, monkeypatch):
     real_step = loop.train_step
     monkeypatch.setattr(loop, "train_step", lambda run, state, **kw: real_step(run, state, wants_stop=state.step == 1))
-    assert pretrain.main([recipe()]) == pretrain.STOPPED
+    assert pretrain.main([recipe()]) == session.STOPPED
     status = read_status(tmp_path / "run")
     assert (status["state"], status["step"]) == ("stopped", 2)
     assert records(tmp_path / "run")[-1]["step"] == 2

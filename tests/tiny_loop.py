@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_scratch_gpt import ScratchGPTTokenizer
 from train import loop, resume
 from train.arguments import TrainArguments
-from train.data import StepSampler
-from train.metrics import token_byte_lengths
+from train.build import next_token_objective
 from train.optimizer import build_optimizers
+from train.order import StepSampler
 from train.run import Run
 
 BLOCK = 12
@@ -31,8 +31,14 @@ class Rows:
     def __len__(self):
         return len(self.ids)
 
+    mean_length = BLOCK
+
     def rows(self, indices):
         return self.ids[torch.as_tensor(list(indices))]
+
+    def batch(self, indices):
+        rows = self.rows(indices)
+        return {"input_ids": rows[:, :-1].contiguous(), "shift_labels": rows[:, 1:].contiguous()}
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +85,8 @@ def build(tmp_path, tokenizer):
             optimizers=optimizers,
             batches=sampler(Rows(ids), arguments.batch_size, arguments.micro_batch_size, seed),
             validation=Rows(ids[:7].flip(1)),
+            objective=next_token_objective(model, tokenizer, arguments),
             tokenizer=tokenizer,
-            token_bytes=token_byte_lengths(tokenizer),
             frozen={"learning_rate": arguments.learning_rate, "batch_size": arguments.batch_size},
         )
 

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 MODEL_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"  # instead, where only an adapter is trained
 OPTIMIZER_FILE = "optimizer.safetensors"
 OPTIMIZER_SHARDS = "optimizer"
 LOCK_FILE = ".lock"
@@ -70,7 +71,9 @@ class Checkpoint:
     def load_model(self, model: nn.Module) -> None:
         """Copies the saved weights into `model`, whole or split, in place: tied weights stay tied."""
         try:
-            if self.has_shards or is_split(model):
+            if is_adapter(model):
+                load_adapter(model, self.path)
+            elif self.has_shards or is_split(model):
                 _read_parts(self.path, named_weights(model))
             else:
                 safetensors.torch.load_model(model, self.path / MODEL_FILE)
@@ -223,6 +226,24 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     weights = dict(model.named_parameters())
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
     return {name: tensor.detach() for name, tensor in (weights | buffers).items()}
+
+
+def is_adapter(model: nn.Module) -> bool:
+    """Whether the model is a `peft` adapter around another one: then only the adapter is saved."""
+    return hasattr(model, "peft_config")
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Copies the weights of a saved adapter into `model`, in place.
+
+    Raises:
+        RuntimeError: names or shapes differ.
+    """
+    from peft import set_peft_model_state_dict  # takes a second
+
+    outcome: Any = set_peft_model_state_dict(model, safetensors.torch.load_file(folder / ADAPTER_FILE))
+    if outcome.unexpected_keys:
+        raise RuntimeError(f"unknown weights {', '.join(outcome.unexpected_keys[:3])}")
 
 
 def safetensors_names(path: Path) -> list[str]:

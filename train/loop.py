@@ -1,9 +1,10 @@
-"""The training loop: what happens in a step, and in which order. It trains any causal language model.
+"""The training loop: what happens in a step, and in which order. Pretraining and every kind of fine-tuning use it.
 
 The step is the only clock. Learning rate, examples, dropout and what is due are pure functions of
 (seed, step, micro-batch), so progress is one integer, and to continue a run takes only the weights,
-the optimizer tensors and that integer. Reading order: `train`, `train_step`, `evaluate`, `sample`; how
-a run is saved and continued stands in `train.resume`.
+the optimizer tensors and that integer. What a loss is, and what an evaluation tells, is the run's
+objective. Reading order: `train`, `train_step`, `evaluate`, `sample`; how a run is saved and continued
+stands in `train.resume`.
 """
 
 import math
@@ -21,14 +22,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from . import checkpoint, parallel, stability
-from .metrics import RunLog, bits_per_byte, perplexity
+from .metrics import RunLog
 from .resume import finish_saving, save
-from .run import Run, TrainState
+from .run import Examples, Run, TrainState
 from .schedule import is_due, learning_rate_at, seed_at
 
-IGNORED_LABEL = -100
-SAMPLE_TEMPERATURE = 0.8
-SAMPLE_TOP_K = 50
 STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 ]  # Windows has no SIGUSR1
@@ -38,9 +36,9 @@ STOP_SIGNALS = [
 class StepResult:
     """What one step reports, over all micro-batches and processes."""
 
-    loss: float  # nats per target token
+    loss: float  # nats per target
     grad_norm: float  # before clipping
-    num_tokens: int  # target tokens
+    num_tokens: int
     wants_stop: bool  # some process was asked to stop
     skipped: str = ""  # why the update was left out
     seconds: float = 0.0
@@ -58,6 +56,8 @@ def train(run: Run, state: TrainState) -> TrainState:
         run.folder, run.accelerator, first_step=state.step, last_step=last, peak_speed=run.peak_tokens_per_second
     )
     with stop_on_signals() as stop:
+        if run.is_tuning and state.step == 0:
+            report_evaluation(run, state, log)
         while state.step < last:
             set_learning_rate(run, state.step)
             result = train_step(run, state, wants_stop=stop.is_set())
@@ -70,10 +70,7 @@ def train(run: Run, state: TrainState) -> TrainState:
             elif is_due(arguments.log_every, state.step, last):
                 log.write_step(state, step_figures(run, result))
             if is_due(arguments.eval_every, state.step, last):
-                figures = evaluate(run)
-                state.eval_loss, state.eval_step = figures["eval_loss"], state.step
-                log.write_evaluation(state, figures)
-                log.write_samples(state.step, sample(run))
+                report_evaluation(run, state, log)
             if is_due(arguments.save_every, state.step, last) or result.wants_stop:
                 save(run, state)
             if result.wants_stop:
@@ -81,6 +78,16 @@ def train(run: Run, state: TrainState) -> TrainState:
     finish_saving(run)
     log.close(state.step)
     return state
+
+
+def report_evaluation(run: Run, state: TrainState, log: RunLog) -> None:
+    """Evaluates, and writes down what that tells."""
+    figures = evaluate(run)
+    state.eval_loss, state.eval_step = figures["eval_loss"], state.step
+    log.write_evaluation(state, figures, run.objective.in_words(figures))
+    if run.accelerator.is_main_process:
+        run.objective.illustrate(figures, run.folder, state.step)
+    log.write_samples(state.step, sample(run))
 
 
 def step_figures(run: Run, result: StepResult) -> dict[str, float]:
@@ -121,7 +128,7 @@ def set_learning_rate(run: Run, step: int) -> None:
 
 
 def train_step(run: Run, state: TrainState, wants_stop: bool = False) -> StepResult:
-    """One update: loss = sum over the target tokens of all micro-batches and processes / their number.
+    """One update: loss = sum over the targets of all micro-batches and processes / their number.
 
     Whether the update is good enough to be made is decided by `train.stability`, which `state` keeps the memory of.
     """
@@ -130,12 +137,13 @@ def train_step(run: Run, state: TrainState, wants_stop: bool = False) -> StepRes
         (stops,) = run.sum_over_processes([float(wants_stop)])
         return StepResult(math.nan, math.nan, 0, bool(stops), "on request")
     batches = list(run.batches.micro_batches(step))
-    own_tokens = sum(int((b["shift_labels"] != IGNORED_LABEL).sum()) for _, b in batches)
-    num_tokens, num_stops = run.sum_over_processes([own_tokens, float(wants_stop)])
-    if num_tokens == 0:
-        raise ValueError(f"step {step + 1} has no token to predict: all labels are {IGNORED_LABEL}.")
+    sizes = [run.objective.sizes(batch) for _, batch in batches]
+    own_total, own_tokens = sum(size[0] for size in sizes), sum(size[1] for size in sizes)
+    total, num_tokens, num_stops = run.sum_over_processes([own_total, own_tokens, float(wants_stop)])
+    if total == 0:
+        raise ValueError(f"step {step + 1} has nothing to predict: all its labels are left out.")
     with explained_shortage_of_memory(run):
-        loss_sum = backward(run, step, batches, num_tokens)
+        loss_sum = backward(run, step, batches, total)
     grad_norm = clip_gradients(run)
     (loss,) = run.sum_over_processes([loss_sum])
     is_scaled = run.accelerator.scaler is not None
@@ -152,14 +160,15 @@ def train_step(run: Run, state: TrainState, wants_stop: bool = False) -> StepRes
     return StepResult(loss, grad_norm, int(num_tokens), bool(num_stops), skipped, time.perf_counter() - started)
 
 
-def backward(run: Run, step: int, batches: list[tuple[int, dict[str, Tensor]]], num_tokens: float) -> float:
+def backward(run: Run, step: int, batches: list[tuple[int, dict[str, Tensor]]], total: float) -> float:
     """Adds the gradients of all micro-batches of this process; returns its share of the loss."""
     accelerator, model = run.accelerator, run.model
     loss_sum = torch.zeros((), device=accelerator.device)
     for number, batch in batches:
         torch.manual_seed(seed_at(run.arguments.seed, step, number))
         with synchronised_only_if(number == batches[-1][0], run):
-            loss = forward_loss(run, model, batch, num_tokens)
+            with accelerator.autocast():
+                loss = run.objective.loss(model, on_device(run, batch), total)
             # engines average gradients over the shares of the examples, but the loss is a sum over them
             accelerator.backward(loss * run.grid.data_size)
         loss_sum += loss.detach()
@@ -185,20 +194,10 @@ def clip_gradients(run: Run) -> float:
     return float(run.accelerator.clip_grad_norm_(run.model.parameters(), max_norm))
 
 
-def forward_loss(run: Run, model: nn.Module, batch: dict[str, Tensor], num_tokens: int | float) -> Tensor:
-    """Sum of the losses of a micro-batch divided by `num_tokens`, in nats."""
+def on_device(run: Run, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a batch where the model is."""
     device = run.accelerator.device
-    input_ids = batch["input_ids"].to(device, non_blocking=True)  # (micro_batch, block)
-    labels = batch["shift_labels"].to(device, non_blocking=True)  # (micro_batch, block)
-    with run.accelerator.autocast():
-        return model(
-            input_ids=input_ids,
-            labels=labels,  # asks for a loss; the labels used are those that are shifted already
-            shift_labels=labels,
-            num_items_in_batch=torch.tensor(float(num_tokens), device=device),
-            use_cache=False,
-            **run.forward_kwargs,
-        ).loss
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 @contextmanager
@@ -221,39 +220,32 @@ def explained_shortage_of_memory(run: Run) -> Iterator[None]:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
-    """Loss in nats per token, perplexity and bits per byte of validation sequences spread evenly over the split."""
-    blocks, size = run.validation, run.arguments.micro_batch_size
-    num_rows = min(len(blocks), run.arguments.eval_sequences or len(blocks))
-    starts, shares = range(0, num_rows, size), run.grid.data_size
-    nats, num_tokens, num_bytes = 0.0, 0.0, 0.0
+def evaluate(run: Run, examples: Examples | None = None) -> dict[str, Any]:
+    """The objective's figures for validation examples spread evenly over the split, or for all of `examples`."""
+    size, shares = run.arguments.micro_batch_size, run.grid.data_size
+    limit = run.arguments.eval_sequences if examples is None else 0
+    examples = run.validation if examples is None else examples
+    num_examples = min(len(examples), limit or len(examples))
+    starts = range(0, num_examples, size)
+    sums: list[float] = []
     with _eval_mode(run.bare_model) as model:
         # where the model is split, all processes call it equally often, the last ones with nothing to count
         for number in range(run.grid.data_index, math.ceil(len(starts) / shares) * shares, shares):
             start = starts[min(number, len(starts) - 1)]
-            chosen = [i * len(blocks) // num_rows for i in range(start, min(start + size, num_rows))]
-            rows = blocks.rows(chosen)  # (rows, block + 1)
-            batch = {"input_ids": rows[:, :-1], "shift_labels": rows[:, 1:].contiguous()}
-            loss = float(forward_loss(run, model, batch, num_tokens=1))
-            if number < len(starts):
-                nats += loss
-                num_tokens += batch["shift_labels"].numel()
-                num_bytes += int(run.token_bytes[batch["shift_labels"]].sum())
-    nats, num_tokens, num_bytes = run.sum_over_processes([nats, num_tokens, num_bytes])
-    loss = nats / num_tokens
-    return {
-        "eval_loss": loss,
-        "eval_perplexity": perplexity(loss),
-        "eval_bits_per_byte": bits_per_byte(nats, num_bytes),
-    }
+            chosen = range(start, min(start + size, num_examples))
+            batch = examples.batch([i * len(examples) // num_examples for i in chosen])
+            with run.accelerator.autocast():
+                counted = run.objective.measure(model, on_device(run, batch))
+            counted = counted if number < len(starts) else [0.0] * len(counted)
+            sums = [a + b for a, b in zip(sums, counted, strict=True)] if sums else counted
+    return run.objective.figures(run.sum_over_processes(sums))
 
 
 @torch.no_grad()
 def sample(run: Run) -> list[tuple[str, str]]:
-    """(prompt, completion) for each of the fixed prompts; the first process alone writes, unless the model is split.
+    """(prompt, completion) pairs; the first process alone writes, unless the model is split.
 
-    The seed is fixed, so that samples of different steps compare; the random state of training is
-    put back.
+    The random state of training is put back.
     """
     if not run.accelerator.is_main_process and not run.is_split:
         return []
@@ -261,27 +253,7 @@ def sample(run: Run) -> list[tuple[str, str]]:
     forked = [device] if device.type == "cuda" else []
     eager = torch.compiler.set_stance("force_eager")  # each length would be compiled anew
     with torch.random.fork_rng(forked), _eval_mode(run.bare_model) as model, eager:
-        return [
-            (prompt, _completion(run, model, prompt, number))
-            for number, prompt in enumerate(run.arguments.sample_prompts)
-        ]
-
-
-def _completion(run: Run, model: Any, prompt: str, number: int) -> str:
-    torch.manual_seed(seed_at(run.arguments.seed, "sample", number))
-    ids = run.tokenizer(prompt)["input_ids"] or [run.tokenizer.bos_token_id]
-    input_ids = torch.tensor([ids], device=run.accelerator.device)  # (1, prompt)
-    output = model.generate(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=run.arguments.sample_tokens,
-        do_sample=True,
-        temperature=SAMPLE_TEMPERATURE,
-        top_k=SAMPLE_TOP_K,
-        pad_token_id=run.tokenizer.pad_token_id,
-    )  # (1, prompt + completion)
-    completion: Any = run.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
-    return str(completion)
+        return run.objective.samples(model)
 
 
 @contextmanager

@@ -196,13 +196,10 @@ class RunLog:
             self.metrics.write({"step": state.step, "tokens_seen": state.tokens_seen, "skipped": reason})
         self.progress.line(f"step {state.step}: update left out: {reason}")
 
-    def write_evaluation(self, state: TrainProgress, figures: dict[str, float]) -> None:
-        """Writes eval_loss, eval_perplexity and eval_bits_per_byte."""
+    def write_evaluation(self, state: TrainProgress, figures: dict[str, Any], in_words: str) -> None:
+        """Writes the figures of an evaluation; trackers take numbers only."""
         self._write(state, figures)
-        self.progress.line(
-            f"step {state.step}: validation loss {figures['eval_loss']:.4f} | perplexity "
-            f"{figures['eval_perplexity']:.2f} | {figures['eval_bits_per_byte']:.4f} bits per byte"
-        )
+        self.progress.line(f"step {state.step}: {in_words}")
 
     def write_samples(self, step: int, samples: Iterable[tuple[str, str]]) -> None:
         """Writes (prompt, completion) pairs."""
@@ -216,8 +213,9 @@ class RunLog:
         if step < self.last_step:
             self.progress.line(f"stopped after step {step} and saved: the same command continues from there")
 
-    def _write(self, state: TrainProgress, figures: dict[str, float]) -> None:
-        self.accelerator.log(figures, step=state.step)
+    def _write(self, state: TrainProgress, figures: dict[str, Any]) -> None:
+        numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        self.accelerator.log(numbers, step=state.step)
         if self.accelerator.is_main_process:
             record = {"step": state.step, "tokens_seen": state.tokens_seen}
             self.metrics.write(record | figures)

@@ -19,15 +19,14 @@ from pathlib import Path
 import torch
 import yaml
 
-from hf_scratch_gpt import ScratchGPTTokenizer
-
-from . import build, loop, prepare_data, pretrain, train_tokenizer
+from . import loop, prepare_data, pretrain, train_tokenizer
 from .arguments import CorpusArguments, DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
-from .data import TOKENIZER_FOLDER, open_data
+from .data import open_data
 from .device import build_accelerator, keep_freed_memory
 from .model_card import CARD_NAME, PICTURE_NAME
 from .parallel import Grid
 from .run import TrainState
+from .session import MODEL_FOLDER
 
 PROMPTS = ("def read_", "class Queue:\n", "import os\n", 'The "for" statement')
 NUM_EVALUATIONS = 8
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_data(folder, size, corpus)
     if code := make_model(folder, size, arguments.minutes):
         return code
-    try_model(folder / "run" / pretrain.MODEL_FOLDER)
+    try_model(folder / "run" / MODEL_FOLDER)
     print(closing_words(folder))
     return 0
 
@@ -161,9 +160,9 @@ def seconds_needed(settings: dict[str, object]) -> tuple[float, float]:
         options += [f"--output_dir={scratch}", "--sample_prompts", *PROMPTS]
         kinds = (ModelArguments, DataArguments, TrainArguments)
         model, data, arguments = parse_recipe(kinds, options)
-        tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
         accelerator = build_accelerator(arguments.precision)
-        run = build.build_run(model, arguments, open_data(data.data_dir), tokenizer, accelerator, Grid())
+        folder, prepared = Path(data.data_dir), open_data(data.data_dir)
+        run = pretrain.build_pretraining(model, arguments, prepared, folder, accelerator, Grid())
         seconds: list[float] = []
         while len(seconds) < 6 or sum(seconds) < TIMING_SECONDS:
             seconds.append(loop.train_step(run, TrainState(step=len(seconds))).seconds)
@@ -234,7 +233,7 @@ def this_python() -> str:
 
 def closing_words(folder: Path) -> str:
     """Where everything lies and what to try next."""
-    run, model = folder / "run", folder / "run" / pretrain.MODEL_FOLDER
+    run, model = folder / "run", folder / "run" / MODEL_FOLDER
     places = {
         model: "the model, for AutoModelForCausalLM.from_pretrained",
         model / CARD_NAME: "its card with all figures",

@@ -104,7 +104,7 @@ def resume(run: Run) -> TrainState:
         state = TrainState(**progress)
     run.left_out = read_left_out(run.folder)
     if run.accelerator.is_main_process:
-        RunLog.cut_back(run.folder, state.step)
+        RunLog.cut_back(run.folder, state.step or -1)  # a run that has saved nothing yet begins anew
     return state
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from . import checkpoint
 from .arguments import option, option_list, parse_recipe, required, run_script
 from .manifest import verified_manifest
-from .pretrain import MODEL_FOLDER
 from .resume import LEFT_OUT_FILE, read_left_out
+from .session import MODEL_FOLDER
 from .status import write_status
 
 

@@ -21,20 +21,53 @@ from .parallel import Grid, is_split
 WRITE_ERRORS = (OSError, SafetensorError, CheckpointException)
 
 
+class Examples(Protocol):
+    """What a run learns from or is evaluated with, such as `train.data.TokenBlocks`."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens that the model reads per example, on average."""
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors of some examples; the first dimension of each is len(indices)."""
+
+
 class Batches(Protocol):
-    """The examples of every step, such as `train.data.StepSampler`."""
+    """The examples of every step, such as `train.order.StepSampler`."""
+
+    @property
+    def source(self) -> Examples:
+        """From where they are drawn."""
 
     def micro_batches(self, step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """This process's share of a step: (number of the micro-batch in the step, tensors)."""
 
 
-class Rows(Protocol):
-    """Validation sequences, such as `train.data.TokenBlocks`."""
+class Objective(Protocol):
+    """What is learned: the loss of a batch, and what an evaluation tells; such as `LanguageModelling`."""
 
-    def __len__(self) -> int: ...
+    def sizes(self, batch: dict[str, Tensor]) -> tuple[float, int]:
+        """By what the summed loss is divided (the number of targets, or their weight), and how many tokens count."""
 
-    def rows(self, indices: Sequence[int]) -> Tensor:
-        """(len(indices), block + 1) token ids."""
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], total: float) -> Tensor:
+        """Sum of the losses of a micro-batch, divided by `total`, in nats."""
+
+    def measure(self, model: nn.Module, batch: dict[str, Tensor]) -> list[float]:
+        """What is counted of a batch; summed over all batches and processes."""
+
+    def figures(self, sums: Sequence[float]) -> dict[str, Any]:
+        """The figures of an evaluation; `eval_loss`, nats per target, is among them."""
+
+    def in_words(self, figures: dict[str, Any]) -> str:
+        """The figures as a line for the screen."""
+
+    def illustrate(self, figures: dict[str, Any], folder: Path, step: int) -> None:
+        """Writes what a picture shows better, if anything."""
+
+    def samples(self, model: Any) -> list[tuple[str, str]]:
+        """(prompt, completion) pairs that show what the model does."""
 
 
 @dataclass
@@ -42,7 +75,7 @@ class TrainState:
     """Progress, saved with each checkpoint: all that a run knows beside its tensors."""
 
     step: int = 0  # finished steps
-    tokens_seen: int = 0  # predicted tokens, over all processes
+    tokens_seen: int = 0  # over all processes
     eval_loss: float | None = None  # of the last evaluation, and the step after which it was made
     eval_step: int = 0
     skipped_in_a_row: int = 0  # the last steps whose update was left out
@@ -55,10 +88,9 @@ class Run:
     """What a script has built; model and optimizers as `Accelerator.prepare` or `split_model` leave them.
 
     Args:
-        token_bytes: bytes of text per token id, from `metrics.token_byte_lengths`.
         grid: the place of this process among all.
         frozen: settings that must not change when the run continues, as JSON values.
-        forward_kwargs: more keyword arguments for the model's forward when it computes a loss.
+        is_tuning: the model knew something before: evaluate it first, and keep the best instead of the last weights.
         left_out: (first, last) steps that `train.rollback` has asked to leave out.
     """
 
@@ -67,12 +99,12 @@ class Run:
     model: nn.Module
     optimizers: list[Optimizer]
     batches: Batches
-    validation: Rows
+    validation: Examples
+    objective: Objective
     tokenizer: PreTrainedTokenizerBase
-    token_bytes: Tensor
     grid: Grid = field(default_factory=Grid)
     frozen: dict[str, Any] = field(default_factory=dict)
-    forward_kwargs: dict[str, Any] = field(default_factory=dict)
+    is_tuning: bool = False
     left_out: list[tuple[int, int]] = field(default_factory=list)
     peak_tokens_per_second: float = math.inf  # if all devices did nothing but the model's matrix products
     saving: Any = None  # the checkpoint that is being written in the background
