@@ -29,6 +29,14 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """The folder of a tiny model to tune."""
+    from tiny_base import save_base
+
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
 def launcher_of_the_session():
     from launcher import Launcher
 

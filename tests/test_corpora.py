@@ -84,6 +84,7 @@ def test_folder_gives_known_suffixes_and_rows(tmp_path):
     write(root / "a/c.md", "\ufeffc")
     write(root / "rows.jsonl", '{"text": "r1"}\n\n{"text": "r3", "more": 1}\n{"text": null}\n')
     write(root / "rows.csv", 'text,n\n"x, ""y""\nz",1\nlast,2\n')
+    write(root / "rows.tsv", 'n\ttext\n1\t"Hi", he said\n')
     pyarrow.parquet.write_table(pyarrow.table({"text": ["p0", "p1"], "n": [1, 2]}), root / "rows.parquet")
     for hidden in (".hidden.txt", ".git/x.txt", "image.png", "code.py"):
         write(root / hidden, "left out")
@@ -97,6 +98,7 @@ def test_folder_gives_known_suffixes_and_rows(tmp_path):
         ("texts/rows.jsonl:3", "r3"),
         ("texts/rows.parquet:0", "p0"),
         ("texts/rows.parquet:1", "p1"),
+        ("texts/rows.tsv:2", '"Hi", he said'),
     ]
 
 
@@ -142,7 +144,7 @@ def test_unusable_paths(tmp_path):
     with pytest.raises(ValueError, match=r"empty\.txt is empty \(0 bytes\)"):
         text_corpus([write(tmp_path / "empty.txt", "")])
     write(tmp_path / "folder/picture.png", "x")
-    with pytest.raises(ValueError, match=r"folder holds no \.txt, \.md, \.jsonl, \.csv, \.parquet file"):
+    with pytest.raises(ValueError, match=r"folder holds no \.txt, \.md, \.jsonl, \.csv, \.tsv, \.parquet file"):
         text_corpus([tmp_path / "folder"])
 
 

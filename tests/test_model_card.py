@@ -13,14 +13,14 @@ RECORDS = [{"step": s, "tokens_seen": 1000 * s, "loss": 8.0 - s / 10} for s in r
 
 
 def test_the_picture_is_a_png_of_the_announced_size(tmp_path):
-    draw_loss_curve(RECORDS, tmp_path / "curve.png", title="tiny", vocab_size=512)
+    draw_loss_curve(RECORDS, tmp_path / "curve.png", title="tiny", num_choices=512)
     content = (tmp_path / "curve.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert struct.unpack(">II", content[16:24]) == (1200, 675)
 
 
 def test_a_run_without_evaluation_can_be_drawn(tmp_path):
-    draw_loss_curve(RECORDS[:20], tmp_path / "curve.png", title="tiny", vocab_size=512)
+    draw_loss_curve(RECORDS[:20], tmp_path / "curve.png", title="tiny", num_choices=512)
     assert (tmp_path / "curve.png").stat().st_size > 5000
 
 

@@ -17,7 +17,7 @@ ALL = [
 ]  # fmt: skip
 SCRIPTS = {
     *("train_tokenizer", "prepare_data", "pretrain", "evaluate", "generate", "quickstart"),
-    *("plan", "report", "rollback"),
+    *("plan", "report", "rollback", "finetune", "finetune_classifier"),
 }
 # who may know whom, from the bottom to the top; parts that are not named stand alone
 LAYERS = {
@@ -27,6 +27,13 @@ LAYERS = {
     "order": {"run"},
     "language_modelling": {"metrics", "schedule"},
     "corpora": {"tables"},
+    "scores": {"metrics"},
+    "rows": {"arguments", "tables"},
+    "tuning": {"arguments"},
+    "classification": {"rows", "scores"},
+    "conversations": {"rows"},
+    "base_model": {"build", "checkpoint", "run", "schedule", "tuning"},
+    "tuned_card": {"model_card"},
     "checkpoint": {"manifest", "parallel", "run"},
     "resume": {"checkpoint", "manifest", "metrics", "optimizer", "run"},
     "loop": {"checkpoint", "metrics", "parallel", "resume", "run", "schedule", "stability"},

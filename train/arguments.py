@@ -39,7 +39,7 @@ def option_list(help: str) -> Any:
 class CorpusArguments:
     """Where text comes from; with neither text nor dataset, from Python's own library."""
 
-    text: list[str] = option_list("Your own text: .txt, .md, .jsonl, .csv, .parquet files or folders.")
+    text: list[str] = option_list("Your own text: .txt, .md, .jsonl, .csv, .tsv, .parquet files or folders.")
     dataset: str | None = option("Name of a dataset on the Hugging Face Hub.")
     dataset_config: str | None = option("Configuration of --dataset.")
     dataset_split: str = option("Split of --dataset to read.", "train")
@@ -55,7 +55,7 @@ class CorpusArguments:
             )
         for name in ("dataset_config", "streaming"):
             if getattr(self, name) and not self.dataset:
-                raise ValueError(_without_effect(name, getattr(self, name), "with --dataset"))
+                raise ValueError(without_effect(name, getattr(self, name), "with --dataset"))
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"--validation_fraction is {self.validation_fraction}: it must lie between 0 and 1, both excluded."
@@ -70,7 +70,7 @@ class TokenizerArguments:
     model_max_length: int = option("Longest text in tokens that the tokenizer announces.", 1024)
 
     def __post_init__(self) -> None:
-        _check_at_least(self, {"vocab_size": 1, "model_max_length": 1})
+        check_at_least(self, {"vocab_size": 1, "model_max_length": 1})
 
 
 @dataclass
@@ -148,18 +148,16 @@ class TrainArguments:
     report_to: str | None = option("Tracker beside metrics.jsonl, such as tensorboard, trackio, wandb.")
 
     def __post_init__(self) -> None:
-        _check_at_least(self, TRAIN_LOWER_BOUNDS)
+        check_at_least(self, TRAIN_LOWER_BOUNDS)
         _check_at_most(self, TRAIN_UPPER_BOUNDS)
         if self.learning_rate == 0 or self.matrix_learning_rate == 0:
             raise ValueError("A learning rate of 0 trains nothing: give a positive one.")
         if self.optimizer == "adamw" and self.matrix_learning_rate is not None:
-            raise ValueError(
-                _without_effect("matrix_learning_rate", self.matrix_learning_rate, "with --optimizer muon")
-            )
+            raise ValueError(without_effect("matrix_learning_rate", self.matrix_learning_rate, "with --optimizer muon"))
         if self.fsdp_keep_weights and self.fsdp_size == 1:
-            raise ValueError(_without_effect("fsdp_keep_weights", True, "with --fsdp_size above 1"))
+            raise ValueError(without_effect("fsdp_keep_weights", True, "with --fsdp_size above 1"))
         if self.schedule == "cosine" and self.decay_fraction is not None:
-            raise ValueError(_without_effect("decay_fraction", self.decay_fraction, "with --schedule wsd"))
+            raise ValueError(without_effect("decay_fraction", self.decay_fraction, "with --schedule wsd"))
         self._check_steps_and_batch()
 
     @property
@@ -341,11 +339,17 @@ def _unknown_name(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"unknown setting {name!r}: {hint}"
 
 
-def _without_effect(name: str, value: Any, where: str) -> str:
+def without_effect(name: str, value: Any, where: str) -> str:
+    """The message for a setting that nothing would read."""
     return f"--{name} ({value}) only has an effect {where}: remove it or change that."
 
 
-def _check_at_least(arguments: Any, bounds: Mapping[str, float]) -> None:
+def check_at_least(arguments: Any, bounds: Mapping[str, float]) -> None:
+    """Refuses settings below their lowest value; None stands for "not set".
+
+    Raises:
+        ValueError: the setting and its lowest value.
+    """
     for name, lowest in bounds.items():
         value = getattr(arguments, name)
         if value is not None and not (value >= lowest and math.isfinite(value)):

@@ -4,11 +4,9 @@ Reading order: `Document` and `Corpus`; `open_corpora`, which picks the sources 
 part; then one section per source: this Python's own text, the user's files, Hub datasets.
 """
 
-import csv
 import hashlib
 import importlib
 import itertools
-import json
 import os
 import platform
 import sysconfig
@@ -19,10 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 
-TABLES = (".jsonl", ".csv", ".parquet")
+from .tables import TABLES, load_split, missing_column, read_rows, utf8_lines
+
 FOLDER_SUFFIXES = (".txt", ".md", *TABLES)  # what a folder is searched for; a named file may differ
 # pydoc_data is the same text as the topics: it must not lie in both splits
 PYTHON_FOLDERS_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
@@ -206,7 +203,7 @@ def _file_sha256(path: Path) -> str:
 
 
 def text_corpus(paths: Sequence[str | Path], text_column: str = "text") -> Corpus:
-    """Files and folders: a document is a row of a .jsonl, .csv or .parquet table, or another file.
+    """Files and folders: a document is a row of a table (one of TABLES), or another file.
 
     A folder gives its FOLDER_SUFFIXES files, hidden ones left out; a file that is named itself may
     have any suffix and is read as UTF-8, bit for bit (only a byte order mark goes).
@@ -223,7 +220,7 @@ def text_corpus(paths: Sequence[str | Path], text_column: str = "text") -> Corpu
             if path.suffix in TABLES:
                 yield from _table_documents(name, path, text_column)
             else:
-                yield Document(name, "".join(_utf8_lines(path)))
+                yield Document(name, "".join(utf8_lines(path)))
 
     contents = ((name, _file_sha256(path)) for name, path in sorted(files.items()))
     return Corpus(
@@ -272,26 +269,9 @@ def _files_below(root: Path) -> list[Path]:
     return files
 
 
-def _utf8_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their line ends as they are, so that joined they are the text."""
-    offset = 0
-    with path.open("rb") as file:
-        for raw in file:
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                where = f"byte {offset + error.start} is 0x{raw[error.start]:02x} ({error.reason})"
-                raise ValueError(f"{path} is not UTF-8 text: {where}. Convert or remove it.") from None
-            if "\0" in line:
-                raise ValueError(f"{path} is not text: byte {offset + raw.index(0)} is NUL. Remove it from the corpus.")
-            yield line if offset else line.removeprefix("\ufeff")
-            offset += len(raw)
-
-
 def _table_documents(name: str, path: Path, text_column: str) -> Iterator[Document]:
-    rows = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix]
-    for place, text in rows(path, text_column):
-        yield Document(f"{name}:{place}", _checked_cell(text, f"{path}:{place}", text_column))
+    for place, row in read_rows(path, [text_column]):
+        yield Document(f"{name}:{place}", _checked_cell(row[text_column], f"{path}:{place}", text_column))
 
 
 def _checked_cell(text: Any, where: str, text_column: str) -> str:
@@ -305,55 +285,6 @@ def _checked_cell(text: Any, where: str, text_column: str) -> str:
     return text
 
 
-def _missing_column(where: str, text_column: str, columns: Iterable[str]) -> ValueError:
-    return ValueError(
-        f"{where} has no column {text_column!r}; its columns are {', '.join(columns) or 'none'}. "
-        "Name one of them with --text_column."
-    )
-
-
-def _json_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(_utf8_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}:{number}: column {error.colno}: not JSON ({error.msg}). "
-                "A .jsonl file holds one JSON object per line."
-            ) from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: not a JSON object but {type(row).__name__}.")
-        if text_column not in row:
-            raise _missing_column(f"{path}:{number}", text_column, row)
-        yield number, row[text_column]
-
-
-def _csv_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(2**31 - 1)  # its default refuses fields above 128 KiB
-    reader = csv.DictReader(_utf8_lines(path), strict=True)
-    try:
-        if text_column not in (reader.fieldnames or ()):
-            raise _missing_column(str(path), text_column, reader.fieldnames or ())
-        for row in reader:
-            yield reader.line_num, row[text_column]
-    except csv.Error as error:
-        raise ValueError(f"{path}:{reader.reader.line_num}: not CSV ({error}).") from None
-
-
-def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[int, Any]]:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            if text_column not in table.schema_arrow.names:
-                raise _missing_column(str(path), text_column, table.schema_arrow.names)
-            batches = table.iter_batches(batch_size=256, columns=[text_column])
-            cells = (cell.as_py() for batch in batches for cell in batch.column(0))
-            yield from enumerate(cells)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not a readable .parquet file: {error}") from None
-
-
 # Datasets
 
 
@@ -364,13 +295,12 @@ def dataset_corpus(settings: CorpusSettings) -> Corpus:
         ValueError: no such column, split or configuration.
         OSError: no such dataset, or no network.
     """
-    split, column = settings.dataset_split, settings.text_column
-    rows = _load_dataset(settings)
+    name, split, column = settings.dataset or "", settings.dataset_split, settings.text_column
+    rows = load_split(name, settings.dataset_config, split, settings.streaming)
     columns = rows.column_names or list(next(iter(rows), {}))  # a stream may not know them before
     if column not in columns:
-        raise _missing_column(f"dataset {settings.dataset} ({split})", column, columns)
+        raise missing_column(f"dataset {settings.dataset} ({split})", column, columns)
     rows = rows.select_columns(column)
-    name = settings.dataset or ""
 
     def read() -> Iterator[Document]:
         for number, row in enumerate(rows):
@@ -382,19 +312,3 @@ def dataset_corpus(settings: CorpusSettings) -> Corpus:
     if isinstance(rows, datasets.Dataset):
         identity.append(rows._fingerprint)
     return Corpus(" ".join(description.split()), _digest(identity), read)
-
-
-def _load_dataset(settings: CorpusSettings) -> datasets.Dataset | datasets.IterableDataset:
-    folder, split = Path(settings.dataset or ""), settings.dataset_split
-    if not ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
-        return datasets.load_dataset(
-            settings.dataset, settings.dataset_config, split=split, streaming=settings.streaming
-        )
-    saved = datasets.load_from_disk(str(folder))
-    if isinstance(saved, datasets.Dataset):
-        return saved
-    if split not in saved:
-        raise ValueError(
-            f"{folder} has no split {split!r}; it has {', '.join(saved)}. Name one of them with --dataset_split."
-        )
-    return saved[split]

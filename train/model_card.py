@@ -13,14 +13,14 @@ CARD_NAME, PICTURE_NAME = "README.md", "loss_curve.png"
 TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#9bb8d3", "#c4502c", "#33373d"
 
 
-def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, vocab_size: int) -> None:
+def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, num_choices: int) -> None:
     """Draw training loss (light) and validation loss (points, the last one labelled) over the tokens seen.
 
     Args:
         records: the lines of metrics.jsonl: `tokens_seen` with `loss` or with `eval_loss`.
         path: the PNG to write.
         title: what was trained.
-        vocab_size: its logarithm, the loss of a model that knows nothing, bounds the picture.
+        num_choices: its logarithm, the loss of a model that knows nothing, bounds the picture.
     """
     from matplotlib.figure import Figure  # no pyplot: it would pick a window system
 
@@ -37,9 +37,9 @@ def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, vo
             color=VALIDATION_COLOUR, va="center", fontweight="bold", annotation_clip=False,
         )  # fmt: skip
     last_tokens = max(tokens for tokens, _ in training + validation)
-    axes.axhline(math.log(vocab_size), color=INK, linewidth=0.8, linestyle=":")
+    axes.axhline(math.log(num_choices), color=INK, linewidth=0.8, linestyle=":")
     axes.annotate(
-        f"guessing: ln({vocab_size}) = {math.log(vocab_size):.2f}", (last_tokens, math.log(vocab_size)),
+        f"guessing: ln({num_choices}) = {math.log(num_choices):.2f}", (last_tokens, math.log(num_choices)),
         xytext=(0, -11), textcoords="offset points", ha="right", fontsize=8, color=INK,
     )  # fmt: skip
     axes.set_xlabel("tokens seen (millions)")

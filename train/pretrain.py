@@ -25,7 +25,7 @@ from .metrics import LOG_FILES, JsonLines
 from .model_card import CARD_NAME, PICTURE_NAME, draw_loss_curve, model_card, run_figures
 from .parallel import Grid
 from .run import Run
-from .session import PLACES, Job, carry_out
+from .session import Job, carry_out, public_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,10 +66,8 @@ def write_model(
     metrics, samples = (JsonLines(run.folder / name).read() for name in LOG_FILES)
     parameters = run.bare_model.num_parameters()
     title = f"{parameters / 1e6:.1f} million parameters, trained on {corpus}"
-    draw_loss_curve(metrics, folder / PICTURE_NAME, title=title, vocab_size=run.bare_model.config.vocab_size)
-    lines = recipe.splitlines(keepends=True)
-    recipe = "".join(line for line in lines if not line.startswith(PLACES))  # where it lay is nobody's business
-    facts = {"name": f"scratch-gpt-{parameters / 1e6:.1f}M", "corpus": corpus, "recipe": recipe}
+    draw_loss_curve(metrics, folder / PICTURE_NAME, title=title, num_choices=run.bare_model.config.vocab_size)
+    facts = {"name": f"scratch-gpt-{parameters / 1e6:.1f}M", "corpus": corpus, "recipe": public_recipe(recipe)}
     figures = {"parameters": f"{parameters:,}"} | run_figures(metrics)
     last = [sample for sample in samples if sample["step"] == run.arguments.max_steps]
     (folder / CARD_NAME).write_text(model_card(facts, figures, last), encoding="utf-8")

@@ -1,0 +1,304 @@
+"""The pretrained model that a fine-tuning run starts from: found, checked, loaded, and what of it is trained."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from .build import new_model, parse_overrides
+from .checkpoint import is_adapter
+from .run import Run
+from .schedule import seed_at
+from .tuning import OF_TRAINABLE, BaseArguments
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FOLDER = "adapter"
+BASE_FILE = "base_model.json"  # beside an adapter of ours: the fingerprint of the weights that it was trained on
+
+
+@dataclass
+class BaseModel:
+    """A model with its tokenizer, and the name and fingerprint of what it was loaded from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the result of a run: it must not change when the run continues."""
+        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return {"base": self.fingerprint, "tokenizer_sha256": hashlib.sha256(vocabulary.encode()).hexdigest()}
+
+
+def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: Any) -> BaseModel:
+    """Loads the base model with float32 weights; what it lacks, such as a new head, depends on `seed` alone.
+
+    Args:
+        auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification ...
+        config: entries for the model's config, such as `num_labels`.
+
+    Raises:
+        ValueError: no model, no weights, weights of another model, a tokenizer of another model.
+        OSError: a file cannot be read.
+    """
+    name = arguments.model
+    check_folder("--model", name, needs_weights=not arguments.random_weights)
+    tokenizer = load_tokenizer(arguments.tokenizer or name)
+    overrides = parse_overrides(arguments.config_overrides or "")
+    if (Path(name) / ADAPTER_CONFIG).exists():
+        return _load_adapted(arguments, seed, auto_class, overrides | config, tokenizer)
+    settings = AutoConfig.from_pretrained(name)
+    for key in overrides:
+        if not hasattr(settings, key):
+            raise ValueError(f"--config_overrides sets {key}, which the config of {name} does not have.")
+    settings = AutoConfig.from_pretrained(name, **overrides, **config)
+    check_vocabulary(tokenizer, settings, arguments)
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+    fingerprint = "random weights" if arguments.random_weights else weights_sha256(name)
+    if arguments.random_weights:
+        model = new_model(settings, seed, auto_class)
+    else:
+        model = _load_weights(name, settings, seed, auto_class)
+    return BaseModel(model, tokenizer, name, fingerprint)
+
+
+def check_folder(option: str, name: str, needs_weights: bool = True) -> None:
+    """Refuses folders that hold no model, before transformers asks the Hub for something of that name.
+
+    Raises:
+        ValueError: what is missing.
+    """
+    path = Path(name)
+    if not path.exists():
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise ValueError(f"{option} {name} does not exist; train.quickstart makes runs/quickstart/run/model.")
+        return
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    shown = ", ".join(found[:8]) or "nothing"
+    if ADAPTER_CONFIG in found:
+        return
+    if "config.json" not in found:
+        raise ValueError(f"{option} {name} is no model folder: it holds no config.json (but {shown}).")
+    if needs_weights and not any(entry.endswith(".safetensors") for entry in found):
+        raise ValueError(
+            f"{option} {name} holds no weights (*.safetensors, but {shown}): give a trained model, or begin with new "
+            "weights by --random_weights true."
+        )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, with a token to pad with.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    path = Path(name)
+    if path.is_dir() and not (path / "tokenizer_config.json").exists():
+        raise ValueError(f"{name} holds no tokenizer: name its folder with --tokenizer.")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of {name} has neither a pad_token nor an eos_token: give it one.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, arguments: BaseArguments) -> None:
+    """Refuses a tokenizer that is not the model's.
+
+    Raises:
+        ValueError: it has more tokens than the model, or other special tokens.
+    """
+    name = arguments.tokenizer or arguments.model
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, but the model {arguments.model} only "
+            f"{config.vocab_size}: it is another model's tokenizer. Name the right one with --tokenizer."
+        )
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        theirs, ours = getattr(tokenizer, token), getattr(config, token, None)
+        if isinstance(ours, int) and theirs is not None and theirs != ours and arguments.tokenizer:
+            raise ValueError(
+                f"{token} is {theirs} in the tokenizer of {name}, but {ours} in {arguments.model}: "
+                "it is another model's tokenizer. Name the right one with --tokenizer."
+            )
+
+
+def _load_weights(name: str, config: PreTrainedConfig, seed: int, auto_class: Any) -> PreTrainedModel:
+    torch.manual_seed(seed_at(seed, "model"))  # for the weights of a new head
+    transformers_logging.disable_progress_bar()
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # that a new head has no weights is what we want
+    try:
+        model, told = auto_class.from_pretrained(
+            name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except RuntimeError as error:  # sizes differ
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"--model {name}: the weights do not fit its config ({reason}).") from None
+    finally:
+        transformers_logging.set_verbosity(before)
+    prefix = model.base_model_prefix + "."
+    lacking = sorted(key for key in told["missing_keys"] if key.startswith(prefix))
+    if lacking:
+        raise ValueError(
+            f"--model {name}: {len(lacking)} weights are missing, such as {lacking[0]}: it is not a "
+            f"{type(model).__name__}, or its files are not complete."
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def weights_sha256(name: str) -> str:
+    """Identity of the weights in a folder: of each file its name and hash; of a name on the Hub, that name."""
+    digest = hashlib.sha256()
+    files = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest() if files else name
+
+
+# What is trained
+
+
+def trained_facts(arguments: BaseArguments) -> dict[str, Any]:
+    """The settings that decide what is trained: they must not change when a run continues."""
+    return {name: getattr(arguments, name) for name in ("trainable", *OF_TRAINABLE)}
+
+
+def choose_trained(base: BaseModel, arguments: BaseArguments, new_tokens: list[int]) -> PreTrainedModel:
+    """The model in which only what `--trainable` names requires gradients.
+
+    Args:
+        new_tokens: ids that pretraining has never seen; adapters learn their embeddings too.
+
+    Raises:
+        ValueError: more blocks than there are, or nothing to train.
+    """
+    model = base.model
+    if arguments.trainable == "lora":
+        return _with_adapters(base, arguments, new_tokens)
+    if arguments.trainable == "all":
+        return model
+    model.base_model.requires_grad_(False)
+    if arguments.trainable == "blocks":
+        blocks: Any = model.base_model.layers
+        count = arguments.num_blocks or 1
+        if count > len(blocks):
+            raise ValueError(f"--num_blocks is {count}, but the model has {len(blocks)} blocks.")
+        for part in [*blocks[len(blocks) - count :], model.base_model.norm]:
+            part.requires_grad_(True)
+    elif not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("--trainable head: the head of this model is its embedding table; train blocks, lora or all.")
+    return model
+
+
+def _with_adapters(base: BaseModel, arguments: BaseArguments, new_tokens: list[int]) -> Any:
+    """https://huggingface.co/papers/2106.09685, from `peft`."""
+    from peft import LoraConfig, get_peft_model  # takes a second
+
+    is_classifier = "SequenceClassification" in type(base.model).__name__
+    rank = arguments.lora_rank or 8
+    config = LoraConfig(
+        task_type="SEQ_CLS" if is_classifier else "CAUSAL_LM",
+        r=rank,
+        lora_alpha=2 * rank if arguments.lora_alpha is None else arguments.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=arguments.lora_dropout or 0.0,
+        target_modules="all-linear",
+        trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
+    )
+    base.model.name_or_path = base.name
+    with outdated_names():
+        return get_peft_model(base.model, config)
+
+
+@contextmanager
+def outdated_names() -> Iterator[None]:
+    """PEFT asks transformers for `is_gradient_checkpointing`, which is called differently since 5.23."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
+# What is written
+
+
+def write_weights(run: Run, base: BaseModel, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Writes the tuned model; of adapters, the model that they are merged into, and the adapters beside the run."""
+    model = run.bare_model
+    if is_adapter(model):
+        write_adapter(model, base, run.folder / ADAPTER_FOLDER)
+        model.merge_and_unload().save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, state_dict=weights)
+    run.tokenizer.save_pretrained(folder)
+
+
+def write_adapter(model: Any, base: BaseModel, folder: Path) -> None:
+    """Writes an adapter, its tokenizer, and which weights it belongs to."""
+    model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    text = json.dumps({"name": base.name, "weights_sha256": base.fingerprint}, indent=2)
+    (folder / BASE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _load_adapted(
+    arguments: BaseArguments, seed: int, auto_class: Any, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> BaseModel:
+    """The base of an adapter with the adapter merged into it."""
+    if arguments.random_weights:
+        raise ValueError(f"--random_weights with the adapter {arguments.model} would leave nothing of it.")
+    name = base_of_adapter(arguments.model)
+    settings = AutoConfig.from_pretrained(name, **config)
+    check_vocabulary(tokenizer, settings, arguments)
+    model = _load_weights(name, settings, seed, auto_class)
+    merged = put_adapter_on(model, arguments.model).merge_and_unload()
+    return BaseModel(merged, tokenizer, arguments.model, weights_sha256(name) + weights_sha256(arguments.model))
+
+
+def base_of_adapter(folder: str) -> str:
+    """Where the base model of an adapter lies.
+
+    Raises:
+        ValueError: it is gone, or no longer has the weights that the adapter was trained on.
+    """
+    settings = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    name = settings.get("base_model_name_or_path") or ""
+    check_folder(f"{folder} is an adapter for another model:", name)
+    noted = Path(folder) / BASE_FILE
+    expected = json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"] if noted.exists() else None
+    if expected is not None and weights_sha256(name) != expected:
+        raise ValueError(
+            f"{folder} is an adapter for other weights than those in {name}: set base_model_name_or_path in its "
+            f"{ADAPTER_CONFIG} to the model that it was trained on."
+        )
+    return str(name)
+
+
+def put_adapter_on(model: nn.Module, folder: str) -> Any:
+    """The model with an adapter.
+
+    Raises:
+        ValueError: it is an adapter for another model.
+    """
+    from peft import PeftModel  # takes a second
+
+    try:
+        with outdated_names():
+            return PeftModel.from_pretrained(model, folder)
+    except (RuntimeError, ValueError) as error:  # sizes differ; no module of that name
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{folder} is an adapter for another model ({reason}).") from None

@@ -1,0 +1,197 @@
+"""Fine-tune a pretrained model to tell which label a text has; the same command again continues the run.
+
+    python -m train.finetune_classifier --model runs/quickstart/run/model --data train.csv --output_dir runs/labels
+
+Tables are .csv, .tsv, .jsonl or .parquet files with a column of text and one of labels. The run folder then holds
+what a pretraining run holds, confusion_matrices/ with a picture per evaluation, and in model/ the weights with the
+lowest validation loss, for pipeline("text-classification").
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+import hf_scratch_gpt  # noqa: F401  registers the model's classes
+
+from .arguments import check_at_least, option, option_list, parse_recipe, recipe_text, run_script, without_effect
+from .base_model import BaseModel, choose_trained, load_base, trained_facts, write_weights
+from .build import build_run
+from .classification import (
+    Classification,
+    LabelledTexts,
+    balanced_weights,
+    draw_confusion_matrix,
+    label_names,
+    table_of_labels,
+    texts_in_both,
+    tokenize,
+)
+from .loop import evaluate
+from .metrics import LOG_FILES, JsonLines
+from .model_card import CARD_NAME, PICTURE_NAME, draw_loss_curve
+from .parallel import Grid
+from .rows import DEFAULT_FRACTION, RowsArguments, read_parts
+from .run import Run
+from .session import Job, carry_out, public_recipe
+from .tuned_card import classifier_card
+from .tuning import BaseArguments, TuneArguments
+
+CONFUSION_PICTURE = "confusion_matrix.png"
+RESULTS_FILE = "test_results.json"
+
+
+@dataclass
+class LabelArguments(RowsArguments):
+    """Where labelled texts come from."""
+
+    text_column: str = option("Column that holds the text.", "text")
+    label_column: str = option("Column that holds the label.", "label")
+    test_data: list[str] = option_list("Tables to test the finished model on; without them a part is held out.")
+    test_split: str | None = option("Split of --dataset to test the finished model on.")
+    test_fraction: float | None = option("Share of the rows held out for the test; without it 0.1.")
+    max_length: int | None = option("Tokens of a text that are read; without it as many as the model can.")
+    class_weights: Literal["none", "balanced"] = option(
+        "balanced: each label weighs the same in the loss, however rare it is.", "none"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_part("test")
+        if self.test_split and not self.dataset:
+            raise ValueError(without_effect("test_split", self.test_split, "with --dataset"))
+        check_at_least(self, {"max_length": 1})
+
+
+@dataclass
+class LabelledData:
+    """All that the run needs of its rows."""
+
+    names: list[str]
+    parts: dict[str, LabelledTexts]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Identity of what is learned from and compared with."""
+        return {"labels": self.names} | {part: texts.sha256 for part, texts in self.parts.items() if part != "test"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 when the run is complete, 130 when a signal has stopped it."""
+    kinds = (BaseArguments, LabelArguments, TuneArguments)
+    base_arguments, labels, arguments = settings = parse_recipe(kinds, argv, description=__doc__ or "")
+    if arguments.sample_prompts:
+        raise ValueError("--sample_prompts has no effect: a classifier writes no text. Remove it.")
+    base, data = load(base_arguments, labels, arguments.seed)
+    arguments = arguments.for_examples(len(data.parts["train"]))
+    for line in describe(data):
+        print(line)
+    return carry_out(
+        Job(
+            arguments,
+            recipe := recipe_text(*settings),
+            partial(build_classifier, base_arguments, labels, arguments, base, data),
+            partial(write_model, recipe, base, data),
+            partial(test, data),
+        )
+    )
+
+
+def load(base_arguments: BaseArguments, labels: LabelArguments, seed: int) -> tuple[BaseModel, LabelledData]:
+    """The base model with a head for the labels of the training rows, and all rows as tokens.
+
+    Raises:
+        ValueError: rows, labels or a model that cannot be used.
+    """
+    columns = (labels.text_column, labels.label_column)
+    shares = {"validation": DEFAULT_FRACTION, "test": DEFAULT_FRACTION}
+    rows = read_parts(labels, shares, seed, columns, "--text_column or --label_column")
+    names = label_names(rows["train"], labels.label_column)
+    base = load_base(
+        base_arguments,
+        seed,
+        AutoModelForSequenceClassification,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+        problem_type="single_label_classification",
+    )
+    longest = base.model.config.max_position_embeddings
+    max_length = labels.max_length or longest
+    if max_length > longest:
+        raise ValueError(f"--max_length is {max_length}, but the model reads at most {longest} tokens: lower it.")
+    base.tokenizer.model_max_length = max_length
+    parts = {part: tokenize(some, columns, names, base.tokenizer, max_length) for part, some in rows.items()}
+    others = {part: some for part, some in rows.items() if part != "train"}
+    for part, count in texts_in_both(rows["train"], others, labels.text_column).items():
+        if count:
+            print(f"note: {count} of {len(rows[part])} {part} texts are also in the training rows")
+    return base, LabelledData(names, parts)
+
+
+def describe(data: LabelledData) -> list[str]:
+    """How many texts of each label the parts hold, and what was cut."""
+    lines = []
+    for part, texts in data.parts.items():
+        counts = torch.bincount(torch.from_numpy(texts.labels), minlength=len(data.names)).tolist()
+        shown = ", ".join(f"{name} {count}" for name, count in zip(data.names, counts, strict=True))
+        cut = f"; {texts.num_truncated} longer than the model reads, cut" if texts.num_truncated else ""
+        lines.append(f"{part + ' texts':<24}{len(texts):,} ({shown}){cut}")
+    return lines
+
+
+def build_classifier(
+    base_arguments: BaseArguments,
+    labels: LabelArguments,
+    arguments: TuneArguments,
+    base: BaseModel,
+    data: LabelledData,
+    accelerator: Accelerator,
+    grid: Grid,
+) -> Run:
+    """A run that trains what --trainable names."""
+    model = choose_trained(base, base_arguments, new_tokens=[])
+    train, num_labels = data.parts["train"], len(data.names)
+    is_balanced = labels.class_weights == "balanced"
+    weights = balanced_weights(train.labels, num_labels) if is_balanced else torch.ones(num_labels)
+    objective = Classification(data.names, weights)
+    examples = (train, data.parts["validation"])
+    facts = base.facts | {"data": data.facts, "class_weights": labels.class_weights}
+    facts |= trained_facts(base_arguments)
+    return build_run(arguments, model, objective, examples, base.tokenizer, (accelerator, grid), facts, is_tuning=True)
+
+
+def test(data: LabelledData, run: Run) -> dict[str, Any]:
+    """The figures of the finished model on texts that nothing was chosen by."""
+    figures = evaluate(run, data.parts["test"])
+    return {name.replace("eval_", "test_"): value for name, value in figures.items()}
+
+
+def write_model(
+    recipe: str, base: BaseModel, data: LabelledData, run: Run, folder: Path, weights: dict[str, Tensor],
+    results: dict[str, Any],
+) -> None:  # fmt: skip
+    """Writes the classifier, its tokenizer, card, loss curve and confusion matrix; prints the test."""
+    write_weights(run, base, folder, weights)
+    (run.folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    metrics = JsonLines(run.folder / LOG_FILES[0]).read()
+    title = f"Telling {len(data.names)} labels apart, on {len(data.parts['train']):,} texts"
+    draw_loss_curve(metrics, folder / PICTURE_NAME, title=title, num_choices=len(data.names))
+    confusion = results["test_confusion_matrix"]
+    title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"
+    draw_confusion_matrix(confusion, data.names, folder / CONFUSION_PICTURE, title)
+    table = table_of_labels(confusion, data.names)
+    (folder / CARD_NAME).write_text(classifier_card(public_recipe(recipe), results, table, metrics), encoding="utf-8")
+    print(f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%}\n{table}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
