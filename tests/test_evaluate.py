@@ -1,7 +1,9 @@
 """train.evaluate: the figures against a calculation by hand."""
 
+import json
 import math
 
+import evaluate as evaluate_library
 import numpy as np
 import pytest
 import torch
@@ -34,9 +36,16 @@ def text_file(tmp_path):
     return path
 
 
+@pytest.fixture
+def pairs_file(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"sentence_good": f"def {name}(x)", "sentence_bad": f"def {name}(x("} for name in ("one", "two", "three")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def figures(capsys):
-    lines = (line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    return {label: value for label, value in lines}
+    return {line[:16].strip(): line[16:] for line in capsys.readouterr().out.splitlines()}
 
 
 def test_windows_predict_each_token_once():
@@ -53,16 +62,49 @@ def test_loss_of_a_text_is_that_of_its_tokens_one_by_one(model_folder, text_file
     tokenizer = ScratchGPTTokenizer.from_pretrained(model_folder)
     model = ScratchGPTForCausalLM.from_pretrained(model_folder)
     ids = [tokenizer.eos_token_id, *tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]
-    nats = 0.0
+    nats, hits = 0.0, 0
     for start in range(0, len(ids) - 1, 16):
         window = ids[start : start + 17]
         log_probabilities = model(torch.tensor([window])).logits[0].detach().log_softmax(-1)
         nats -= sum(float(log_probabilities[i, window[i + 1]]) for i in range(len(window) - 1))
+        hits += int((log_probabilities[:-1].argmax(-1) == torch.tensor(window[1:])).sum())
     loss = nats / (len(ids) - 1)
     assert float(printed["loss"].split()[0]) == pytest.approx(loss, abs=2e-4)
     assert float(printed["perplexity"]) == pytest.approx(math.exp(loss), rel=1e-3)
-    bits_per_byte = float(dict([printed["bits"].rsplit(maxsplit=1)])["per byte"])
-    assert bits_per_byte == pytest.approx(nats / math.log(2) / len(TEXT.encode()), abs=2e-4)
+    assert float(printed["bits per byte"]) == pytest.approx(nats / math.log(2) / len(TEXT.encode()), abs=2e-4)
+    assert float(printed["token accuracy"]) == pytest.approx(hits / (len(ids) - 1), abs=1e-4)
+    assert printed["text"].startswith(f"{len(TEXT.encode()):,} bytes, {len(ids) - 1:,} tokens, ")
+
+
+def test_leaves_no_files_of_metrics(model_folder, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_library.config, "HF_METRICS_CACHE", str(tmp_path / "home"))
+    assert run_script(evaluate.main, ["--model", str(model_folder), "--text", str(text_file)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_pairs_alone_need_no_text(model_folder, pairs_file, capsys):
+    assert run_script(evaluate.main, ["--model", str(model_folder), "--pairs", str(pairs_file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["file", str(pairs_file), "mean", "all"]
+
+    tokenizer = ScratchGPTTokenizer.from_pretrained(model_folder)
+    model = ScratchGPTForCausalLM.from_pretrained(model_folder)
+    num_right = 0
+    for row in map(json.loads, pairs_file.read_text().splitlines()):
+        losses = []
+        for sentence in (row["sentence_good"], row["sentence_bad"]):
+            ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(sentence)["input_ids"]]])
+            losses.append(float(model(ids, labels=ids).loss.detach()) * (ids.shape[1] - 1))
+        num_right += losses[0] < losses[1]
+    assert lines[1].split()[1:] == ["3", f"{num_right / 3:.4f}"]
+
+
+def test_pairs_beside_a_text(model_folder, text_file, pairs_file, capsys):
+    options = ["--model", str(model_folder), "--text", str(text_file), "--pairs", str(pairs_file)]
+    assert run_script(evaluate.main, options) == 0
+    printed = capsys.readouterr().out
+    assert "nats per token" in printed
+    assert "all pairs" in printed
 
 
 def test_validation_split_of_prepared_data(model_folder, text_file, tmp_path, capsys):
@@ -85,12 +127,20 @@ def test_validation_split_of_prepared_data(model_folder, text_file, tmp_path, ca
         (["--batch_size", "0"], "--batch_size is 0"),
         (["--data_dir", "somewhere"], "--data_dir and --text or --dataset are two texts"),
         (["--model", "/nowhere"], "/nowhere"),
+        (["--pairs", "/nowhere"], "--pairs /nowhere does not exist"),
     ],
 )
 def test_refuses(model_folder, text_file, capsys, options, message):
     arguments = ["--model", str(model_folder), "--text", str(text_file), *options]
     assert run_script(evaluate.main, arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_refuses_a_table_without_text(model_folder, tmp_path, capsys):
+    (tmp_path / "table.jsonl").write_text('{"text": ""}\n')
+    arguments = ["--model", str(model_folder), "--text", str(tmp_path / "table.jsonl")]
+    assert run_script(evaluate.main, arguments) == 2
+    assert "The text has no token to predict" in capsys.readouterr().err
 
 
 def test_refuses_another_models_tokenizer(model_folder, text_file, tmp_path, capsys):

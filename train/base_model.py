@@ -265,7 +265,7 @@ def _load_adapted(
     settings = AutoConfig.from_pretrained(name, **config)
     check_vocabulary(tokenizer, settings, arguments)
     model = _load_weights(name, settings, seed, auto_class)
-    merged = put_adapter_on(model, arguments.model).merge_and_unload()
+    merged = put_adapter_on(model, arguments.model).merge_and_unload().requires_grad_(True)
     return BaseModel(merged, tokenizer, arguments.model, weights_sha256(name) + weights_sha256(arguments.model))
 
 

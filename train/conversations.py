@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .metrics import IGNORED_LABEL
 from .rows import Row
 
-IGNORED_LABEL = -100
 ROLES = ("system", "user", "assistant")
 FORMS = "messages; prompt and completion; or instruction, (input) and output"
 BATCH = 256  # conversations tokenized at once

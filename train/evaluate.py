@@ -1,4 +1,4 @@
-"""How well a model predicts a text: `python -m train.evaluate --model runs/quickstart/model --text book.txt`."""
+"""How good a model is: `python -m train.evaluate --model runs/quickstart/model --text book.txt --pairs blimp/`."""
 
 import itertools
 import sys
@@ -10,12 +10,16 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .arguments import CorpusArguments, option, parse_recipe, required, run_script
+from hf_scratch_gpt import ScratchGPTTokenizer
+
+from .arguments import CorpusArguments, option, option_list, parse_recipe, required, run_script
 from .corpora import Corpus, open_corpora, text_corpus
-from .data import TokenBlocks, open_data
+from .data import open_data
 from .generate import load_model
-from .metrics import bits_per_byte, perplexity, token_byte_lengths
+from .metrics import token_byte_lengths
+from .minimal_pairs import accuracies, accuracy_table, encode_pairs, read_pairs, sum_log_probs
 from .prepare_data import load_tokenizer, token_stream
+from .scores import score_targets, token_metrics
 
 
 @dataclass
@@ -24,8 +28,11 @@ class EvaluateArguments:
 
     model: str = required("Model folder, such as runs/quickstart/model, or a name on the Hugging Face Hub.")
     data_dir: str | None = option("Evaluate the validation split of this folder of train.prepare_data.")
+    pairs: list[str] = option_list(
+        "Files or folders of .jsonl with sentence_good and sentence_bad: which does it prefer?"
+    )
     context: int | None = option("Tokens that the model sees at once; without it what it was made for, at most 1024.")
-    batch_size: int = option("Windows per forward pass.", 8)
+    batch_size: int = option("Windows or sentences per forward pass.", 8)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -35,14 +42,16 @@ class EvaluateArguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print loss, perplexity and bits per byte.
+    """Print how well the model predicts a text, and which sentences of --pairs it prefers.
 
     The text is that of --text or --dataset, all of it; or the validation split of --data_dir; or, without any of
-    them, the held-out part of this Python's own text.
+    them and without --pairs, the held-out part of this Python's own text.
     """
     arguments, corpus = parse_recipe([EvaluateArguments, CorpusArguments], argv, description=__doc__ or "")
-    if arguments.data_dir and (corpus.text or corpus.dataset):
+    has_text = bool(corpus.text or corpus.dataset)
+    if arguments.data_dir and has_text:
         raise ValueError("--data_dir and --text or --dataset are two texts to evaluate: give one of them.")
+    pairs = read_pairs(arguments.pairs)
     model, _ = load_model(arguments.model)
     tokenizer = load_tokenizer(arguments.model)
     if len(tokenizer) > model.config.vocab_size:
@@ -50,20 +59,37 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"the tokenizer in {arguments.model} has {len(tokenizer)} tokens, but the model only "
             f"{model.config.vocab_size}: it is another model's tokenizer."
         )
+    context = checked_context(model, arguments.context)
+    rows = encode_pairs(pairs, tokenizer, context)  # before the long work: its mistakes should not wait for it
+    if has_text or arguments.data_dir or not pairs:
+        stream = data_stream(arguments.data_dir) if arguments.data_dir else text_stream(corpus, tokenizer)
+        windows = tqdm(windows_of(stream, context), unit=" windows", mininterval=0.5)
+        figures = score_windows(model, windows, arguments.batch_size, token_byte_lengths(tokenizer))
+        print(report(arguments.model, context, figures))
+    if pairs:
+        print(accuracy_table(accuracies(pairs, sum_log_probs(model, rows, arguments.batch_size))))
+
+
+def checked_context(model: PreTrainedModel, wanted: int | None) -> int:
+    """Tokens per window: `wanted`, or what the model was made for, at most 1024."""
     longest = getattr(model.config, "max_position_embeddings", 1024)
-    context = arguments.context or min(longest, 1024)
-    if context > longest:
-        raise ValueError(f"--context is {context}, but the model was made for {longest} tokens at once.")
-    if arguments.data_dir:
-        rows = all_rows(open_data(arguments.data_dir).validation)
-        stream: Iterable[np.ndarray] = (row if i == 0 else row[1:] for i, row in enumerate(rows))
-    else:
-        start = np.array([tokenizer.eos_token_id])  # so that the first token is predicted from something
-        stream = itertools.chain([start], token_stream(evaluation_text(corpus), tokenizer))
-    windows = tqdm(windows_of(stream, context), unit=" windows", mininterval=0.5)
-    nats, ids = total_loss(model, windows, arguments.batch_size)
-    num_bytes = int(token_byte_lengths(tokenizer)[ids].sum())
-    print(report(arguments.model, context, nats, len(ids), num_bytes))
+    if wanted and wanted > longest:
+        raise ValueError(f"--context is {wanted}, but the model was made for {longest} tokens at once.")
+    return wanted or min(longest, 1024)
+
+
+def data_stream(folder: str) -> Iterator[np.ndarray]:
+    """The ids of the validation split of prepared data; its rows share their first id with the row before."""
+    blocks = open_data(folder).validation
+    for index in range(len(blocks)):
+        row = blocks.rows([index])[0].numpy()  # (block_size + 1,)
+        yield row if index == 0 else row[1:]
+
+
+def text_stream(settings: CorpusArguments, tokenizer: ScratchGPTTokenizer) -> Iterator[np.ndarray]:
+    """The ids of a text behind an end-of-text token, so that its first token is predicted from something."""
+    yield np.array([tokenizer.eos_token_id])
+    yield from token_stream(evaluation_text(settings), tokenizer)
 
 
 def evaluation_text(settings: CorpusArguments) -> Corpus:
@@ -71,12 +97,6 @@ def evaluation_text(settings: CorpusArguments) -> Corpus:
     if settings.text:
         return text_corpus(settings.text, settings.text_column)
     return open_corpora(settings)[1]
-
-
-def all_rows(blocks: TokenBlocks) -> Iterator[np.ndarray]:
-    """The rows of a split one by one, (block_size + 1,)."""
-    for index in range(len(blocks)):
-        yield blocks.rows([index])[0].numpy()
 
 
 def windows_of(stream: Iterable[np.ndarray], context: int) -> Iterator[np.ndarray]:
@@ -95,35 +115,38 @@ def windows_of(stream: Iterable[np.ndarray], context: int) -> Iterator[np.ndarra
 
 
 @torch.no_grad()
-def total_loss(model: PreTrainedModel, windows: Iterable[np.ndarray], batch_size: int) -> tuple[float, torch.Tensor]:
-    """Sum of the losses in nats over all windows, and the ids that were predicted, (tokens,)."""
-    nats, predicted = 0.0, []
+def score_windows(
+    model: PreTrainedModel, windows: Iterable[np.ndarray], batch_size: int, token_bytes: torch.Tensor
+) -> dict[str, float]:
+    """The figures of `token_metrics` over all windows, and `num_tokens` and `num_bytes` of what was predicted."""
+    metrics, num_tokens, num_bytes = token_metrics(token_bytes), 0, 0
     for _, same_length in itertools.groupby(windows, key=len):
         while batch := list(itertools.islice(same_length, batch_size)):
             ids = torch.from_numpy(np.stack(batch)).long()  # (batch, length + 1)
-            inputs, labels = ids[:, :-1].to(model.device), ids[:, 1:].contiguous().to(model.device)
-            loss = model(
-                input_ids=inputs, labels=labels, shift_labels=labels, num_items_in_batch=1, use_cache=False
-            ).loss
-            nats += float(loss)
-            predicted.append(ids[:, 1:].flatten())
-    if not predicted:
+            targets = ids[:, 1:]
+            logits = model(input_ids=ids[:, :-1].to(model.device), use_cache=False).logits  # (batch, length, vocab)
+            predictions, log_probs = score_targets(logits, targets.to(logits.device))
+            metrics.add_batch(predictions=predictions, references=targets, log_probs=log_probs)
+            num_tokens += targets.numel()
+            num_bytes += int(token_bytes[targets].sum())
+    if not num_tokens:
         raise ValueError("The text has no token to predict: give a longer one.")
-    return nats, torch.cat(predicted)
+    return {**metrics.compute(), "num_tokens": num_tokens, "num_bytes": num_bytes}
 
 
-def report(name: str, context: int, nats: float, num_tokens: int, num_bytes: int) -> str:
+def report(name: str, context: int, figures: dict[str, float]) -> str:
     """The table that main prints."""
-    loss = nats / num_tokens
+    num_tokens, num_bytes = figures["num_tokens"], figures["num_bytes"]
     rows = {
         "model": name,
         "text": f"{num_bytes:,} bytes, {num_tokens:,} tokens, {num_bytes / num_tokens:.2f} bytes per token",
         "context": f"{context} tokens at once",
-        "loss": f"{loss:.4f} nats per token",
-        "perplexity": f"{perplexity(loss):.2f}",
-        "bits per byte": f"{bits_per_byte(nats, num_bytes):.4f}",
+        "loss": f"{figures['nats_per_token']:.4f} nats per token",
+        "perplexity": f"{figures['perplexity']:.2f}",
+        "bits per byte": f"{figures['bits_per_byte']:.4f}",
+        "token accuracy": f"{figures['token_accuracy']:.4f}",
     }
-    return "\n".join(f"{label:<15}{value}" for label, value in rows.items())
+    return "\n".join(f"{label:<16}{value}" for label, value in rows.items())
 
 
 if __name__ == "__main__":

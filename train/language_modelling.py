@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .metrics import bits_per_byte, perplexity
+from .metrics import IGNORED_LABEL, bits_per_byte, perplexity
 from .schedule import seed_at
 
-IGNORED_LABEL = -100
 # how samples are drawn where nothing else is asked for
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
 

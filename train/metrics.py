@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 LOG_FILES = ("metrics.jsonl", "samples.jsonl")
+IGNORED_LABEL = -100  # in place of a target that is not predicted
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:

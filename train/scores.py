@@ -16,16 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
-from .metrics import bits_per_byte, perplexity
+from .metrics import IGNORED_LABEL, bits_per_byte, perplexity
 
-IGNORED_LABEL = -100
 POSITIONS_AT_ONCE = 1024  # of which logits exist a second time, in float32
 
 
 class SummedMetric(evaluate.Metric):
     """A metric of which each `add_batch` keeps a few sums, so that any number of tokens fits into memory.
 
-    Plain evaluate writes every token to an Arrow file (a million tokens take it about two seconds and 16 MB per
+    Plain evaluate writes every token to an Arrow file (a million tokens cost it some seconds and 16 MB per
     metric). Here the Arrow columns carry the names of the fields, but hold what `_fold` makes of them. Nothing is
     written to a disk unless `cache_dir` or `num_process` asks for it.
     """
@@ -215,7 +214,10 @@ def score_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     parts = zip(logits.flatten(0, -2).split(POSITIONS_AT_ONCE), targets.flatten().split(POSITIONS_AT_ONCE), strict=True)
     scored = [
-        (part.argmax(dim=-1), -nn.functional.cross_entropy(part.float(), ids, ignore_index=-100, reduction="none"))
+        (
+            part.argmax(dim=-1),
+            -nn.functional.cross_entropy(part.float(), ids, ignore_index=IGNORED_LABEL, reduction="none"),
+        )
         for part, ids in parts
     ]
     predictions, log_probs = (torch.cat(column).view(targets.shape) for column in zip(*scored, strict=True))
