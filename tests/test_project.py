@@ -17,7 +17,7 @@ ALL = [
 ]  # fmt: skip
 SCRIPTS = {
     *("train_tokenizer", "prepare_data", "pretrain", "evaluate", "generate", "quickstart"),
-    *("plan", "report", "rollback", "finetune", "finetune_classifier"),
+    *("plan", "report", "rollback", "finetune", "finetune_classifier", "chat"),
 }
 # who may know whom, from the bottom to the top; parts that are not named stand alone
 LAYERS = {

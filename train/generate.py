@@ -12,13 +12,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
 from .arguments import option, option_list, parse_recipe, required, run_script
+from .base_model import ADAPTER_CONFIG, base_of_adapter, check_folder, put_adapter_on
 
 
 @dataclass
 class GenerateArguments:
     """Settings of train.generate."""
 
-    model: str = required("Model folder, such as runs/quickstart/model, or a name on the Hugging Face Hub.")
+    model: str = required(
+        "Folder of a model, such as runs/quickstart/run/model, or of an adapter, or a name on the Hugging Face Hub."
+    )
     prompt: list[str] = option_list("Texts to continue; without one, start from nothing.")
     max_new_tokens: int | None = option("Longest continuation in tokens; without it 128, or half of what fits.")
     temperature: float = option("Below 1: safer; above 1: wilder; 0: always the most probable token.", 0.8)
@@ -50,17 +53,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the causal language model and the tokenizer that lie in one folder or Hub repository.
 
+    An adapter is put on its base model.
+
     Raises:
-        ValueError: the folder does not exist or holds no model.
+        ValueError: the folder does not exist or holds no model, or an adapter for another one.
     """
-    path = Path(name)
-    if path.is_dir() and not (path / "config.json").exists():
-        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        raise ValueError(f"--model {name} is no model folder: it holds no config.json (but {found}).")
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise ValueError(f"--model {name} does not exist; train.quickstart makes runs/quickstart/model.")
+    check_folder("--model", name)
+    is_adapter = (Path(name) / ADAPTER_CONFIG).exists()
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(name)
+    model: Any = AutoModelForCausalLM.from_pretrained(base_of_adapter(name) if is_adapter else name)
+    if is_adapter:
+        model = put_adapter_on(model, name).merge_and_unload()
     if torch.cuda.is_available():
         model = model.cuda()
     return model.eval(), tokenizer
