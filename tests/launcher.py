@@ -1,7 +1,7 @@
 """Starts training processes in a fraction of a second: one process imports everything, and forks each trial.
 
-A test kills them as it likes. `python launcher.py` reads a JSON list per line, [arguments of train.pretrain, number of
-processes, path of the log, hosts], and answers with the process ids, then with how each has ended.
+A test kills them as it likes. `python launcher.py` reads a JSON list per line, [arguments of the script, number of
+processes, path of the log, hosts, script], and answers with the process ids, then with how each has ended.
 """
 
 import ctypes
@@ -33,12 +33,12 @@ class Launcher:
         assert self.server.stdout.readline() == "ready\n"
         self.running = []
 
-    def start(self, arguments, processes, log, hosts=()):
-        """Starts `train.pretrain` in so many processes and returns their ids.
+    def start(self, arguments, processes, log, hosts=(), script="pretrain"):
+        """Starts a script of `train` in so many processes and returns their ids.
 
         `hosts` are (network namespace, address in it) of each process; without them all are on this host.
         """
-        print(json.dumps([arguments, processes, str(log), hosts]), file=self.server.stdin, flush=True)
+        print(json.dumps([arguments, processes, str(log), hosts, script]), file=self.server.stdin, flush=True)
         self.running = json.loads(self.server.stdout.readline())
         return self.running
 
@@ -47,9 +47,9 @@ class Launcher:
         self.running = []
         return json.loads(self.server.stdout.readline())
 
-    def run(self, arguments, processes, log):
+    def run(self, arguments, processes, log, script="pretrain"):
         """Starts a trial, waits, and demands that it succeeds."""
-        self.start(arguments, processes, log)
+        self.start(arguments, processes, log, script=script)
         codes = self.wait()
         assert codes == [0] * processes, Path(log).read_text()[-5000:]
 
@@ -68,12 +68,13 @@ def serve():
     import torch
 
     torch.set_num_threads(1)
-    from train import pretrain
+    from train import finetune, finetune_classifier, pretrain
     from train.arguments import run_script
 
+    scripts = {"pretrain": pretrain, "finetune": finetune, "finetune_classifier": finetune_classifier}
     print("ready", flush=True)
     for line in sys.stdin:
-        arguments, processes, log, hosts = json.loads(line)
+        arguments, processes, log, hosts, script = json.loads(line)
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = str(listener.getsockname()[1])
@@ -82,7 +83,7 @@ def serve():
             if (child := os.fork()) == 0:
                 if hosts:
                     move_to(hosts[rank][0], hosts[0][1])
-                trial(partial(run_script, pretrain.main, arguments), rank, processes, port, log)
+                trial(partial(run_script, scripts[script].main, arguments), rank, processes, port, log)
             children.append(child)
         print(json.dumps(children), flush=True)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)

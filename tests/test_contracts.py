@@ -1,4 +1,4 @@
-"""What transformers and its ecosystem expect of a model: files, Trainer, adapters, export, attention plug-ins."""
+"""What transformers expects of a model: files, Auto classes, heads."""
 
 import json
 
@@ -20,8 +20,6 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    Trainer,
-    TrainingArguments,
 )
 
 from hf_scratch_gpt import (
@@ -153,83 +151,3 @@ def assert_loads_bit_equal(model, folder):
     with torch.no_grad():
         for expected, actual in zip(model(tiny_ids()).to_tuple(), loaded(tiny_ids()).to_tuple(), strict=True):
             assert not isinstance(expected, torch.Tensor) or torch.equal(actual, expected)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Trainer
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class Recorder(torch.utils.data.Dataset):
-    """Sequences of different lengths in effect: the prompt's labels are left out."""
-
-    def __len__(self):
-        return 16
-
-    def __getitem__(self, index):
-        ids = tiny_ids(seed=index, batch=1)[0]
-        return {"input_ids": ids, "labels": torch.where(torch.arange(SEQ) < index % 4, -100, ids)}
-
-
-def train(folder, batch_size, accumulation, steps=2, **settings):
-    pytest.importorskip("accelerate")
-    arguments = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=16, gradient_accumulation_steps=accumulation,
-        max_steps=steps, learning_rate=1e-2, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no",
-        disable_tqdm=True, seed=1, dataloader_pin_memory=False, **settings,
-    )  # fmt: skip
-    model = tiny_model(tie_word_embeddings=False)
-    trainer = Trainer(model=model, args=arguments, train_dataset=Recorder(), eval_dataset=Recorder())
-    trainer.train()
-    return trainer
-
-
-def test_trainer_reports_the_mean_loss_per_target(tmp_path):
-    rows = [Recorder()[index] for index in range(16)]
-    ids, labels = (torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels"))
-    expected = tiny_model(tie_word_embeddings=False)(ids, labels=labels).loss.item()
-    trainer = train(tmp_path, batch_size=16, accumulation=1, steps=1)
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-5)
-    metrics = trainer.evaluate()
-    with torch.no_grad():
-        expected = trainer.model(ids, labels=labels).loss.item()
-    assert metrics["eval_loss"] == pytest.approx(expected, abs=1e-5)
-
-
-def test_gradient_accumulation_does_not_change_training(tmp_path):
-    whole = train(tmp_path, batch_size=8, accumulation=1)
-    for batch_size, accumulation in ((2, 4), (1, 8)):
-        split = train(tmp_path, batch_size, accumulation)
-        for expected, actual in zip(whole.state.log_history[:2], split.state.log_history[:2], strict=True):
-            assert actual["loss"] == pytest.approx(expected["loss"], abs=1e-5)
-            assert actual["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-        for name, expected in whole.model.state_dict().items():
-            assert_same(split.model.state_dict()[name], expected, 1e-5)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Adapters
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # asked by PEFT
-def test_lora_finds_its_default_targets(tmp_path):
-    peft = pytest.importorskip("peft")
-    model, ids = tiny_model(), tiny_ids()
-    before = model(ids).logits
-    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM"))
-    targets = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_modules() if ".lora_A" in name}
-    assert targets == {"q_proj", "v_proj"}
-    assert torch.equal(adapted(ids).logits, before)  # B starts at zero
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            parameter += 0.1 * ("lora_B" in name)
-    adapted.save_pretrained(tmp_path)
-    reloaded = peft.PeftModel.from_pretrained(tiny_model(), tmp_path)
-    assert torch.equal(reloaded(ids).logits, adapted(ids).logits)
-    changed = adapted(ids).logits
-    merged = adapted.merge_and_unload()
-    assert type(merged) is ScratchGPTForCausalLM
-    assert_same(merged(ids).logits, changed)
-    assert (changed - before).abs().max() > 1e-3

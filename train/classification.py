@@ -245,4 +245,4 @@ def draw_confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[st
 def texts_in_both(train: Sequence[Row], others: Mapping[str, Sequence[Row]], column: str) -> Counter[str]:
     """How many rows of each other part have a text that is also trained on."""
     seen = {row.cells[column] for row in train}
-    return Counter({part: sum(row.cells[column] in seen for row in rows) for part, rows in others.items()})
+    return +Counter({part: sum(row.cells[column] in seen for row in rows) for part, rows in others.items()})

@@ -76,12 +76,14 @@ class ConversationData:
     shown: list[Conversation]  # held out; their first question is asked at each evaluation
     stop_id: int  # ends every answer
     new_ids: list[int]  # control tokens, which pretraining has never seen
+    notes: list[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
     kinds = (BaseArguments, ConversationArguments, TuneArguments)
     base_arguments, settings, arguments = parse_recipe(kinds, argv, description=__doc__ or "")
+    base_arguments.check_engine(arguments)
     recipe = recipe_text(base_arguments, settings, arguments)
     rows = read_parts(settings, {"validation": DEFAULT_FRACTION}, arguments.seed)
     parts = {part: conversations(some) for part, some in rows.items()}
@@ -135,7 +137,7 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def make_rows(
     parts: dict[str, list[Conversation]], settings: ConversationArguments, base: BaseModel, new_ids: list[int]
 ) -> ConversationData:
-    """Conversations as rows of tokens; says what that leaves out.
+    """Conversations as rows of tokens.
 
     Raises:
         ValueError: conversations that do not fit.
@@ -144,7 +146,7 @@ def make_rows(
     max_length = settings.max_length or longest
     if max_length > longest:
         raise ValueError(f"--max_length is {max_length}, but the model reads at most {longest} tokens: lower it.")
-    rows, ends = {}, set()
+    rows, ends, notes = {}, set(), []
     for part, found in parts.items():
         encoded, counts = fit(found, base.tokenizer, max_length, settings.too_long)
         if not encoded:
@@ -155,12 +157,13 @@ def make_rows(
         ends.add(end_of_turn(encoded))
         tokens = count_tokens(encoded)
         left_out = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        print(
+        notes.append(
             f"{part:<24}{len(encoded):,} conversations, {tokens['tokens']:,} tokens ({tokens['answers']:,} of answers) "
             f"in {len(numbers):,} rows{'; too long: ' + left_out if left_out else ''}"
         )
     (stop_id,) = ends
-    return ConversationData(rows["train"], rows["validation"], parts["validation"][:NUM_SHOWN], stop_id, new_ids)
+    shown = parts["validation"][:NUM_SHOWN]
+    return ConversationData(rows["train"], rows["validation"], shown, stop_id, new_ids, notes)
 
 
 def build_assistant(
@@ -179,6 +182,7 @@ def build_assistant(
     check_prompts(base.model.config, prompts, arguments)
     kwargs = {} if base_arguments.trainable == "lora" else skips_logits(base.model)
     model = choose_trained(base, base_arguments, data.new_ids)
+    accelerator.print("\n".join(data.notes))
     objective = LanguageModelling(
         base.tokenizer,
         token_byte_lengths(base.tokenizer),

@@ -77,6 +77,7 @@ class LabelledData:
 
     names: list[str]
     parts: dict[str, LabelledTexts]
+    notes: list[str]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -88,12 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
     kinds = (BaseArguments, LabelArguments, TuneArguments)
     base_arguments, labels, arguments = settings = parse_recipe(kinds, argv, description=__doc__ or "")
+    base_arguments.check_engine(arguments)
     if arguments.sample_prompts:
         raise ValueError("--sample_prompts has no effect: a classifier writes no text. Remove it.")
     base, data = load(base_arguments, labels, arguments.seed)
     arguments = arguments.for_examples(len(data.parts["train"]))
-    for line in describe(data):
-        print(line)
     return carry_out(
         Job(
             arguments,
@@ -131,10 +131,11 @@ def load(base_arguments: BaseArguments, labels: LabelArguments, seed: int) -> tu
     base.tokenizer.model_max_length = max_length
     parts = {part: tokenize(some, columns, names, base.tokenizer, max_length) for part, some in rows.items()}
     others = {part: some for part, some in rows.items() if part != "train"}
-    for part, count in texts_in_both(rows["train"], others, labels.text_column).items():
-        if count:
-            print(f"note: {count} of {len(rows[part])} {part} texts are also in the training rows")
-    return base, LabelledData(names, parts)
+    shared = texts_in_both(rows["train"], others, labels.text_column)
+    notes = [
+        f"{count} of {len(rows[part])} {part} texts are also in the training rows" for part, count in shared.items()
+    ]
+    return base, LabelledData(names, parts, notes)
 
 
 def describe(data: LabelledData) -> list[str]:
@@ -145,7 +146,7 @@ def describe(data: LabelledData) -> list[str]:
         shown = ", ".join(f"{name} {count}" for name, count in zip(data.names, counts, strict=True))
         cut = f"; {texts.num_truncated} longer than the model reads, cut" if texts.num_truncated else ""
         lines.append(f"{part + ' texts':<24}{len(texts):,} ({shown}){cut}")
-    return lines
+    return [*lines, *(f"note: {note}" for note in data.notes)]
 
 
 def build_classifier(
@@ -158,6 +159,7 @@ def build_classifier(
     grid: Grid,
 ) -> Run:
     """A run that trains what --trainable names."""
+    accelerator.print("\n".join(describe(data)))
     model = choose_trained(base, base_arguments, new_tokens=[])
     train, num_labels = data.parts["train"], len(data.names)
     is_balanced = labels.class_weights == "balanced"

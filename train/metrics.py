@@ -203,8 +203,10 @@ class RunLog:
         self.progress.line(f"step {state.step}: {in_words}")
 
     def write_samples(self, step: int, samples: Iterable[tuple[str, str]]) -> None:
-        """Writes (prompt, completion) pairs."""
+        """Writes (prompt, completion) pairs, which all processes have where the model is split."""
         for prompt, text in samples:
+            if not self.accelerator.is_main_process:
+                continue
             self.samples.write({"step": step, "prompt": prompt, "text": text})
             self.progress.line(f"  {prompt!r} -> {text[:120]!r}")
 

@@ -40,6 +40,16 @@ class BaseArguments:
         if self.random_weights and self.trainable != "all":
             raise ValueError(f"--random_weights with --trainable {self.trainable} would keep most weights random.")
 
+    def check_engine(self, arguments: TrainArguments) -> None:
+        """Refuses adapters in a split model.
+
+        Raises:
+            ValueError: the settings that do not go together.
+        """
+        for name in ("fsdp_size", "tp_size"):
+            if self.trainable == "lora" and getattr(arguments, name) > 1:
+                raise ValueError(f"--trainable lora does not go with --{name} {getattr(arguments, name)} yet: use DDP.")
+
 
 @dataclass
 class TuneArguments(TrainArguments):

@@ -1,0 +1,333 @@
+"""The data sets that the examples make from the standard library: what is on which side, and what a row looks like."""
+
+import ast
+import csv
+import json
+import shutil
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from examples.package_classifier import make_data as packages
+from examples.python_assistant import make_data as assistant
+
+STDLIB = Path(sysconfig.get_path("stdlib"))
+MAKERS = pytest.mark.parametrize("maker", [packages, assistant], ids=["packages", "assistant"])
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Path:
+    """Three packages and all modules with an early letter: a real library that is read in two seconds."""
+    root = tmp_path_factory.mktemp("library")
+    for package in ("asyncio", "email", "xml"):
+        shutil.copytree(STDLIB / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in STDLIB.glob("[a-hs]*.py"):
+        shutil.copy(path, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(library, tmp_path_factory) -> dict[str, Path]:
+    """The folder that each maker has written."""
+    folders = {}
+    for maker in (packages, assistant):
+        folders[maker.__name__] = tmp_path_factory.mktemp("made")
+        maker.main(["--library", str(library), "--output_dir", str(folders[maker.__name__])])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def tables(made) -> dict[str, list[dict[str, str]]]:
+    return {side: read_table(made[packages.__name__] / f"{side}.csv") for side in ("train", "validation", "test")}
+
+
+@pytest.fixture(scope="module")
+def chats(made) -> dict[str, list[list[dict[str, str]]]]:
+    return {side: read_chats(made[assistant.__name__] / f"{side}.jsonl") for side in ("train", "validation")}
+
+
+def read_table(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_chats(path):
+    return [json.loads(line)["messages"] for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def snippets(**sizes):
+    """One label's snippets, as many per file as the argument of that name says."""
+    return [packages.Snippet("x", name, f"{name} {number}") for name, size in sizes.items() for number in range(size)]
+
+
+# Which package
+
+
+def test_every_label_is_on_every_side_in_the_shares_of_the_split(tables):
+    counts = {side: Counter(row["label"] for row in rows) for side, rows in tables.items()}
+    assert set(counts["train"]) == set(counts["validation"]) == set(counts["test"]) == {"asyncio", "email", "xml"}
+    for label in counts["train"]:
+        total = sum(count[label] for count in counts.values())
+        assert counts["train"][label] / total == pytest.approx(0.7, abs=0.05)
+        assert counts["test"][label] / total == pytest.approx(0.2, abs=0.05)
+    assert counts["train"].total() > 400
+
+
+def test_no_text_is_there_twice_or_names_its_package(tables):
+    rows = [row for side in tables.values() for row in side]
+    assert len({row["text"] for row in rows}) == len(rows)
+    assert not [row for row in rows if f" {row['label']}." in row["text"]]
+
+
+def test_every_text_is_one_whole_function_of_few_lines(tables):
+    for row in tables["train"]:
+        (function,) = ast.parse(row["text"]).body
+        assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        assert 3 <= len(row["text"].split("\n")) <= 30
+
+
+def test_functions_come_with_decorators_and_without_indentation():
+    source = (
+        "if True:\n    class A:\n        @property\n        def b(self):\n            # why\n            return 1\n"
+    )
+    source += (
+        "\fdef c(x):\n    def inner():\n        a = 1\n        return a\n    return inner\n\n\ndef short():\n    pass\n"
+    )
+    found = list(packages.functions_of(source, "a.py"))
+    assert found[0] == "@property\ndef b(self):\n    # why\n    return 1"
+    assert found[1] == "def c(x):\n    def inner():\n        a = 1\n        return a\n    return inner"
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("import json", True), ("JSON_PATH", True), ("a.json.b", True), ("jsonpath", False), ("xjson", False)],
+)
+def test_a_package_is_named_as_a_word_only(text, named):
+    assert packages.names_package(text, "json") is named
+
+
+def test_copies_are_left_out_and_texts_of_two_packages_altogether():
+    rows = [("a", "a/x.py", "one"), ("a", "a/y.py", "one"), ("a", "a/x.py", "two"), ("b", "b/x.py", "two")]
+    kept = packages.without_copies(packages.Snippet(*row) for row in rows)
+    assert kept == [packages.Snippet("a", "a/x.py", "one")]
+
+
+def test_rows_are_limited_per_file_and_label():
+    found = packages.limit_rows(snippets(one=packages.MOST_ROWS_OF_FILE + 5, two=7))["x"]
+    assert Counter(snippet.file for snippet in found) == {"one": packages.MOST_ROWS_OF_FILE, "two": 7}
+    many = snippets(**{f"file{number}": 50 for number in range(10)})
+    kept = packages.limit_rows(many)["x"]
+    assert len(kept) == packages.MOST_ROWS
+    assert len({snippet.file for snippet in kept}) == 10
+    assert kept == packages.limit_rows(many[::-1])["x"]
+
+
+def test_a_file_lies_on_one_side():
+    parts = packages.split_label(snippets(a=30, b=20, c=20, d=10, e=10, f=5, g=5))
+    files = [{snippet.file for snippet in part} for part in parts.values()]
+    assert sum(map(len, files)) == len(set.union(*files)) == 7
+    assert [len(part) for part in parts.values()] == [70, 10, 20]
+
+
+def test_a_label_that_cannot_be_split_is_none():
+    good, one_file = (snippets(a=70, b=20, c=10), snippets(a=100))
+    with pytest.raises(ValueError, match=r"1 packages \(good\) with at least 55 functions in three files"):
+        packages.split_by_file({"good": good, "one_file": one_file})
+    sides = packages.split_by_file({"good": good, "better": good, "one_file": one_file})
+    assert len(sides["train"]) == 2 * 70
+
+
+# Questions and answers
+
+
+def test_every_conversation_ends_with_an_answer_and_fits(chats):
+    for row in chats["train"] + chats["validation"]:
+        assert [message["role"] for message in row] == ["user", "assistant"] * (len(row) // 2)
+        assert all(message["content"].strip() == message["content"] != "" for message in row)
+        assert sum(len(message["content"]) for message in row) <= 600
+        assert row[-1]["content"][-1] in "`.!?"
+    assert 0.1 < sum(len(row) == 4 for row in chats["train"]) / len(chats["train"]) < 0.5
+
+
+def test_no_package_and_no_description_is_on_both_sides(chats):
+    train, validation = ({message["content"] for row in rows for message in row[1::2]} for rows in chats.values())
+    assert not train & validation
+    packages_of = [{answer.split(".")[0] for answer in side if answer.startswith("`")} for side in (train, validation)]
+    assert len(packages_of[1]) >= 5
+    assert not packages_of[0] & packages_of[1]
+    rows = [json.dumps(row) for side in chats.values() for row in side]
+    assert len(set(rows)) == len(rows)
+
+
+def test_a_tenth_is_held_out(chats):
+    share = len(chats["validation"]) / sum(map(len, chats.values()))
+    assert 0.07 < share <= 0.11
+    assert sum(map(len, chats.values())) > 1000
+
+
+LIBRARY_MODULE = '''
+def plain(a, b=1, /, *args, c, d: int = 2, **rest) -> str:
+    """Does one thing :func:`~x.other` and ``another``
+
+    More about it.
+    """
+
+async def nothing():
+    """Wait for nothing at all."""
+
+def _private():
+    """This is not for users."""
+
+if True:
+    class Thing:
+        """A thing of some kind. """
+        def __init__(self, size): ...
+        def grow(self, by):
+            """Make the thing larger."""
+        @staticmethod
+        def make(kind):
+            """Make a new thing."""
+        @classmethod
+        def load(cls, path):
+            """Read a thing from a file."""
+        def swallow(*args):
+            """Take whatever is given."""
+        @property
+        def size(self):
+            """How large it is."""
+        @size.setter
+        def size(self, value):
+            """Change how large it is."""
+'''
+
+
+def test_entries_are_named_described_and_called_as_the_source_says():
+    document = assistant.Document("box/tools.py", LIBRARY_MODULE)
+    found = {entry.name.removeprefix("box.tools."): entry for entry in assistant.entries([document])}
+    found = {name: (entry.kind, entry.signature) for name, entry in found.items()}
+    start = "box.tools."
+    assert found == {
+        "plain": ("function", f"{start}plain(a, b=1, /, *args, c, d: int=2, **rest)"),
+        "nothing": ("function", f"{start}nothing()"),
+        "Thing": ("class", f"{start}Thing(size)"),
+        "Thing.grow": ("method", f"{start}Thing.grow(by)"),
+        "Thing.make": ("method", f"{start}Thing.make(kind)"),
+        "Thing.load": ("method", f"{start}Thing.load(path)"),
+        "Thing.swallow": ("method", f"{start}Thing.swallow(*args)"),
+        "Thing.size": ("property", None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("docstring", "summary"),
+    [
+        ("Return the\n    larger one.\n\n    More.", "Return the larger one."),
+        ("Return the larger one", "Return the larger one."),
+        ("Calls :func:`~os.walk` with ``top``.", "Calls `os.walk` with `top`."),
+        ("undo what was done", "undo what was done."),
+        (f"First sentence here. {'long ' * 60}end.", "First sentence here."),
+        (f"{'long ' * 60}end.", None),
+        ("Too short.", None),
+        ("", None),
+        ("f(x) -> the larger one", None),
+        ("f(x, y): the larger of two", None),
+        ("These are known:", None),
+        ("One of these:\n- the first thing\n- the second", None),
+        ("Called like this\n    name value", "Called like this name value."),
+        ("Called like this\nname value\n    indented text", None),
+        ("alias [name [command]] makes one", None),
+        (">>> Some example code here", None),
+    ],
+)
+def test_summary_is_the_first_paragraph_if_it_is_prose(docstring, summary):
+    assert assistant.summary_of(docstring) == summary
+
+
+def entry(name, summary="It does a thing.", signature=None, kind="function"):
+    return assistant.Entry(name.rpartition(".")[0], name, kind, summary, signature)
+
+
+def test_copies_of_names_and_descriptions_are_left_out():
+    found = [
+        entry("a.f"),
+        entry("a.f", "Another thing it does."),
+        entry("b.g", "IT does a thing."),
+        entry("b.h", "New."),
+    ]
+    assert assistant.without_copies(found) == [found[0], found[3]]
+
+
+def test_conversations_ask_for_description_parameters_and_name():
+    rows = [row for number in range(40) for row in assistant.conversations(entry(f"a.f{number}", signature="a.f(x)"))]
+    answers = Counter(tuple(message["content"] for message in row[1::2]) for row in rows)
+    names = Counter("name" if answer[0].startswith("`a.f") and answer[0][-2] != ")" else answer for answer in answers)
+    assert set(names) == {
+        *("name", ("It does a thing.",), ("`a.f(x)`",)),
+        *(("It does a thing.", "`a.f(x)`"), ("`a.f(x)`", "It does a thing.")),
+    }
+    assert len({row[0]["content"].replace("a.f", "").strip("0123456789") for row in rows}) > 10  # phrasings
+
+
+def test_conversation_says_that_there_are_no_parameters():
+    rows = [row for number in range(20) for row in assistant.conversations(entry(f"a.f{number}", signature="a.f()"))]
+    assert any(row[-1]["content"] == "`a.f()` takes no parameters." for row in rows)
+
+
+def test_conversation_that_is_too_long_is_left_out():
+    long = entry("a.f", "word " * 130)
+    assert assistant.conversations(long) == []
+
+
+def test_large_packages_are_not_held_out():
+    many = [entry(f"large.f{number}") for number in range(60)]
+    few = [entry(f"m{number}.f") for number in range(40)]
+    sides = assistant.split_by_module(many + few)
+    assert len(sides["validation"]) == 10
+    assert {one.package for one in many} <= {one.package for one in sides["train"]}
+    with pytest.raises(ValueError, match=r"60 documented objects in 1 packages.*too few to hold out"):
+        assistant.split_by_module(many)
+
+
+# Both
+
+
+@MAKERS
+def test_the_same_library_gives_the_same_bytes(maker, made, library, tmp_path, capsys):
+    maker.main(["--library", str(library), "--output_dir", str(tmp_path)])
+    first, second = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (made[maker.__name__], tmp_path)
+    )
+    assert first == second
+    out = capsys.readouterr().out
+    assert all(name in out for name in first)
+
+
+@MAKERS
+def test_a_folder_without_sources_is_refused(maker, tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=f"--library {folder} is no folder with .py files"):
+            maker.main(["--library", str(folder), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@MAKERS
+def test_a_library_that_is_too_small_is_refused_before_anything_is_written(maker, tmp_path):
+    write(tmp_path / "library/box/tools.py", LIBRARY_MODULE)
+    with pytest.raises(ValueError, match="Leave --library out"):
+        maker.main(["--library", str(tmp_path / "library"), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@MAKERS
+def test_a_file_that_is_not_python_is_named(maker, tmp_path):
+    write(tmp_path / "library/box/broken.py", "x = 1\nprint 'two'\n")
+    with pytest.raises(ValueError, match=r"box/broken\.py:2 is not Python 3"):
+        maker.main(["--library", str(tmp_path / "library"), "--output_dir", str(tmp_path / "out")])
