@@ -4,10 +4,12 @@ Reading order: the constants (how text is split, the special tokens, the chat te
 encoding, saving, and how `AutoTokenizer` finds the class.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,8 @@ class ScratchGPTTokenizer(TokenizersBackend):
     `split_special_tokens=True`, so that "<|endoftext|>" written in a document stays plain text.
     """
 
+    # rank of each merge, and vocabulary: read when `encode_with_dropout` first needs them
+    _merges: tuple[dict[tuple[str, str], int], dict[str, int]] | None = None
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
     model_input_names = ["input_ids", "attention_mask"]
 
@@ -161,6 +165,28 @@ class ScratchGPTTokenizer(TokenizersBackend):
                 parts[number].append(np.asarray(encoding.ids, np.int32))
         return [np.concatenate(part) for part in parts]
 
+    def encode_with_dropout(self, text: str, dropout: float, seed: int) -> list[int]:
+        """Ids of a text in which each merge of two tokens is left out with probability `dropout`.
+
+        BPE-dropout (https://huggingface.co/papers/1910.13267): the same text is cut differently with each seed, so that
+        a model which sees few texts learns from the parts of words too. With `dropout=0` these are the ids of
+        `encode_texts`; decoding always gives back the text.
+
+        Raises:
+            ValueError: `dropout` is not in [0, 1], or the tokenizer is no BPE.
+        """
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is {dropout}: it must lie between 0 and 1.")
+        backend = self.backend_tokenizer
+        if not isinstance(backend.model, BPE) or backend.pre_tokenizer is None:
+            raise ValueError(f"BPE-dropout needs a BPE tokenizer that splits text into words, not {backend.model}.")
+        if self._merges is None:
+            merges = json.loads(backend.to_str())["model"]["merges"]
+            self._merges = {tuple(merge): rank for rank, merge in enumerate(merges)}, backend.get_vocab()
+        (ranks, vocabulary), generator = self._merges, Random(seed)
+        words = (word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text))
+        return [vocabulary[token] for word in words for token in merged(list(word), ranks, dropout, generator)]
+
     def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
         try:
             return super()._encode_plus(text, *args, **kwargs)
@@ -200,6 +226,23 @@ def text_pieces(text: str, length: int = PIECE_LENGTH) -> Iterator[str]:
         yield text[start:end]
         start = end
     yield text[start:] if start else text
+
+
+def merged(tokens: list[str], ranks: dict[tuple[str, str], int], dropout: float, generator: Random) -> list[str]:
+    """Byte-pair encoding of one word: merge the pair that training merged first, until no pair is left.
+
+    In each round every pair is overlooked with probability `dropout`.
+    """
+    while True:
+        found = [
+            (ranks[pair], place)
+            for place, pair in enumerate(itertools.pairwise(tokens))
+            if pair in ranks and not (dropout and generator.random() < dropout)
+        ]
+        if not found:
+            return tokens
+        _, place = min(found)
+        tokens[place : place + 2] = [tokens[place] + tokens[place + 1]]
 
 
 def _batches(texts: Sequence[str], can_be_cut: bool) -> Iterator[list[tuple[int, str]]]:

@@ -144,6 +144,26 @@ def test_class_weights_balance_the_loss(tune, tmp_path):
     assert abs(frequent - rare) > 0.01
 
 
+def test_bpe_dropout_trains_on_texts_cut_in_many_ways(tune, base, monkeypatch, capsys):
+    seen = []
+    real = finetune_classifier.in_versions
+    monkeypatch.setattr(finetune_classifier, "in_versions", lambda *args: seen.append(real(*args)) or seen[-1])
+    run = tune(max_steps=None, num_epochs=3.0, bpe_dropout=0.3)
+    (texts,) = seen
+    assert (texts.num_versions, len(texts)) == (3, 72)
+    tokenizer = ScratchGPTTokenizer.from_pretrained(base)
+    for number in range(24):
+        versions = [texts.ids[start + number] for start in (0, 24, 48)]
+        assert len({tokenizer.decode(ids) for ids in versions}) == 1
+    assert len({tuple(ids) for ids in texts.ids}) > 60
+    assert (texts.labels[:24] == texts.labels[48:]).all()
+    shown = capsys.readouterr().out
+    assert re.search(r"train texts +24 \(blue \d", shown)
+    assert "(3.00 epochs)" in shown
+    again = tune("again", max_steps=None, num_epochs=3.0, bpe_dropout=0.3)
+    assert records(run)[-1]["eval_loss"] == records(again)[-1]["eval_loss"]
+
+
 @pytest.mark.parametrize("suffix", ["tsv", "jsonl", "parquet"])
 def test_every_kind_of_table_gives_the_same_run(tune, tmp_path, suffix):
     import pandas
@@ -202,6 +222,7 @@ BAD = {
     "nothing left": ({"validation_fraction": 0.5, "test_fraction": 0.5}, "leave no row to train on"),
     "override": ({"config_overrides": "colour=3"}, "--config_overrides sets colour, which the config of"),
     "shape": ({"config_overrides": "intermediate_size=48"}, "the weights do not fit its config"),
+    "dropout": ({"bpe_dropout": 1.0}, "--bpe_dropout is 1.0: it must lie below 1"),
     "random head": ({"random_weights": True, "trainable": "head"}, "would keep most weights random"),
 }  # fmt: skip
 

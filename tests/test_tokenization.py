@@ -344,3 +344,25 @@ def test_a_model_folder_loads_without_the_package_and_without_remote_code(tokeni
     command = [sys.executable, "-I", "-c", PLAIN, str(folder), TEXTS[2]]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert json.loads(result.stdout) == ["TokenizersBackend", tokenizer.encode(TEXTS[2]), 1]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 1.0])
+def test_dropout_cuts_text_differently_and_loses_nothing(tokenizer, dropout):
+    text = "def read_lines(path):\n    return 12 + caf\u00e9\n"
+    ids = tokenizer.encode_with_dropout(text, dropout, seed=0)
+    assert tokenizer.decode(ids) == text
+    assert ids == tokenizer.encode_with_dropout(text, dropout, seed=0)
+    plain = tokenizer.encode_texts([text])[0].tolist()
+    others = {tuple(tokenizer.encode_with_dropout(text, dropout, seed)) for seed in range(5)}
+    if dropout == 0:
+        assert others == {tuple(plain)}
+    elif dropout == 1:
+        assert len(ids) == len(text.encode())
+    else:
+        assert len(others) > 1
+        assert len(ids) > len(plain)
+
+
+def test_dropout_out_of_range_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"dropout is 1\.5: it must lie between 0 and 1"):
+        tokenizer.encode_with_dropout("x", 1.5, seed=0)

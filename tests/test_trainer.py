@@ -135,11 +135,10 @@ def token_accuracy(prediction):
 
 
 def test_compute_metrics_sees_all_predictions_and_labels(tmp_path):
-    def most_likely(logits, labels):
-        assert isinstance(logits, torch.Tensor)  # the cache is not among the predictions
-        return logits.argmax(-1)
-
-    parts = {"compute_metrics": token_accuracy, "preprocess_logits_for_metrics": most_likely}
+    parts = {
+        "compute_metrics": token_accuracy,
+        "preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1),
+    }
     trainer = train(tmp_path, max_steps=20, per_device_eval_batch_size=3, parts=parts)
     batch = stacked([MaskedRows()[index] for index in range(16)])
     with torch.no_grad():
@@ -262,14 +261,14 @@ CODE, IMPORT = 0, 1
 
 
 def texts(tokenizer, is_per_token=False, **truncation):
-    """16 snippets of two lengths and kinds; the label of a token is that of its text, the first token's is left out."""
+    """16 snippets of two lengths and kinds; a token's label is whether its id is odd, the first token has none."""
     labels = [CODE if text.startswith("def") else IMPORT for text in SNIPPETS]
     rows = Dataset.from_dict({"text": SNIPPETS, "label": labels})
 
     def encode(row):
         encoded = tokenizer(row["text"], **truncation)
         if is_per_token:
-            encoded["labels"] = [-100] + [row["label"]] * (len(encoded["input_ids"]) - 1)
+            encoded["labels"] = [-100] + [token % 2 for token in encoded["input_ids"][1:]]
         return encoded
 
     # "text" stays: Trainer drops what forward does not take
@@ -310,12 +309,15 @@ def train_tokens(folder, tokenizer, truncation=None, **settings):
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_sequence_classification_learns_and_answers_with_label_names(padding_side, tmp_path, tokenizer):
-    trainer = train_sequences(tmp_path, tokenizer, padding_side, max_steps=15, per_device_eval_batch_size=5)
-    assert losses(trainer)[0] > 0.5
+    settings = {"max_steps": 15, "eval_on_start": True, "per_device_eval_batch_size": 5}
+    trainer = train_sequences(tmp_path, tokenizer, padding_side, **settings)
+    untrained = classifier(ScratchGPTForSequenceClassification, tokenizer)
+    first = trainer.state.log_history[0]["eval_loss"]
+    assert first == pytest.approx(mean_loss_per_text(untrained, trainer.eval_dataset), abs=1e-5)
+    assert first > 0.5
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] < 0.1
     assert metrics["eval_accuracy"] == 1
-    assert metrics["eval_loss"] == pytest.approx(mean_loss_per_text(trainer.model, trainer.eval_dataset), abs=1e-5)
     trainer.save_model(tmp_path / "model")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     answers = pipeline("text-classification", loaded, tokenizer=AutoTokenizer.from_pretrained(tmp_path / "model"))

@@ -79,6 +79,7 @@ def train(trainer):
 
 def assert_trained_what_was_given(trainer, folder, adapter):
     model = trainer.model
+    assert all(tensor.requires_grad == (not adapter or "lora_" in name) for name, tensor in model.named_parameters())
     if adapter:
         assert isinstance(model, peft.PeftModel)
         assert {name.rpartition(".")[2] for name in model.targeted_module_names} == {"q_proj", "v_proj"}

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class LabelledTexts:
     pad_id: int
     padding_side: str
     num_truncated: int = 0
+    num_versions: int = 1  # of each text
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,6 +122,25 @@ def tokenize(
     return LabelledTexts(
         [tokens[:max_length] for tokens in ids], np.array(labels), pad_id, tokenizer.padding_side, num_truncated
     )
+
+
+def in_versions(
+    texts: LabelledTexts, originals: Sequence[str], tokenizer: Any, dropout: float, num_versions: int, max_length: int
+) -> LabelledTexts:
+    """Each text in several versions, which BPE-dropout cuts into different tokens; one pass then reads them all.
+
+    Raises:
+        ValueError: the tokenizer cannot do that.
+    """
+    if not hasattr(tokenizer, "encode_with_dropout"):
+        raise ValueError(f"--bpe_dropout needs a ScratchGPTTokenizer, not {type(tokenizer).__name__}: leave it out.")
+    ids = [
+        tokenizer.encode_with_dropout(text, dropout, seed=version * len(originals) + number)[:max_length]
+        for version in range(num_versions)
+        for number, text in enumerate(originals)
+    ]
+    labels = np.tile(texts.labels, num_versions)
+    return replace(texts, ids=ids, labels=labels, num_versions=num_versions)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -8,6 +8,7 @@ lowest validation loss, for pipeline("text-classification").
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from .classification import (
     LabelledTexts,
     balanced_weights,
     draw_confusion_matrix,
+    in_versions,
     label_names,
     table_of_labels,
     texts_in_both,
@@ -59,6 +61,10 @@ class LabelArguments(RowsArguments):
     test_split: str | None = option("Split of --dataset to test the finished model on.")
     test_fraction: float | None = option("Share of the rows held out for the test; without it 0.1.")
     max_length: int | None = option("Tokens of a text that are read; without it as many as the model can.")
+    bpe_dropout: float = option(
+        "Share of merges left out when training texts are cut into tokens, anew in each epoch: helps where texts are few.",
+        0.0,
+    )
     class_weights: Literal["none", "balanced"] = option(
         "balanced: each label weighs the same in the loss, however rare it is.", "none"
     )
@@ -68,7 +74,9 @@ class LabelArguments(RowsArguments):
         self.check_part("test")
         if self.test_split and not self.dataset:
             raise ValueError(without_effect("test_split", self.test_split, "with --dataset"))
-        check_at_least(self, {"max_length": 1})
+        check_at_least(self, {"max_length": 1, "bpe_dropout": 0})
+        if self.bpe_dropout >= 1:
+            raise ValueError(f"--bpe_dropout is {self.bpe_dropout}: it must lie below 1.")
 
 
 @dataclass
@@ -77,6 +85,7 @@ class LabelledData:
 
     names: list[str]
     parts: dict[str, LabelledTexts]
+    originals: list[str]  # the training texts
     notes: list[str]
 
     @property
@@ -93,7 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.sample_prompts:
         raise ValueError("--sample_prompts has no effect: a classifier writes no text. Remove it.")
     base, data = load(base_arguments, labels, arguments.seed)
-    arguments = arguments.for_examples(len(data.parts["train"]))
+    arguments = arguments.for_examples(len(data.originals))
+    if labels.bpe_dropout:
+        epochs = math.ceil(arguments.max_steps * arguments.batch_size / len(data.originals))
+        longest = base.tokenizer.model_max_length
+        train = in_versions(data.parts["train"], data.originals, base.tokenizer, labels.bpe_dropout, epochs, longest)
+        data.parts["train"] = train
     return carry_out(
         Job(
             arguments,
@@ -135,7 +149,8 @@ def load(base_arguments: BaseArguments, labels: LabelArguments, seed: int) -> tu
     notes = [
         f"{count} of {len(rows[part])} {part} texts are also in the training rows" for part, count in shared.items()
     ]
-    return base, LabelledData(names, parts, notes)
+    originals = [row.cells[labels.text_column] for row in rows["train"]]
+    return base, LabelledData(names, parts, originals, notes)
 
 
 def describe(data: LabelledData) -> list[str]:
@@ -143,9 +158,11 @@ def describe(data: LabelledData) -> list[str]:
     lines = []
     for part, texts in data.parts.items():
         counts = torch.bincount(torch.from_numpy(texts.labels), minlength=len(data.names)).tolist()
-        shown = ", ".join(f"{name} {count}" for name, count in zip(data.names, counts, strict=True))
+        shown = ", ".join(
+            f"{name} {count // texts.num_versions}" for name, count in zip(data.names, counts, strict=True)
+        )
         cut = f"; {texts.num_truncated} longer than the model reads, cut" if texts.num_truncated else ""
-        lines.append(f"{part + ' texts':<24}{len(texts):,} ({shown}){cut}")
+        lines.append(f"{part + ' texts':<24}{len(texts) // texts.num_versions:,} ({shown}){cut}")
     return [*lines, *(f"note: {note}" for note in data.notes)]
 
 
@@ -185,7 +202,7 @@ def write_model(
     write_weights(run, base, folder, weights)
     (run.folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     metrics = JsonLines(run.folder / LOG_FILES[0]).read()
-    title = f"Telling {len(data.names)} labels apart, on {len(data.parts['train']):,} texts"
+    title = f"Telling {len(data.names)} labels apart, on {len(data.originals):,} texts"
     draw_loss_curve(metrics, folder / PICTURE_NAME, title=title, num_choices=len(data.names))
     confusion = results["test_confusion_matrix"]
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"

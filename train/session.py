@@ -159,7 +159,7 @@ def describe(run: Run, state: TrainState) -> str:
     """The table of what follows from the settings."""
     arguments, accelerator, examples = run.arguments, run.accelerator, run.batches.source
     tokens = arguments.batch_size * examples.mean_length
-    epochs = arguments.max_steps * arguments.batch_size / len(examples)
+    epochs = arguments.max_steps * arguments.batch_size / len(examples) * getattr(examples, "num_versions", 1)
     trained = sum(p.numel() for p in run.bare_model.parameters() if p.requires_grad)
     parameters = run.bare_model.num_parameters()
     rows = {
