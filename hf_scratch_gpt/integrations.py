@@ -54,5 +54,5 @@ def register_adapter_targets(peft_constants: ModuleType) -> None:
     PEFT offers no registration; its documented table of defaults is a dictionary per adapter kind.
     """
     for name, targets in vars(peft_constants).items():
-        if name.endswith("_TARGET_MODULES_MAPPING") and "llama" in targets:
+        if name.endswith("_MODULES_MAPPING") and "llama" in targets:
             targets.setdefault("scratch_gpt", targets["llama"])

@@ -749,7 +749,47 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class ScratchGPTForSequenceClassification(GenericForSequenceClassification, ScratchGPTPreTrainedModel):
+class LossOfWholeBatch:
+    """Divides the loss of a head by the number of labels in the whole batch, where the trainer tells it.
+
+    The mixins take the mean over their own labels, and swallow `num_items_in_batch`. Trainer believes that it was used:
+    with gradient accumulation, loss and gradients would be as many times too large as there are parts.
+    """
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the mixin, with `num_items_in_batch`, the number of labels of the whole batch."""
+        outputs = super().forward(  # type: ignore[misc]
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        if outputs.loss is not None and num_items_in_batch is not None:
+            own_items = (labels != IGNORE_INDEX).sum().to(outputs.loss.device)  # () a tensor
+            outputs.loss = outputs.loss * own_items / num_items_in_batch
+        return outputs
+
+
+class ScratchGPTForSequenceClassification(
+    LossOfWholeBatch, GenericForSequenceClassification, ScratchGPTPreTrainedModel
+):
     """One label (or value) per text, from the last token that is not padding."""
 
     def __init__(self, config: ScratchGPTConfig) -> None:
@@ -760,7 +800,7 @@ class ScratchGPTForSequenceClassification(GenericForSequenceClassification, Scra
         self.post_init()
 
 
-class ScratchGPTForTokenClassification(GenericForTokenClassification, ScratchGPTPreTrainedModel):
+class ScratchGPTForTokenClassification(LossOfWholeBatch, GenericForTokenClassification, ScratchGPTPreTrainedModel):
     """One label per token."""
 
     def __init__(self, config: ScratchGPTConfig) -> None:

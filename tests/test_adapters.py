@@ -10,12 +10,12 @@ from hf_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassific
 
 # PEFT asks by a name that transformers 5.23 gave up
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-IA3 = pytest.param(
-    peft.IA3Config, {"k_proj", "v_proj", "down_proj"}, id="ia3",
-    marks=pytest.mark.xfail(reason="its feedforward_modules have no default for us", raises=ValueError, strict=True),
-)  # fmt: skip
 WITH_DEFAULT_TARGETS = pytest.mark.parametrize(
-    ("config_class", "targets"), [pytest.param(peft.LoraConfig, {"q_proj", "v_proj"}, id="lora"), IA3]
+    ("config_class", "targets"),
+    [
+        pytest.param(peft.LoraConfig, {"q_proj", "v_proj"}, id="lora"),
+        pytest.param(peft.IA3Config, {"k_proj", "v_proj", "down_proj"}, id="ia3"),
+    ],
 )
 
 

@@ -197,6 +197,7 @@ def test_an_adapter_can_be_tuned_further(tune, adapter):
     [
         ({"hidden_size": 32}, "is an adapter for other weights than those in"),
         ({"hidden_size": 32, "forget": True}, "is an adapter for another model"),
+        ({"num_hidden_layers": 1, "forget": True}, "another model: 14 of its weights have no place in this one"),
         ({"gone": True}, r"is an adapter for another model: \./nowhere does not exist"),
     ],
 )

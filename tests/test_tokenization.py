@@ -360,7 +360,7 @@ def test_dropout_cuts_text_differently_and_loses_nothing(tokenizer, dropout):
         assert len(ids) == len(text.encode())
     else:
         assert len(others) > 1
-        assert len(ids) > len(plain)
+        assert max(map(len, others)) > len(plain)
 
 
 def test_dropout_out_of_range_is_refused(tokenizer):

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from .build import new_model, parse_overrides
-from .checkpoint import is_adapter
+from .checkpoint import ADAPTER_FILE, is_adapter, safetensors_names
 from .run import Run
 from .schedule import seed_at
 from .tuning import OF_TRAINABLE, BaseArguments
@@ -294,11 +294,18 @@ def put_adapter_on(model: nn.Module, folder: str) -> Any:
     Raises:
         ValueError: it is an adapter for another model.
     """
-    from peft import PeftModel  # takes a second
+    from peft import PeftModel, get_peft_model_state_dict  # takes a second
 
     try:
         with outdated_names():
-            return PeftModel.from_pretrained(model, folder)
+            adapted: Any = PeftModel.from_pretrained(model, folder)
     except (RuntimeError, ValueError) as error:  # sizes differ; no module of that name
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{folder} is an adapter for another model ({reason}).") from None
+    saved, there = set(safetensors_names(Path(folder) / ADAPTER_FILE)), set(get_peft_model_state_dict(adapted))
+    if saved != there:  # PEFT leaves out weights that the model has no place for, and makes new ones where it has more
+        raise ValueError(
+            f"{folder} is an adapter for another model: {len(saved - there)} of its weights have no place in this one, "
+            f"such as {min(saved ^ there)}, and {len(there - saved)} are missing."
+        )
+    return adapted

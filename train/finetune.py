@@ -88,7 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = read_parts(settings, {"validation": DEFAULT_FRACTION}, arguments.seed)
     parts = {part: conversations(some) for part, some in rows.items()}
     base = load_base(base_arguments, arguments.seed, AutoModelForCausalLM)
+    known_tokens = base.model.config.vocab_size
     new_ids = learn_to_chat(base, settings.chat_template)
+    if base_arguments.trainable == "lora" and base.model.config.vocab_size > known_tokens:
+        raise ValueError(
+            f"the tokenizer of {base.name} lacks control tokens, and an adapter cannot hold their embeddings: "
+            "use --trainable all or blocks."
+        )
     data = make_rows(parts, settings, base, new_ids)
     arguments = arguments.for_examples(len(data.train))
     return carry_out(

@@ -62,7 +62,7 @@ class LabelArguments(RowsArguments):
     test_fraction: float | None = option("Share of the rows held out for the test; without it 0.1.")
     max_length: int | None = option("Tokens of a text that are read; without it as many as the model can.")
     bpe_dropout: float = option(
-        "Share of merges left out when training texts are cut into tokens, anew in each epoch: helps where texts are few.",
+        "Share of merges left out when training texts become tokens, anew in each epoch: helps where texts are few.",
         0.0,
     )
     class_weights: Literal["none", "balanced"] = option(

@@ -270,6 +270,12 @@ def label_runs(figure: Figure, runs: Sequence[LoggedRun]) -> None:
         text.set_parse_math(False)  # a $ in the name of a folder is no formula
 
 
+OF_EVALUATIONS = {
+    "loss": ("validation loss", ".4f"), "perplexity": ("perplexity (per token)", ",.2f"),
+    "bits_per_byte": ("bits per byte", ".4f"), "accuracy": ("accuracy", ".2%"), "f1": ("F1 (mean of labels)", ".4f"),
+}  # fmt: skip
+
+
 def figures(run: LoggedRun) -> dict[str, str]:
     """The final figures of a run, each with its unit in the name."""
     evaluations = [record for record in run.metrics if not math.isnan(number(record.get("eval_loss")))]
@@ -283,9 +289,10 @@ def figures(run: LoggedRun) -> dict[str, str]:
         "tokens seen": last(run.values("tokens_seen"), ",.0f"),
         f"training loss (mean of the last {LAST_LINES} lines)": f"{final:.4f}",
         "best validation loss": f"{best['eval_loss']:.4f} at step {best.get('step', NOTHING)}" if best else NOTHING,
-        "last validation loss": last(run.values("eval_loss"), ".4f"),
-        "last perplexity (per token)": last(run.values("eval_perplexity"), ",.2f"),
-        "last bits per byte": last(run.values("eval_bits_per_byte"), ".4f"),
+        **{
+            f"last {title}": last(run.values(f"eval_{name}"), pattern)
+            for name, (title, pattern) in OF_EVALUATIONS.items()
+        },
         "tokens per second (median)": median(run.values("tokens_per_second"), ",.0f"),
         "MFU (median)": median(run.values("mfu"), ".1%"),
         "skipped updates": "".join([str(len(skips)), *skips[:SHOWN_SKIPS], *hidden]),
