@@ -121,6 +121,10 @@ def test_the_best_weights_are_kept(tune, capsys):
     assert f"the weights with the lowest validation loss are those of step {best}" in capsys.readouterr().out
     checkpoint = load_file(run / f"checkpoint-{best:08d}" / "model.safetensors")
     assert torch.equal(load_file(run / "model" / "model.safetensors")["score.weight"], checkpoint["score.weight"])
+    shutil.rmtree(run / "model")
+    tune(max_steps=6, eval_every=1, learning_rate=0.5, keep_checkpoints=1, final_weights="last")
+    checkpoint = load_file(run / "checkpoint-00000006" / "model.safetensors")
+    assert torch.equal(load_file(run / "model" / "model.safetensors")["score.weight"], checkpoint["score.weight"])
 
 
 def test_class_weights_balance_the_loss(tune, tmp_path):

@@ -34,6 +34,7 @@ from .schedule import seed_at
 MAY_CHANGE = {
     *("output_dir", "report_to", "log_every", "eval_every", "eval_sequences", "sample_prompts", "sample_tokens"),
     *("save_every", "keep_checkpoints", "async_save", "allow_change", "max_skipped", "process_timeout"),
+    "final_weights",
     *("fsdp_size", "fsdp_keep_weights", "tp_size", "gradient_checkpointing"),
 }
 

@@ -203,7 +203,7 @@ def write_model(
     (run.folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     metrics = JsonLines(run.folder / LOG_FILES[0]).read()
     title = f"Telling {len(data.names)} labels apart, on {len(data.originals):,} texts"
-    draw_loss_curve(metrics, folder / PICTURE_NAME, title=title, num_choices=len(data.names))
+    draw_loss_curve(metrics, folder / PICTURE_NAME, title=title, num_choices=len(data.names), per="text")
     confusion = results["test_confusion_matrix"]
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"
     draw_confusion_matrix(confusion, data.names, folder / CONFUSION_PICTURE, title)

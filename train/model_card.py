@@ -13,13 +13,16 @@ CARD_NAME, PICTURE_NAME = "README.md", "loss_curve.png"
 TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#9bb8d3", "#c4502c", "#33373d"
 
 
-def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, num_choices: int) -> None:
+def draw_loss_curve(
+    records: list[dict[str, Any]], path: Path, *, title: str, num_choices: int, per: str = "token"
+) -> None:
     """Draw training loss (light) and validation loss (points, the last one labelled) over the tokens seen.
 
     Args:
         records: the lines of metrics.jsonl: `tokens_seen` with `loss` or with `eval_loss`.
         path: the PNG to write.
         title: what was trained.
+        per: what the loss is a mean over.
         num_choices: its logarithm, the loss of a model that knows nothing, bounds the picture.
     """
     from matplotlib.figure import Figure  # no pyplot: it would pick a window system
@@ -43,7 +46,7 @@ def draw_loss_curve(records: list[dict[str, Any]], path: Path, *, title: str, nu
         xytext=(0, -11), textcoords="offset points", ha="right", fontsize=8, color=INK,
     )  # fmt: skip
     axes.set_xlabel("tokens seen (millions)")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel(f"loss (nats per {per})")
     axes.set_title(textwrap.fill(title, 90), loc="left", fontsize=10, color=INK)
     axes.grid(axis="y", color="#e8e8e8")
     axes.set_axisbelow(True)

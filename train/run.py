@@ -90,7 +90,7 @@ class Run:
     Args:
         grid: the place of this process among all.
         frozen: settings that must not change when the run continues, as JSON values.
-        is_tuning: the model knew something before: evaluate it first, and keep the best instead of the last weights.
+        is_tuning: the model knew something before: it is evaluated before the first step.
         left_out: (first, last) steps that `train.rollback` has asked to leave out.
     """
 

@@ -109,7 +109,7 @@ def _carry_out(job: Job, accelerator: Accelerator, grid: Grid) -> bool:
 
 def take_best_weights(run: Run) -> None:
     """Where a model is tuned, it soon knows its examples by heart: goes back to the lowest validation loss."""
-    if not run.is_tuning:
+    if getattr(run.arguments, "final_weights", "last") == "last":
         return
     best = checkpoint.best_checkpoint(run.folder)
     if best is None:

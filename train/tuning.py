@@ -70,6 +70,9 @@ class TuneArguments(TrainArguments):
         "Steps between two checkpoints; without it as --eval_every, so that the best one can be kept."
     )
     eval_sequences: int = option("Validation examples per evaluation; 0: all.", 0)
+    final_weights: Literal["best", "last"] = option(
+        "Weights of the model: those with the lowest validation loss, or those after the last step.", "best"
+    )
 
     def __post_init__(self) -> None:
         if self.num_epochs is not None and self.max_steps is not None:
