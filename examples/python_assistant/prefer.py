@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args=DPOConfig(
             str(folder), max_steps=arguments.max_steps, per_device_train_batch_size=8, learning_rate=5e-4, beta=0.1,
             logging_steps=16, save_strategy="no", report_to="none", gradient_checkpointing=False, bf16=False,
+            dataloader_pin_memory=torch.cuda.is_available(), seed=0,
         ),
         train_dataset=pairs["train"],
         eval_dataset=pairs["validation"],
