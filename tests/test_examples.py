@@ -9,8 +9,11 @@ import pytest
 
 from examples.tiny_shakespeare.character_tokenizer import SPECIAL_TOKENS, character_tokenizer
 from train.arguments import DataArguments, ModelArguments, TrainArguments, parse_recipe
-from train.build import build_config, build_model
+from train.build import build_config, new_model
+from train.finetune import ConversationArguments
+from train.finetune_classifier import LabelArguments
 from train.session import MODEL_FOLDER
+from train.tuning import BaseArguments, TuneArguments
 
 ROOT = Path(__file__).parents[1]
 SHAKESPEARE = ROOT / "examples" / "tiny_shakespeare"
@@ -60,7 +63,7 @@ def test_shakespeare_has_no_more_parameters_than_nanogpt(monkeypatch):
     model, _, train = recipe(monkeypatch)
     letters = "".join(map(chr, range(65)))  # as many as the text has
     config = build_config(model, character_tokenizer([letters]))
-    assert build_model(config, train).num_parameters() == 788_224  # nanoGPT: 795,904 and 8,192 for its positions
+    assert new_model(config, train.seed).num_parameters() == 788_224  # nanoGPT: 795,904 and 8,192 for its positions
 
 
 def test_character_tokenizer_gives_each_character_its_own_token():
@@ -80,3 +83,17 @@ def test_character_tokenizer_ends_and_pads_with_tokens_that_no_text_has():
 def test_character_tokenizer_refuses_a_character_it_has_not_seen():
     with pytest.raises(Exception, match="Missing"):
         character_tokenizer(["abc"])("abd")
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("package_classifier/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
+        ("spam/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
+        ("python_assistant/recipe.yaml", (BaseArguments, ConversationArguments, TuneArguments)),
+    ],
+)
+def test_the_recipes_of_fine_tuning_are_read(path, kinds):
+    line = ["--model=base", "--data=rows.csv", "--output_dir=run"]
+    settings = parse_recipe(kinds, [str(ROOT / "examples" / path), *line])
+    assert settings[2].for_examples(1000).max_steps > 10
