@@ -1,4 +1,4 @@
-"""How good a model is: `python -m train.evaluate --model runs/quickstart/model --text book.txt --pairs blimp/`."""
+"""How good a model is: `python -m train.evaluate --model runs/quickstart/run/model --text book.txt --pairs blimp/`."""
 
 import itertools
 import sys
@@ -26,7 +26,7 @@ from .scores import score_targets, token_metrics
 class EvaluateArguments:
     """Settings of train.evaluate."""
 
-    model: str = required("Model folder, such as runs/quickstart/model, or a name on the Hugging Face Hub.")
+    model: str = required("Model folder, such as runs/quickstart/run/model, or a name on the Hugging Face Hub.")
     data_dir: str | None = option("Evaluate the validation split of this folder of train.prepare_data.")
     pairs: list[str] = option_list(
         "Files or folders of .jsonl with sentence_good and sentence_bad: which does it prefer?"
