@@ -1,4 +1,4 @@
-"""Continue prompts with a trained model: `python -m train.generate --model runs/quickstart/run/model --prompt "def "`."""
+"""Continue prompts with a trained model: `python -m train.generate --model runs/quickstart/run/model --prompt def`."""
 
 import sys
 from collections.abc import Sequence
