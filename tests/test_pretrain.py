@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_scratch_gpt import ScratchGPTConfig
 from train import build, loop, pretrain
 from train.arguments import ModelArguments, TrainArguments, run_script
+from train.tuning import TuneArguments
 
 
 def test_a_run_leaves_all_its_files_and_says_what_it_does(recipe, tmp_path, capsys):
@@ -104,8 +105,10 @@ def test_a_changed_recipe_is_refused_with_all_differences(recipe):
 
 
 def test_what_decides_the_result_is_frozen():
-    assert set(TrainArguments.__dataclass_fields__) > build.MAY_CHANGE
-    frozen = set(TrainArguments.__dataclass_fields__) - build.MAY_CHANGE
+    settings = set(TuneArguments.__dataclass_fields__)
+    assert settings > set(TrainArguments.__dataclass_fields__)
+    assert settings > build.MAY_CHANGE
+    frozen = settings - build.MAY_CHANGE
     assert {"seed", "batch_size", "learning_rate", "precision", "max_steps", "optimizer"} <= frozen
 
 
