@@ -43,6 +43,8 @@ NOTHING = "-"  # in a table
 START_LEFT_OUT = 0.05  # share of a run whose steep fall does not decide the range of the loss axis
 LAST_LINES = 10  # whose mean is the final training loss: a single batch says little
 SHOWN_SKIPS = 5
+OF_EVALUATIONS = [("loss", "validation loss", ".4f"), ("perplexity", "perplexity (per token)", ",.2f")]
+OF_EVALUATIONS += [("bits_per_byte", "bits per byte", ".4f"), ("accuracy", "accuracy", ".2%"), ("f1", "mean F1", ".4f")]
 
 Points = list[tuple[float, float]]
 
@@ -270,12 +272,6 @@ def label_runs(figure: Figure, runs: Sequence[LoggedRun]) -> None:
         text.set_parse_math(False)  # a $ in the name of a folder is no formula
 
 
-OF_EVALUATIONS = {
-    "loss": ("validation loss", ".4f"), "perplexity": ("perplexity (per token)", ",.2f"),
-    "bits_per_byte": ("bits per byte", ".4f"), "accuracy": ("accuracy", ".2%"), "f1": ("F1 (mean of labels)", ".4f"),
-}  # fmt: skip
-
-
 def figures(run: LoggedRun) -> dict[str, str]:
     """The final figures of a run, each with its unit in the name."""
     evaluations = [record for record in run.metrics if not math.isnan(number(record.get("eval_loss")))]
@@ -289,10 +285,7 @@ def figures(run: LoggedRun) -> dict[str, str]:
         "tokens seen": last(run.values("tokens_seen"), ",.0f"),
         f"training loss (mean of the last {LAST_LINES} lines)": f"{final:.4f}",
         "best validation loss": f"{best['eval_loss']:.4f} at step {best.get('step', NOTHING)}" if best else NOTHING,
-        **{
-            f"last {title}": last(run.values(f"eval_{name}"), pattern)
-            for name, (title, pattern) in OF_EVALUATIONS.items()
-        },
+        **{f"last {title}": last(run.values(f"eval_{name}"), pattern) for name, title, pattern in OF_EVALUATIONS},
         "tokens per second (median)": median(run.values("tokens_per_second"), ",.0f"),
         "MFU (median)": median(run.values("mfu"), ".1%"),
         "skipped updates": "".join([str(len(skips)), *skips[:SHOWN_SKIPS], *hidden]),
