@@ -102,7 +102,7 @@ def test_dropout_differs_between_steps_and_micro_batches(build):
 
 def test_a_restart_without_checkpoint_cuts_the_logs(build):
     run = build(save_every=0)
-    (run.folder / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')
+    (run.folder / "metrics.jsonl").write_text('{"step": 0, "eval_loss": 9.0}\n{"step": 1, "loss": 9.0}\n')
     assert resume.resume(run) == TrainState()
     assert (run.folder / "metrics.jsonl").read_text() == ""
 
