@@ -64,6 +64,30 @@ def test_ways_to_train(tune, settings):
     assert losses[-1] < losses[0]
 
 
+def test_questions_that_leave_no_room_for_an_answer_are_not_asked(tune, tmp_path):
+    rows = [{"messages": chat("what " * 50, "a")}, {"messages": chat("Why?", "b")}]
+    run = tune(validation_data=[str(write_rows(tmp_path / "long.jsonl", rows))], sample_tokens=20, too_long="cut")
+    assert {sample["prompt"] for sample in read(run / "samples.jsonl")} == {"Why?"}
+
+
+@pytest.mark.parametrize("final_weights", ["best", "last"])
+def test_the_card_tells_of_the_weights_that_are_kept(tune, tmp_path, final_weights):
+    rows = [{"messages": chat("What is 0?", "no " * 9)}]  # nothing like it is learnt
+    other = [str(write_rows(tmp_path / "other.jsonl", rows))]
+    settings = {"max_steps": 6, "learning_rate": 0.5, "eval_every": 1, "keep_checkpoints": 9}
+    run = tune(validation_data=other, final_weights=final_weights, **settings)
+    losses = {r["step"]: r["eval_loss"] for r in read(run / "metrics.jsonl") if r.get("eval_loss") and r["step"]}
+    step = min(losses, key=losses.get) if final_weights == "best" else 6
+    assert min(losses, key=losses.get) != 6
+    card = (run / "model" / "README.md").read_text()
+    assert f"the weights are those of step {step}." in card
+    assert f"| {losses[step]:.4f} |" in card
+    kept, saved = (
+        load_file(folder / "model.safetensors") for folder in (run / "model", run / f"checkpoint-{step:08d}")
+    )
+    assert all(torch.equal(kept[name], saved[name]) for name in kept)
+
+
 def test_packing_changes_rows_but_not_the_evaluation(tune):
     first = [read(tune(str(packing), packing=packing) / "metrics.jsonl")[0]["eval_loss"] for packing in (True, False)]
     assert first[0] == pytest.approx(first[1], abs=1e-5)
@@ -190,6 +214,14 @@ def test_an_adapter_can_be_tuned_further(tune, adapter):
     merged = adapter.parent / "model"
     first = read(run / "metrics.jsonl")[0]["eval_loss"]
     assert first == pytest.approx(read(tune("same", model=str(merged), max_steps=1) / "metrics.jsonl")[0]["eval_loss"])
+
+
+def test_an_adapter_on_an_adapter_is_refused(adapter, tmp_path, capsys):
+    rows = str(write_conversations(tmp_path / "rows.jsonl"))
+    assert (
+        run_script(finetune.main, options(model=adapter, data=rows, output_dir=tmp_path / "run", trainable="lora")) == 2
+    )
+    assert "is an adapter: it takes neither --random_weights nor another adapter" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

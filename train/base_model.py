@@ -44,6 +44,8 @@ class BaseModel:
 def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: Any) -> BaseModel:
     """Loads the base model with float32 weights; what it lacks, such as a new head, depends on `seed` alone.
 
+    An adapter is merged into the model that it was trained on.
+
     Args:
         auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification ...
         config: entries for the model's config, such as `num_labels`.
@@ -54,23 +56,30 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
     """
     name = arguments.model
     check_folder("--model", name, needs_weights=not arguments.random_weights)
+    is_adapted = (Path(name) / ADAPTER_CONFIG).exists()
+    if is_adapted and (arguments.random_weights or arguments.trainable == "lora"):
+        raise ValueError(
+            f"--model {name} is an adapter: it takes neither --random_weights nor another adapter. "
+            "Give the model that it was merged into."
+        )
     tokenizer = load_tokenizer(arguments.tokenizer or name)
+    source = base_of_adapter(name) if is_adapted else name
     overrides = parse_overrides(arguments.config_overrides or "")
-    if (Path(name) / ADAPTER_CONFIG).exists():
-        return _load_adapted(arguments, seed, auto_class, overrides | config, tokenizer)
-    settings = AutoConfig.from_pretrained(name)
+    settings = AutoConfig.from_pretrained(source)
     for key in overrides:
         if not hasattr(settings, key):
-            raise ValueError(f"--config_overrides sets {key}, which the config of {name} does not have.")
-    settings = AutoConfig.from_pretrained(name, **overrides, **config)
+            raise ValueError(f"--config_overrides sets {key}, which the config of {source} does not have.")
+    settings = AutoConfig.from_pretrained(source, **overrides, **config)
     check_vocabulary(tokenizer, settings, arguments)
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
-    fingerprint = "random weights" if arguments.random_weights else weights_sha256(name)
     if arguments.random_weights:
-        model = new_model(settings, seed, auto_class)
-    else:
-        model = _load_weights(name, settings, seed, auto_class)
+        return BaseModel(new_model(settings, seed, auto_class), tokenizer, name, "random weights")
+    model = _load_weights(source, settings, seed, auto_class)
+    fingerprint = weights_sha256(source)
+    if is_adapted:
+        model = put_adapter_on(model, name).merge_and_unload().requires_grad_(True)
+        fingerprint += weights_sha256(name)
     return BaseModel(model, tokenizer, name, fingerprint)
 
 
@@ -93,8 +102,8 @@ def check_folder(option: str, name: str, needs_weights: bool = True) -> None:
         raise ValueError(f"{option} {name} is no model folder: it holds no config.json (but {shown}).")
     if needs_weights and not any(entry.endswith(".safetensors") for entry in found):
         raise ValueError(
-            f"{option} {name} holds no weights (*.safetensors, but {shown}): give a trained model, or begin with new "
-            "weights by --random_weights true."
+            f"{option} {name} holds no weights (*.safetensors, but {shown}): give the folder of a trained model. "
+            "(Fine-tuning can also begin with new weights: --random_weights true.)"
         )
 
 
@@ -253,20 +262,6 @@ def write_adapter(model: Any, base: BaseModel, folder: Path) -> None:
     base.tokenizer.save_pretrained(folder)
     text = json.dumps({"name": base.name, "weights_sha256": base.fingerprint}, indent=2)
     (folder / BASE_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _load_adapted(
-    arguments: BaseArguments, seed: int, auto_class: Any, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> BaseModel:
-    """The base of an adapter with the adapter merged into it."""
-    if arguments.random_weights:
-        raise ValueError(f"--random_weights with the adapter {arguments.model} would leave nothing of it.")
-    name = base_of_adapter(arguments.model)
-    settings = AutoConfig.from_pretrained(name, **config)
-    check_vocabulary(tokenizer, settings, arguments)
-    model = _load_weights(name, settings, seed, auto_class)
-    merged = put_adapter_on(model, arguments.model).merge_and_unload().requires_grad_(True)
-    return BaseModel(merged, tokenizer, arguments.model, weights_sha256(name) + weights_sha256(arguments.model))
 
 
 def base_of_adapter(folder: str) -> str:

@@ -4,7 +4,7 @@
 
 A row holds messages, prompt and completion, or instruction, (input) and output. The loss falls on the assistant's
 words only. The run folder then holds what a pretraining run holds, with answers to held-out questions before, during
-and after the training, and in model/ the weights with the lowest validation loss, for pipeline("text-generation").
+and after the training, and in model/ the assistant, for pipeline("text-generation").
 """
 
 import sys
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"the tokenizer of {base.name} lacks control tokens, and an adapter cannot hold their embeddings: "
             "use --trainable all or blocks."
         )
-    data = make_rows(parts, settings, base, new_ids)
+    data = make_rows(parts, settings, base, new_ids, arguments.sample_tokens)
     arguments = arguments.for_examples(len(data.train))
     return carry_out(
         Job(
@@ -141,7 +141,11 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def make_rows(
-    parts: dict[str, list[Conversation]], settings: ConversationArguments, base: BaseModel, new_ids: list[int]
+    parts: dict[str, list[Conversation]],
+    settings: ConversationArguments,
+    base: BaseModel,
+    new_ids: list[int],
+    sample_tokens: int,
 ) -> ConversationData:
     """Conversations as rows of tokens.
 
@@ -168,7 +172,7 @@ def make_rows(
             f"in {len(numbers):,} rows{'; too long: ' + left_out if left_out else ''}"
         )
     (stop_id,) = ends
-    shown = parts["validation"][:NUM_SHOWN]
+    shown = [one for one in parts["validation"] if fits_with_answer(one, base, sample_tokens)][:NUM_SHOWN]
     return ConversationData(rows["train"], rows["validation"], shown, stop_id, new_ids, notes)
 
 
@@ -219,6 +223,12 @@ def questions(given: Sequence[str], shown: Sequence[Conversation], tokenizer: Pr
     return [Prompt(messages[-1]["content"], prompt_ids(tokenizer, messages)) for messages in beginnings]
 
 
+def fits_with_answer(one: Conversation, base: BaseModel, sample_tokens: int) -> bool:
+    """Whether what a conversation begins with leaves the model room to answer."""
+    room = base.model.config.max_position_embeddings - sample_tokens
+    return len(prompt_ids(base.tokenizer, before_answer(one))) <= room
+
+
 def before_answer(one: Conversation) -> list[dict[str, str]]:
     """The messages before the first answer."""
     first = next(i for i, message in enumerate(one.messages) if message["role"] == "assistant")
@@ -235,7 +245,8 @@ def write_model(
     vocabulary = run.bare_model.config.vocab_size
     draw_loss_curve(metrics, folder / PICTURE_NAME, title="Answers to held-out questions", num_choices=vocabulary)
     shown = before_and_after(samples, conclusions["samples"], data)
-    (folder / CARD_NAME).write_text(assistant_card(public_recipe(recipe), metrics, shown), encoding="utf-8")
+    card = assistant_card(public_recipe(recipe), metrics, shown, conclusions["step"])
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
     for one in shown:
         print(f"\n{one['prompt']}\n  before: {one['before']!r:.200}\n  after:  {one['after']!r:.200}")
 

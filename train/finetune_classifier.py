@@ -3,8 +3,8 @@
     python -m train.finetune_classifier --model runs/quickstart/run/model --data train.csv --output_dir runs/labels
 
 Tables are .csv, .tsv, .jsonl or .parquet files with a column of text and one of labels. The run folder then holds
-what a pretraining run holds, confusion_matrices/ with a picture per evaluation, and in model/ the weights with the
-lowest validation loss, for pipeline("text-classification").
+what a pretraining run holds, confusion_matrices/ with a picture per evaluation, and in model/ the classifier, for
+pipeline("text-classification").
 """
 
 import json
@@ -208,7 +208,7 @@ def write_model(
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"
     draw_confusion_matrix(confusion, data.names, folder / CONFUSION_PICTURE, title)
     table = table_of_labels(confusion, data.names)
-    (folder / CARD_NAME).write_text(classifier_card(public_recipe(recipe), results, table, metrics), encoding="utf-8")
+    (folder / CARD_NAME).write_text(classifier_card(public_recipe(recipe), results, table), encoding="utf-8")
     print(f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%}\n{table}")
 
 

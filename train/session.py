@@ -41,7 +41,7 @@ class Job:
         recipe: all settings of the script, as YAML.
         build: makes the run, in every process.
         write: called by the first process with the run, an empty folder, the final weights by name, and what
-            `conclude` has returned: fills the folder.
+            `conclude` has returned, with the `step` of the weights: fills the folder.
         conclude: called by every process with the final weights in the model, such as for figures of a test set.
     """
 
@@ -95,8 +95,8 @@ def _carry_out(job: Job, accelerator: Accelerator, grid: Grid) -> bool:
         loop.train(run, state)
         if state.step < run.arguments.max_steps:
             return False
-        take_best_weights(run)
-        conclusions = job.conclude(run)
+        step = take_final_weights(run, state)
+        conclusions = job.conclude(run) | {"step": step}
         weights = {name: whole(tensor).cpu() for name, tensor in checkpoint.named_weights(run.bare_model).items()}
         if accelerator.is_main_process:
             unfinished = model_folder.with_name(f".tmp-{MODEL_FOLDER}")
@@ -107,17 +107,18 @@ def _carry_out(job: Job, accelerator: Accelerator, grid: Grid) -> bool:
     return True
 
 
-def take_best_weights(run: Run) -> None:
-    """Where a model is tuned, it soon knows its examples by heart: goes back to the lowest validation loss."""
+def take_final_weights(run: Run, state: TrainState) -> int:
+    """Goes back to the lowest validation loss where that is asked for; returns the step of the model's weights."""
     if getattr(run.arguments, "final_weights", "last") == "last":
-        return
+        return state.step
     best = checkpoint.best_checkpoint(run.folder)
     if best is None:
         run.accelerator.print("no checkpoint was made right after an evaluation: the last weights are kept")
-        return
+        return state.step
     found = checkpoint.Checkpoint(best, verified_manifest(best))
     found.load_model(run.bare_model)
     run.accelerator.print(f"the weights with the lowest validation loss are those of step {found.step}")
+    return found.step
 
 
 @contextmanager

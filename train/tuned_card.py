@@ -90,21 +90,19 @@ It answers in the form of its training data. What it says is not to be relied on
 """
 
 
-def classifier_card(recipe: str, results: dict[str, Any], table: str, metrics: list[dict[str, Any]]) -> str:
+def classifier_card(recipe: str, results: dict[str, Any], table: str) -> str:
     """Write the README.md of a classifier.
 
     Args:
         recipe: its settings, as YAML.
-        results: the figures of the test.
+        results: the figures of the test, and the `step` of the weights.
         table: the figures per label, as Markdown.
-        metrics: the lines of metrics.jsonl.
     """
-    best = min((record for record in metrics if "eval_loss" in record), key=lambda record: record["eval_loss"])
     figures = {
         "test accuracy": f"{results['test_accuracy']:.2%}",
         "test F1 (mean over labels)": f"{results['test_f1']:.4f}",
         "test loss (nats per text)": f"{results['test_loss']:.4f}",
-        "validation loss (nats per text)": f"{best['eval_loss']:.4f}, of step {best['step']}",
+        "weights of step": f"{results['step']}",
         "trained with": f"{processor()}, torch {torch.__version__}",
     }
     summary = "A text classifier, fine-tuned with hf_scratch_gpt."
@@ -113,18 +111,19 @@ def classifier_card(recipe: str, results: dict[str, Any], table: str, metrics: l
     return front + CLASSIFIER.format(figures=rows, table=table, recipe=recipe)
 
 
-def assistant_card(recipe: str, metrics: list[dict[str, Any]], shown: list[dict[str, str]]) -> str:
+def assistant_card(recipe: str, metrics: list[dict[str, Any]], shown: list[dict[str, str]], step: int) -> str:
     """Write the README.md of a model that was tuned on conversations.
 
     Args:
         recipe: its settings, as YAML.
         metrics: the lines of metrics.jsonl.
         shown: `prompt`, `before`, `after` and `reference` of some held-out conversations.
+        step: of the weights.
     """
     evaluations = [record for record in metrics if "eval_loss" in record]
-    first, best = evaluations[0], min(evaluations, key=lambda record: record["eval_loss"])
+    first, final = evaluations[0], next(record for record in evaluations if record["step"] == step)
     rows = "\n".join(
-        f"| {title} | {first[name]:.4f} | {best[name]:.4f} |"
+        f"| {title} | {first[name]:.4f} | {final[name]:.4f} |"
         for title, name in (
             ("loss on held-out answers (nats per token)", "eval_loss"),
             ("perplexity", "eval_perplexity"),
@@ -136,7 +135,7 @@ def assistant_card(recipe: str, metrics: list[dict[str, Any]], shown: list[dict[
         f"reference: {sample['reference']}\n```"
         for sample in shown
     )
-    summary = f"A model tuned on conversations with hf_scratch_gpt; the weights are those of step {best['step']}."
+    summary = f"A model tuned on conversations with hf_scratch_gpt; the weights are those of step {step}."
     front = FRONT.format(task="text-generation", title="scratch-gpt assistant", summary=summary)
     example = shown[0]["prompt"] if shown else "Hello!"
     return front + ASSISTANT.format(figures=rows, samples=samples, example=example, recipe=recipe)
