@@ -5,12 +5,20 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from local_hub import LocalHub
+
+# a hub that has its ports, but answers only in tests with the fixture `hub`: the libraries remember the address
+os.environ["HF_ENDPOINT"] = (HUB := LocalHub()).url
+
 import json
+import warnings
 
 import pytest
 import torch
 import yaml
+from local_hub import client as hub_client
 from tiny_loop import build, new_accelerator_state, tokenizer  # noqa: F401  fixtures
+from tiny_publish import model_folder, send  # noqa: F401  fixtures
 
 torch.set_num_threads(1)
 
@@ -69,3 +77,27 @@ def recipe(tmp_path, data_dir):
         return str(path)
 
     return recipe
+
+
+def pytest_unconfigure():
+    HUB.close()
+
+
+@pytest.fixture
+def hub(request, monkeypatch, tmp_path_factory):
+    """A local hub, as if new, and the clients of this process turned to it with the token of alice.
+
+    Files go to the Xet storage as they do for users. `@pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)`
+    runs a test with and without.
+    """
+    # huggingface_hub itself uses what its HTTP library no longer likes
+    warnings.filterwarnings("ignore", "Use 'content=<...>' to upload raw bytes", DeprecationWarning)
+    HUB.reset()
+    HUB.start()
+    hub_client.forget()
+    home = tmp_path_factory.mktemp("hub_home")
+    hub_client.connect(monkeypatch, HUB, home, HUB.token(), xet=getattr(request, "param", "xet") == "xet")
+    yield HUB
+    hub_client.forget()
+    assert not HUB.leaks, "a token of the hub was sent to the storage"
+    assert not HUB.errors, "\n".join(HUB.errors)

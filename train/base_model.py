@@ -16,6 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from .build import new_model, parse_overrides
 from .checkpoint import ADAPTER_FILE, is_adapter, safetensors_names
+from .hub import HubName
+from .manifest import sha256_of
+from .pull import pull_or_cached
 from .run import Run
 from .schedule import seed_at
 from .tuning import OF_TRAINABLE, BaseArguments
@@ -55,15 +58,15 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
         OSError: a file cannot be read.
     """
     name = arguments.model
-    check_folder("--model", name, needs_weights=not arguments.random_weights)
-    is_adapted = (Path(name) / ADAPTER_CONFIG).exists()
+    folder = find_model("--model", name, needs_weights=not arguments.random_weights)
+    is_adapted = (folder / ADAPTER_CONFIG).exists()
     if is_adapted and (arguments.random_weights or arguments.trainable == "lora"):
         raise ValueError(
             f"--model {name} is an adapter: it takes neither --random_weights nor another adapter. "
             "Give the model that it was merged into."
         )
-    tokenizer = load_tokenizer(arguments.tokenizer or name)
-    source = base_of_adapter(name) if is_adapted else name
+    tokenizer = load_tokenizer(arguments.tokenizer or str(folder))
+    source = base_of_adapter(folder) if is_adapted else folder
     overrides = parse_overrides(arguments.config_overrides or "")
     settings = AutoConfig.from_pretrained(source)
     for key in overrides:
@@ -78,26 +81,27 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
     model = _load_weights(source, settings, seed, auto_class)
     fingerprint = weights_sha256(source)
     if is_adapted:
-        model = put_adapter_on(model, name).merge_and_unload().requires_grad_(True)
-        fingerprint += weights_sha256(name)
+        model = put_adapter_on(model, folder).merge_and_unload().requires_grad_(True)
+        fingerprint += weights_sha256(folder)
     return BaseModel(model, tokenizer, name, fingerprint)
 
 
-def check_folder(option: str, name: str, needs_weights: bool = True) -> None:
-    """Refuses folders that hold no model, before transformers asks the Hub for something of that name.
+def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
+    """The folder of a model: as named, or where a model of the Hub was downloaded to and verified.
 
     Raises:
         ValueError: what is missing.
+        OSError: the Hub cannot be reached, the disk is full.
     """
-    path = Path(name)
-    if not path.exists():
+    folder = Path(name)
+    if not folder.exists():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise ValueError(f"{option} {name} does not exist; train.quickstart makes runs/quickstart/run/model.")
-        return
-    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        folder = pull_or_cached(HubName.parse(name))
+    found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     shown = ", ".join(found[:8]) or "nothing"
     if ADAPTER_CONFIG in found:
-        return
+        return folder
     if "config.json" not in found:
         raise ValueError(f"{option} {name} is no model folder: it holds no config.json (but {shown}).")
     if needs_weights and not any(entry.endswith(".safetensors") for entry in found):
@@ -105,6 +109,7 @@ def check_folder(option: str, name: str, needs_weights: bool = True) -> None:
             f"{option} {name} holds no weights (*.safetensors, but {shown}): give the folder of a trained model. "
             "(Fine-tuning can also begin with new weights: --random_weights true.)"
         )
+    return folder
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -145,39 +150,37 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
             )
 
 
-def _load_weights(name: str, config: PreTrainedConfig, seed: int, auto_class: Any) -> PreTrainedModel:
+def _load_weights(folder: Path, config: PreTrainedConfig, seed: int, auto_class: Any) -> PreTrainedModel:
     torch.manual_seed(seed_at(seed, "model"))  # for the weights of a new head
     transformers_logging.disable_progress_bar()
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # that a new head has no weights is what we want
     try:
         model, told = auto_class.from_pretrained(
-            name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except RuntimeError as error:  # sizes differ
         reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"--model {name}: the weights do not fit its config ({reason}).") from None
+        raise ValueError(f"--model {folder}: the weights do not fit its config ({reason}).") from None
     finally:
         transformers_logging.set_verbosity(before)
     prefix = model.base_model_prefix + "."
     lacking = sorted(key for key in told["missing_keys"] if key.startswith(prefix))
     if lacking:
         raise ValueError(
-            f"--model {name}: {len(lacking)} weights are missing, such as {lacking[0]}: it is not a "
+            f"--model {folder}: {len(lacking)} weights are missing, such as {lacking[0]}: it is not a "
             f"{type(model).__name__}, or its files are not complete."
         )
     loaded: PreTrainedModel = model
     return loaded
 
 
-def weights_sha256(name: str) -> str:
-    """Identity of the weights in a folder: of each file its name and hash; of a name on the Hub, that name."""
+def weights_sha256(folder: Path) -> str:
+    """Identity of the weights in a folder: of each file its name and hash."""
     digest = hashlib.sha256()
-    files = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest() if files else name
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 # What is trained
@@ -221,6 +224,7 @@ def _with_adapters(base: BaseModel, arguments: BaseArguments, new_tokens: list[i
 
     is_classifier = "SequenceClassification" in type(base.model).__name__
     rank = arguments.lora_rank or 8
+    source = HubName(base.name) if Path(base.name).exists() else HubName.parse(base.name)
     config = LoraConfig(
         task_type="SEQ_CLS" if is_classifier else "CAUSAL_LM",
         r=rank,
@@ -228,8 +232,9 @@ def _with_adapters(base: BaseModel, arguments: BaseArguments, new_tokens: list[i
         lora_dropout=arguments.lora_dropout or 0.0,
         target_modules="all-linear",
         trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
+        revision=source.revision,
     )
-    base.model.name_or_path = base.name
+    base.model.name_or_path = source.repo_id
     with outdated_names():
         return get_peft_model(base.model, config)
 
@@ -264,26 +269,28 @@ def write_adapter(model: Any, base: BaseModel, folder: Path) -> None:
     (folder / BASE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def base_of_adapter(folder: str) -> str:
+def base_of_adapter(folder: Path) -> Path:
     """Where the base model of an adapter lies.
 
     Raises:
         ValueError: it is gone, or no longer has the weights that the adapter was trained on.
+        OSError: as `find_model`.
     """
-    settings = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     name = settings.get("base_model_name_or_path") or ""
-    check_folder(f"{folder} is an adapter for another model:", name)
-    noted = Path(folder) / BASE_FILE
+    revision = settings.get("revision")
+    found = find_model(f"{folder} is an adapter for another model:", f"{name}@{revision}" if revision else name)
+    noted = folder / BASE_FILE
     expected = json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"] if noted.exists() else None
-    if expected is not None and weights_sha256(name) != expected:
+    if expected is not None and weights_sha256(found) != expected:
         raise ValueError(
             f"{folder} is an adapter for other weights than those in {name}: set base_model_name_or_path in its "
             f"{ADAPTER_CONFIG} to the model that it was trained on."
         )
-    return str(name)
+    return found
 
 
-def put_adapter_on(model: nn.Module, folder: str) -> Any:
+def put_adapter_on(model: nn.Module, folder: Path) -> Any:
     """The model with an adapter.
 
     Raises:
@@ -293,11 +300,11 @@ def put_adapter_on(model: nn.Module, folder: str) -> Any:
 
     try:
         with outdated_names():
-            adapted: Any = PeftModel.from_pretrained(model, folder)
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError) as error:  # sizes differ; no module of that name
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{folder} is an adapter for another model ({reason}).") from None
-    saved, there = set(safetensors_names(Path(folder) / ADAPTER_FILE)), set(get_peft_model_state_dict(adapted))
+    saved, there = set(safetensors_names(folder / ADAPTER_FILE)), set(get_peft_model_state_dict(adapted))
     if saved != there:  # PEFT leaves out weights that the model has no place for, and makes new ones where it has more
         raise ValueError(
             f"{folder} is an adapter for another model: {len(saved - there)} of its weights have no place in this one, "

@@ -11,8 +11,8 @@ import os
 import platform
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,13 +39,14 @@ class Corpus:
     """Documents that can be read again and again, each time in the same order.
 
     `fingerprint` changes when a document does. `num_bytes` is an estimate for progress bars, None
-    where nobody knows.
+    where nobody knows. `origin` is what the Hub can be told of it: `dataset`, `config`, `split`, `language`.
     """
 
     description: str
     fingerprint: str
     read: Callable[[], Iterator[Document]]
     num_bytes: int | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Document]:
         return (document for document in self.read() if document.text)
@@ -137,6 +138,7 @@ def _two_parts(
             _digest([corpus.fingerprint, description]),
             lambda: part(is_held_out),
             None if corpus.num_bytes is None else round(corpus.num_bytes * share),
+            corpus.origin,
         )
 
     return one(False, f"without {rule}", 1 - share), one(True, rule, share)
@@ -180,6 +182,7 @@ def python_corpus(library: Path | None = None) -> Corpus:
         _digest([*parts, *itertools.chain(*sorted(topics.items()))]),
         read,
         sum(path.stat().st_size for _, path in sources) + sum(map(len, topics.values())),
+        {"language": ["en", "code"]},
     )
 
 
@@ -311,4 +314,6 @@ def dataset_corpus(settings: CorpusSettings) -> Corpus:
     identity = [name, str(settings.dataset_config), split, column, str(rows.info.version)]
     if isinstance(rows, datasets.Dataset):
         identity.append(rows._fingerprint)
-    return Corpus(" ".join(description.split()), _digest(identity), read)
+    is_local = Path(name).exists()
+    origin = {} if is_local else {"dataset": name, "config": settings.dataset_config, "split": split}
+    return Corpus(" ".join(description.split()), _digest(identity), read, origin=origin)

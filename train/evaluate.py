@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hf_scratch_gpt import ScratchGPTTokenizer
 
 from .arguments import CorpusArguments, option, option_list, parse_recipe, required, run_script
+from .base_model import find_model
 from .corpora import Corpus, open_corpora, text_corpus
 from .data import open_data
 from .generate import load_model
@@ -52,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.data_dir and has_text:
         raise ValueError("--data_dir and --text or --dataset are two texts to evaluate: give one of them.")
     pairs = read_pairs(arguments.pairs)
-    model, _ = load_model(arguments.model)
-    tokenizer = load_tokenizer(arguments.model)
+    folder = str(find_model("--model", arguments.model))
+    model, _ = load_model(folder)
+    tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer in {arguments.model} has {len(tokenizer)} tokens, but the model only "

@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TEMPLATE, CHAT_TOKENS
 
 from .arguments import check_at_least, option, parse_recipe, recipe_text, run_script
-from .base_model import BaseModel, choose_trained, load_base, trained_facts, write_weights
+from .base_model import ADAPTER_FOLDER, BaseModel, choose_trained, load_base, trained_facts, write_weights
 from .build import build_run, check_prompts, skips_logits
+from .card_data import LANGUAGE_FIGURES, Origin, figures_named, model_tags, origin_of, tuned_data
 from .conversations import (
     Conversation,
     PackedConversations,
@@ -40,8 +41,8 @@ from .model_card import CARD_NAME, PICTURE_NAME, draw_loss_curve
 from .parallel import Grid
 from .rows import DEFAULT_FRACTION, RowsArguments, read_parts
 from .run import Run
-from .session import Job, carry_out, public_recipe
-from .tuned_card import assistant_card
+from .session import Job, carry_out
+from .tuned_card import adapter_card, assistant_card
 from .tuning import BaseArguments, TuneArguments
 
 NUM_SHOWN = 5  # held-out conversations whose first question is answered at each evaluation
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     base_arguments, settings, arguments = parse_recipe(kinds, argv, description=__doc__ or "")
     base_arguments.check_engine(arguments)
     recipe = recipe_text(base_arguments, settings, arguments)
+    origin = origin_of("finetune", recipe, base_arguments, settings, "validation")
     rows = read_parts(settings, {"validation": DEFAULT_FRACTION}, arguments.seed)
     parts = {part: conversations(some) for part, some in rows.items()}
     base = load_base(base_arguments, arguments.seed, AutoModelForCausalLM)
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments,
             recipe,
             partial(build_assistant, base_arguments, arguments, base, data),
-            partial(write_model, recipe, base, data),
+            partial(write_model, origin, base, data),
             lambda run: {"samples": sample(run)},
         )
     )
@@ -236,7 +238,7 @@ def before_answer(one: Conversation) -> list[dict[str, str]]:
 
 
 def write_model(
-    recipe: str, base: BaseModel, data: ConversationData, run: Run, folder: Path, weights: dict[str, Tensor],
+    origin: Origin, base: BaseModel, data: ConversationData, run: Run, folder: Path, weights: dict[str, Tensor],
     conclusions: dict[str, Any],
 ) -> None:  # fmt: skip
     """Writes the assistant, its tokenizer, card and loss curve; prints what it said before and says now."""
@@ -245,8 +247,16 @@ def write_model(
     vocabulary = run.bare_model.config.vocab_size
     draw_loss_curve(metrics, folder / PICTURE_NAME, title="Answers to held-out questions", num_choices=vocabulary)
     shown = before_and_after(samples, conclusions["samples"], data)
-    card = assistant_card(public_recipe(recipe), metrics, shown, conclusions["step"])
+    evaluations = [record for record in metrics if "eval_loss" in record]
+    final = next(record for record in evaluations if record["step"] == conclusions["step"])
+    model_type: str = run.bare_model.config.model_type
+    name, tags = f"{model_type.replace('_', '-')} assistant", model_tags(model_type, folder, "conversational")
+    figures = figures_named(LANGUAGE_FIGURES, final)
+    metadata = tuned_data(name, "text-generation", tags, origin, figures)
+    card = assistant_card(metadata, origin, data.notes, [evaluations[0], final], shown)
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    if (adapter := run.folder / ADAPTER_FOLDER).exists():
+        (adapter / CARD_NAME).write_text(adapter_card(metadata, origin), encoding="utf-8")
     for one in shown:
         print(f"\n{one['prompt']}\n  before: {one['before']!r:.200}\n  after:  {one['after']!r:.200}")
 

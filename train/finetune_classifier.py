@@ -24,8 +24,9 @@ from transformers import AutoModelForSequenceClassification
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
 from .arguments import check_at_least, option, option_list, parse_recipe, recipe_text, run_script, without_effect
-from .base_model import BaseModel, choose_trained, load_base, trained_facts, write_weights
+from .base_model import ADAPTER_FOLDER, BaseModel, choose_trained, load_base, trained_facts, write_weights
 from .build import build_run
+from .card_data import LABEL_FIGURES, Origin, figures_named, model_tags, origin_of, tuned_data
 from .classification import (
     Classification,
     LabelledTexts,
@@ -43,8 +44,8 @@ from .model_card import CARD_NAME, PICTURE_NAME, draw_loss_curve
 from .parallel import Grid
 from .rows import DEFAULT_FRACTION, RowsArguments, read_parts
 from .run import Run
-from .session import Job, carry_out, public_recipe
-from .tuned_card import classifier_card
+from .session import Job, carry_out
+from .tuned_card import adapter_card, classifier_card
 from .tuning import BaseArguments, TuneArguments
 
 CONFUSION_PICTURE = "confusion_matrix.png"
@@ -101,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     base_arguments.check_engine(arguments)
     if arguments.sample_prompts:
         raise ValueError("--sample_prompts has no effect: a classifier writes no text. Remove it.")
+    recipe = recipe_text(*settings)
+    origin = origin_of("finetune_classifier", recipe, base_arguments, labels, "test")
     base, data = load(base_arguments, labels, arguments.seed)
     arguments = arguments.for_examples(len(data.originals))
     if labels.bpe_dropout:
@@ -111,9 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return carry_out(
         Job(
             arguments,
-            recipe := recipe_text(*settings),
+            recipe,
             partial(build_classifier, base_arguments, labels, arguments, base, data),
-            partial(write_model, recipe, base, data),
+            partial(write_model, origin, base, data),
             partial(test, data),
         )
     )
@@ -195,7 +198,7 @@ def test(data: LabelledData, run: Run) -> dict[str, Any]:
 
 
 def write_model(
-    recipe: str, base: BaseModel, data: LabelledData, run: Run, folder: Path, weights: dict[str, Tensor],
+    origin: Origin, base: BaseModel, data: LabelledData, run: Run, folder: Path, weights: dict[str, Tensor],
     results: dict[str, Any],
 ) -> None:  # fmt: skip
     """Writes the classifier, its tokenizer, card, loss curve and confusion matrix; prints the test."""
@@ -208,7 +211,15 @@ def write_model(
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"
     draw_confusion_matrix(confusion, data.names, folder / CONFUSION_PICTURE, title)
     table = table_of_labels(confusion, data.names)
-    (folder / CARD_NAME).write_text(classifier_card(public_recipe(recipe), results, table), encoding="utf-8")
+    model_type: str = run.bare_model.config.model_type
+    name, tags = f"{model_type.replace('_', '-')} classifier", model_tags(model_type, folder)
+    figures = figures_named(LABEL_FIGURES, results, "test_")
+    metadata = tuned_data(name, "text-classification", tags, origin, figures)
+    card = classifier_card(metadata, origin, describe(data), results, table)
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    if (adapter := run.folder / ADAPTER_FOLDER).exists():
+        text = adapter_card(metadata, origin, num_labels=len(data.names))
+        (adapter / CARD_NAME).write_text(text, encoding="utf-8")
     print(f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%}\n{table}")
 
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
 from .arguments import option, option_list, parse_recipe, required, run_script
-from .base_model import ADAPTER_CONFIG, base_of_adapter, check_folder, put_adapter_on
+from .base_model import ADAPTER_CONFIG, base_of_adapter, find_model, put_adapter_on
 
 
 @dataclass
@@ -58,12 +57,13 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         ValueError: the folder does not exist or holds no model, or an adapter for another one.
     """
-    check_folder("--model", name)
-    is_adapter = (Path(name) / ADAPTER_CONFIG).exists()
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(base_of_adapter(name) if is_adapter else name)
+    folder = find_model("--model", name)
+    is_adapter = (folder / ADAPTER_CONFIG).exists()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    source = base_of_adapter(folder) if is_adapter else folder
+    model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
     if is_adapter:
-        model = put_adapter_on(model, name).merge_and_unload()
+        model = put_adapter_on(model, folder).merge_and_unload()
     if torch.cuda.is_available():
         model = model.cuda()
     return model.eval(), tokenizer

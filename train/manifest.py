@@ -52,7 +52,7 @@ def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
         raise DamagedError(f"{path.name} is missing")
     if (size := path.stat().st_size) != expected["size"]:
         raise DamagedError(f"{path.name} has {size} bytes instead of {expected['size']}")
-    if _sha256(path) != expected["sha256"]:
+    if sha256_of(path) != expected["sha256"]:
         raise DamagedError(f"the content of {path.name} has changed since it was written")
 
 
@@ -73,7 +73,7 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
         flush(path)
     contents = [path for path in paths if path.is_file()]
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_sha256, contents))
+        hashes = list(pool.map(sha256_of, contents))
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
         for path, digest in zip(contents, hashes, strict=True)
@@ -90,7 +90,8 @@ def seal_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

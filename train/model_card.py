@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCardData
+
+from .card_data import PLACE, fenced, front, how_to_load
 
 CARD_NAME, PICTURE_NAME = "README.md", "loss_curve.png"
 TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#9bb8d3", "#c4502c", "#33373d"
@@ -67,7 +70,7 @@ def smoothed(points: list[tuple[float, float]], reach: int = 4) -> list[tuple[fl
 
 def run_figures(records: list[dict[str, Any]]) -> dict[str, str]:
     """The figures of a whole run, from the lines of its metrics.jsonl."""
-    last = next(record for record in reversed(records) if "eval_loss" in record)
+    last = last_evaluation(records)
     speeds = [record["tokens_per_second"] for record in records if "tokens_per_second" in record]
     return {
         "validation loss (nats per token)": f"{last['eval_loss']:.4f}",
@@ -80,31 +83,54 @@ def run_figures(records: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def last_evaluation(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last line of metrics.jsonl that holds figures of an evaluation."""
+    return next(record for record in reversed(records) if "eval_loss" in record)
+
+
 def processor() -> str:
     """The GPU, or else the kind of CPU, that this process computes on."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
 
 
-def model_card(facts: dict[str, Any], figures: dict[str, str], samples: list[dict[str, str]]) -> str:
-    """Write the README.md of a model folder.
+def model_card(
+    data: ModelCardData, facts: dict[str, Any], figures: dict[str, str], samples: list[dict[str, str]]
+) -> str:
+    """Write the README.md of a pretrained model.
 
     Args:
-        facts: `name`, `corpus` and `recipe` (YAML) of the run.
+        data: its metadata.
+        facts: `name`, `corpus` and `recipe` of the run, `data`: a Markdown list, and `measured`: on what.
         figures: rows of the table of results, each with its unit in the name.
         samples: `prompt` and `text` of the last evaluation.
     """
-    rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    shown = "\n\n".join(f"```text\n{sample['prompt']}{sample['text']}\n```" for sample in samples)
-    return CARD.format(rows=rows, samples=shown or "No prompts were given.", **facts)
+    shown = "\n\n".join(fenced(sample["prompt"] + sample["text"]) for sample in samples)
+    prompt = repr(samples[0]["prompt"] if samples else "Once").replace("{", "{{").replace("}", "}}")
+    text = CARD.format(
+        name=facts["name"],
+        corpus=facts["corpus"],
+        rows="\n".join(f"| {name} | {value} |" for name, value in figures.items()),
+        measured=facts["measured"],
+        command=facts["recipe"].command,
+        use=how_to_load(USE.replace("PROMPT", prompt), data),
+        samples=shown or "No prompts were given.",
+        data=facts["data"],
+        recipe=fenced(facts["recipe"].text, "yaml"),
+        place=PLACE,
+    )
+    return front(data, text)
 
+
+USE = f"""\
+{{first}}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{PLACE}"{{extra}})
+model = AutoModelForCausalLM.from_pretrained("{PLACE}"{{extra}})
+inputs = tokenizer(PROMPT, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))
+"""
 
 CARD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags: [scratch_gpt, from-scratch]
----
-
 # {name}
 
 A small GPT, pretrained from random weights with hf_scratch_gpt on {corpus}.
@@ -115,17 +141,12 @@ A small GPT, pretrained from random weights with hf_scratch_gpt on {corpus}.
 |---|---|
 {rows}
 
+The figures were computed by `{command}` after its last step, on {measured}. On any other text:
+`python -m train.evaluate --model {place} --text your.txt`.
+
 ## Use it
 
-```python
-import hf_scratch_gpt  # or leave this out and pass trust_remote_code=True to both calls
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-inputs = tokenizer("import os\\n", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50, do_sample=True)[0]))
-```
+{use}
 
 ## What it writes
 
@@ -133,12 +154,15 @@ Continuations sampled at the last evaluation, prompt included:
 
 {samples}
 
+## What it was trained on
+
+{data}
+
 ## How it was trained
 
-`python -m train.pretrain recipe.yaml` with this recipe.yaml:
+`{command}` with this recipe.yaml:
 
-```yaml
-{recipe}```
+{recipe}
 
 ## Limits
 

@@ -134,7 +134,7 @@ def _write(
         tokens = token_stream(progress.over(corpus), tokenizer)
         facts = write_blocks(folder / split, tokens, settings["block_size"], settings["vocab_size"])
         counts = {"num_documents": progress.num_documents, "num_bytes": progress.num_bytes}
-        splits[split] = counts | facts | {"seconds": round(progress.seconds, 2)}
+        splits[split] = counts | facts | {"seconds": round(progress.seconds, 2), "origin": dict(corpus.origin)}
     write_manifest(folder, settings | {"splits": splits})
 
 

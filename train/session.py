@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -27,8 +26,6 @@ from .status import write_status
 
 MODEL_FOLDER = "model"
 RECIPE_FILE = "recipe.yaml"
-# entries of a recipe that hold only on this machine; where something lay is nobody's business
-PLACES = {"data_dir", "output_dir", "model", "tokenizer", "data", "validation_data", "test_data"}
 STOPPED = 130  # exit code
 
 
@@ -177,12 +174,6 @@ def describe(run: Run, state: TrainState) -> str:
         "run folder": str(run.folder),
     }
     return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
-
-
-def public_recipe(recipe: str) -> str:
-    """A recipe without the entries that hold only on this machine."""
-    entries = {name: value for name, value in yaml.safe_load(recipe).items() if name not in PLACES}
-    return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
 
 
 def engine(arguments: TrainArguments, grid: Grid) -> str:

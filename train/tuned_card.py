@@ -1,18 +1,15 @@
-"""The cards of models that were tuned: a classifier, an assistant."""
+"""The cards of models that were tuned: a classifier, an assistant, and the adapter of either."""
 
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCardData
 
+from .card_data import PLACE, Origin, adapter_data, fenced, front, how_to_load
 from .model_card import processor
 
-FRONT = """\
----
-library_name: transformers
-pipeline_tag: {task}
-tags: [scratch_gpt, from-scratch]
----
-
+BASE_PLACE = "path/to/the/base/model"
+HEAD = """\
 # {title}
 
 {summary}
@@ -26,33 +23,12 @@ CLASSIFIER = """\
 |---|---|
 {figures}
 
-On the test texts, which nothing was chosen by:
+The figures were computed by `{command}` with the weights of step {step}, on the test texts, which nothing was chosen
+by:
 
 {table}
 
 ![confusion matrix of the test](confusion_matrix.png)
-
-## Use it
-
-```python
-import hf_scratch_gpt
-from transformers import pipeline
-
-classify = pipeline("text-classification", model="path/to/this/folder")
-print(classify("some text", truncation=True))
-```
-
-## How it was trained
-
-`python -m train.finetune_classifier recipe.yaml` with this recipe.yaml, and --model, --data and --output_dir:
-
-```yaml
-{recipe}```
-
-## Limits
-
-It knows the labels above and nothing else: any text gets one of them. Texts unlike its training data get labels that
-mean little, with probabilities that may still be high.
 """
 
 ASSISTANT = """\
@@ -60,41 +36,84 @@ ASSISTANT = """\
 |---|---|---|
 {figures}
 
+The figures were computed by `{command}` on held-out conversations ({measured}), before the first step and with the
+weights of step {step}.
+
 ## Before and after
 
 Held-out prompts, greedy answers. "Reference" is what the data says.
 
 {samples}
+"""
 
+REST = """
 ## Use it
 
-```python
-import hf_scratch_gpt
-from transformers import pipeline
+{use}
 
-chat = pipeline("text-generation", model="path/to/this/folder")
-messages = [{{"role": "user", "content": {example!r}}}]
-print(chat(messages, max_new_tokens=100, do_sample=False)[0]["generated_text"][-1]["content"])
-```
+## What it was trained on
+
+{data}
 
 ## How it was trained
 
-`python -m train.finetune recipe.yaml` with this recipe.yaml, and --model, --data and --output_dir:
+`{command}` with this recipe.yaml:
 
-```yaml
-{recipe}```
+{recipe}
 
 ## Limits
 
-It answers in the form of its training data. What it says is not to be relied on, and it was not tuned to be safe.
+{limits}
+"""
+
+LIMITS_OF_CLASSIFIERS = """\
+It knows the labels above and nothing else: any text gets one of them. Texts unlike its training data get labels that
+mean little, with probabilities that may still be high."""
+LIMITS_OF_ASSISTANTS = """\
+It answers in the form of its training data. What it says is not to be relied on, and it was not tuned to be safe."""
+
+CLASSIFY = f"""\
+{{first}}from transformers import pipeline
+
+classify = pipeline("text-classification", model="{PLACE}"{{extra}})
+print(classify("some text", truncation=True))
+"""
+
+CHAT = f"""\
+{{first}}from transformers import pipeline
+
+chat = pipeline("text-generation", model="{PLACE}"{{extra}})
+messages = [{{{{"role": "user", "content": EXAMPLE}}}}]
+print(chat(messages, max_new_tokens=100, do_sample=False)[0]["generated_text"][-1]["content"])
+"""
+
+ADAPTER = """\
+# {title}: adapter
+
+A LoRA adapter for {base}, trained with hf_scratch_gpt by `{command}`. It changes nothing without that model.
+
+## Use it
+
+{use}
+"""
+
+ADAPT = f"""\
+{{first}}from peft import PeftModel
+from transformers import {{auto_class}}, AutoTokenizer
+
+base = {{auto_class}}.from_pretrained("{{base}}"{{extra}}{{labels}})
+model = PeftModel.from_pretrained(base, "{PLACE}")
+tokenizer = AutoTokenizer.from_pretrained("{PLACE}")
 """
 
 
-def classifier_card(recipe: str, results: dict[str, Any], table: str) -> str:
+def classifier_card(data: ModelCardData, origin: Origin, notes: list[str], results: dict[str, Any], table: str) -> str:
     """Write the README.md of a classifier.
 
     Args:
-        recipe: its settings, as YAML.
+        data: its metadata.
+        origin: what it was made from.
+        notes: how many texts there are.
         results: the figures of the test, and the `step` of the weights.
         table: the figures per label, as Markdown.
     """
@@ -105,23 +124,27 @@ def classifier_card(recipe: str, results: dict[str, Any], table: str) -> str:
         "weights of step": f"{results['step']}",
         "trained with": f"{processor()}, torch {torch.__version__}",
     }
-    summary = "A text classifier, fine-tuned with hf_scratch_gpt."
-    front = FRONT.format(task="text-classification", title="scratch-gpt classifier", summary=summary)
     rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    return front + CLASSIFIER.format(figures=rows, table=table, recipe=recipe)
+    text = CLASSIFIER.format(figures=rows, table=table, command=origin.recipe.command, step=results["step"])
+    summary = f"A text classifier, fine-tuned from {origin.base_in_words} with hf_scratch_gpt."
+    head = HEAD.format(title=data.model_name, summary=summary)
+    return front(data, head + text + rest_of_card(data, origin, notes, CLASSIFY, LIMITS_OF_CLASSIFIERS))
 
 
-def assistant_card(recipe: str, metrics: list[dict[str, Any]], shown: list[dict[str, str]], step: int) -> str:
+def assistant_card(
+    data: ModelCardData, origin: Origin, notes: list[str], evaluations: list[dict[str, Any]],
+    shown: list[dict[str, str]],
+) -> str:  # fmt: skip
     """Write the README.md of a model that was tuned on conversations.
 
     Args:
-        recipe: its settings, as YAML.
-        metrics: the lines of metrics.jsonl.
+        data: its metadata.
+        origin: what it was made from.
+        notes: how many conversations there are.
+        evaluations: the first one, and that of the weights.
         shown: `prompt`, `before`, `after` and `reference` of some held-out conversations.
-        step: of the weights.
     """
-    evaluations = [record for record in metrics if "eval_loss" in record]
-    first, final = evaluations[0], next(record for record in evaluations if record["step"] == step)
+    first, final = evaluations
     rows = "\n".join(
         f"| {title} | {first[name]:.4f} | {final[name]:.4f} |"
         for title, name in (
@@ -131,11 +154,52 @@ def assistant_card(recipe: str, metrics: list[dict[str, Any]], shown: list[dict[
         )
     )
     samples = "\n\n".join(
-        f"```text\n{sample['prompt']}\n\nbefore:    {sample['before']}\nafter:     {sample['after']}\n"
-        f"reference: {sample['reference']}\n```"
+        fenced(
+            f"{sample['prompt']}\n\nbefore:    {sample['before']}\nafter:     {sample['after']}\n"
+            f"reference: {sample['reference']}"
+        )
         for sample in shown
     )
-    summary = f"A model tuned on conversations with hf_scratch_gpt; the weights are those of step {step}."
-    front = FRONT.format(task="text-generation", title="scratch-gpt assistant", summary=summary)
-    example = shown[0]["prompt"] if shown else "Hello!"
-    return front + ASSISTANT.format(figures=rows, samples=samples, example=example, recipe=recipe)
+    facts = {"command": origin.recipe.command, "measured": origin.measured_on.description, "step": final["step"]}
+    text = ASSISTANT.format(figures=rows, samples=samples, **facts)
+    summary = (
+        f"A model tuned from {origin.base_in_words} on conversations with hf_scratch_gpt; "
+        f"the weights are those of step {final['step']}."
+    )
+    example = repr(shown[0]["prompt"] if shown else "Hello!").replace("{", "{{").replace("}", "}}")
+    head = HEAD.format(title=data.model_name, summary=summary)
+    program = CHAT.replace("EXAMPLE", example)
+    return front(data, head + text + rest_of_card(data, origin, notes, program, LIMITS_OF_ASSISTANTS))
+
+
+def rest_of_card(data: ModelCardData, origin: Origin, notes: list[str], program: str, limits: str) -> str:
+    """How to load it, what it was made from and how, and what it cannot."""
+    lines = [f"train: {origin.trained_on.in_words}", f"measured on: {origin.measured_on.in_words}", *notes]
+    return REST.format(
+        use=how_to_load(program, data),
+        data="\n".join(f"- {' '.join(line.split())}" for line in lines),
+        command=origin.recipe.command,
+        recipe=fenced(origin.recipe.text, "yaml"),
+        limits=limits,
+    )
+
+
+def adapter_card(data: ModelCardData, origin: Origin, num_labels: int | None = None) -> str:
+    """Write the README.md of an adapter.
+
+    Args:
+        data: the metadata of the model that it was merged into.
+        origin: what it was made from.
+        num_labels: of a classifier.
+    """
+    program = ADAPT.format(
+        first="{first}",
+        extra="{extra}",
+        auto_class="AutoModelForSequenceClassification" if num_labels else "AutoModelForCausalLM",
+        base=origin.base_model or BASE_PLACE,
+        labels=f", num_labels={num_labels}" if num_labels else "",
+    )
+    use = how_to_load(program, data, "that lie beside the base model")
+    command = origin.recipe.command
+    text = ADAPTER.format(title=data.model_name, base=origin.base_in_words, command=command, use=use)
+    return front(adapter_data(data), text)
