@@ -11,14 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from .build import new_model, parse_overrides
 from .checkpoint import ADAPTER_FILE, is_adapter, safetensors_names
+from .download import pull_or_cached
 from .hub import HubName
-from .manifest import sha256_of
-from .pull import pull_or_cached
+from .manifest import read_json, sha256_of
 from .run import Run
 from .schedule import seed_at
 from .tuning import OF_TRAINABLE, BaseArguments
@@ -68,11 +75,11 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
     tokenizer = load_tokenizer(arguments.tokenizer or str(folder))
     source = base_of_adapter(folder) if is_adapted else folder
     overrides = parse_overrides(arguments.config_overrides or "")
-    settings = AutoConfig.from_pretrained(source)
+    settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
     for key in overrides:
         if not hasattr(settings, key):
             raise ValueError(f"--config_overrides sets {key}, which the config of {source} does not have.")
-    settings = AutoConfig.from_pretrained(source, **overrides, **config)
+    settings = AutoConfig.from_pretrained(source, trust_remote_code=False, **overrides, **config)
     check_vocabulary(tokenizer, settings, arguments)
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
@@ -104,6 +111,12 @@ def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
         return folder
     if "config.json" not in found:
         raise ValueError(f"{option} {name} is no model folder: it holds no config.json (but {shown}).")
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{option} {name} is of the type {model_type}, which neither this project nor transformers knows; "
+            "code that lies beside the weights is not run."
+        )
     if needs_weights and not any(entry.endswith(".safetensors") for entry in found):
         raise ValueError(
             f"{option} {name} holds no weights (*.safetensors, but {shown}): give the folder of a trained model. "
@@ -121,7 +134,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     path = Path(name)
     if path.is_dir() and not (path / "tokenizer_config.json").exists():
         raise ValueError(f"{name} holds no tokenizer: name its folder with --tokenizer.")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {name} has neither a pad_token nor an eos_token: give it one.")
@@ -157,8 +170,9 @@ def _load_weights(folder: Path, config: PreTrainedConfig, seed: int, auto_class:
     transformers_logging.set_verbosity_error()  # that a new head has no weights is what we want
     try:
         model, told = auto_class.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+            folder, config=config, trust_remote_code=False, dtype=torch.float32, use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
     except RuntimeError as error:  # sizes differ
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"--model {folder}: the weights do not fit its config ({reason}).") from None
@@ -276,12 +290,12 @@ def base_of_adapter(folder: Path) -> Path:
         ValueError: it is gone, or no longer has the weights that the adapter was trained on.
         OSError: as `find_model`.
     """
-    settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = read_json(folder / ADAPTER_CONFIG)
     name = settings.get("base_model_name_or_path") or ""
     revision = settings.get("revision")
     found = find_model(f"{folder} is an adapter for another model:", f"{name}@{revision}" if revision else name)
     noted = folder / BASE_FILE
-    expected = json.loads(noted.read_text(encoding="utf-8"))["weights_sha256"] if noted.exists() else None
+    expected = read_json(noted)["weights_sha256"] if noted.exists() else None
     if expected is not None and weights_sha256(found) != expected:
         raise ValueError(
             f"{folder} is an adapter for other weights than those in {name}: set base_model_name_or_path in its "
@@ -298,6 +312,8 @@ def put_adapter_on(model: nn.Module, folder: Path) -> Any:
     """
     from peft import PeftModel, get_peft_model_state_dict  # takes a second
 
+    if not (folder / ADAPTER_FILE).exists():
+        raise ValueError(f"{folder} is an adapter without its weights ({ADAPTER_FILE}); pickles are not loaded.")
     try:
         with outdated_names():
             adapted: Any = PeftModel.from_pretrained(model, str(folder))

@@ -59,9 +59,9 @@ def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     folder = find_model("--model", name)
     is_adapter = (folder / ADAPTER_CONFIG).exists()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     source = base_of_adapter(folder) if is_adapter else folder
-    model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
     if is_adapter:
         model = put_adapter_on(model, folder).merge_and_unload()
     if torch.cuda.is_available():

@@ -25,7 +25,7 @@ from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 from .base_model import ADAPTER_CONFIG, BASE_FILE
 from .checkpoint import ADAPTER_FILE
 from .hub import HubName
-from .manifest import sha256_of
+from .manifest import read_json, sha256_of
 from .model_card import CARD_NAME
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -197,21 +197,6 @@ def _check_index(folder: Path, weights: list[Path]) -> None:
         raise ValueError(
             f"--folder {folder}: {INDEX} does not describe the weights that are there, such as {wrong[0]}."
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is no JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it holds {type(value).__name__}, not an object.")
-    return value
 
 
 # Nothing of this machine

@@ -34,8 +34,9 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from .arguments import option, option_list, parse_recipe, required, run_script
 from .card_data import PLACE, merged_metadata
 from .hub import CONFLICT, SERVER_ERROR, HubName, account_of_token, hub_errors
+from .manifest import read_json
 from .model_card import CARD_NAME
-from .outgoing import CONFIG, STALE, OutgoingFile, outgoing_files, read_json
+from .outgoing import CONFIG, STALE, OutgoingFile, outgoing_files
 
 ATTEMPTS = 4
 WAIT = 1.0  # seconds before the second attempt, doubled for each further one

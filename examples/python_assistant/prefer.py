@@ -92,7 +92,7 @@ def preferences(arguments: PreferArguments, tokenizer: Any, split: str, count: i
 def said_by_model(arguments: PreferArguments, tokenizer: Any, questions: list[dict[str, str]]) -> list[str]:
     """What the assistant answers, sampled with a fixed seed."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, use_safetensors=True)
     answers: list[str] = []
     for start in range(0, len(questions), BATCH):
         prompts = [[question] for question in questions[start : start + BATCH]]
