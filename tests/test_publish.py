@@ -124,6 +124,14 @@ def test_a_branch_is_made_and_main_is_left_alone(hub, send, model_folder):
     assert json.loads(repository.files("cooler")["generation_config.json"])["temperature"] == 0.5
 
 
+def test_a_new_branch_may_hold_what_main_holds(hub, send, capsys):
+    first = send()
+    assert send(revision="v1").sha == first.sha
+    assert hub.repo("alice/tiny").branches.keys() == {"main", "v1"}
+    assert "alice/tiny (private), branch v1 (new):" in capsys.readouterr().out
+    assert send(revision="v1").sha == first.sha
+
+
 def test_a_pull_request_leaves_the_branch_alone(hub, send, model_folder):
     first = send()
     (model_folder / "loss_curve.png").write_bytes(b"\x89PNG other")

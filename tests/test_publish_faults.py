@@ -76,7 +76,7 @@ def test_shards_that_do_not_fit_their_index(hub, send, model_folder, spoil):
         ({"revision": "0" * 40}, "commits never change: name a branch"),
         ({"base_model": "alice/other"}, "--base_model belongs to adapters"),
         ({"create_pr": True}, "there is no alice/tiny to open a pull request for"),
-        ({"repo_id": "bob/tiny"}, "does not let this token write to bob/tiny"),
+        ({"repo_id": "bob/tiny"}, "does not allow that for bob/tiny with this token"),
     ],
 )
 def test_settings_that_do_not_fit(hub, send, settings, message):
@@ -114,6 +114,14 @@ def test_another_model_of_that_name_is_not_replaced_by_mistake(hub, send, config
         send()
     assert hub.repo("alice/tiny").head("main").id == before.id
     assert send(overwrite=True).sha == hub.repo("alice/tiny").head("main").id
+
+
+def test_an_adapter_of_that_name_is_not_replaced_by_mistake(hub, send):
+    hub.create("alice/tiny")
+    hub.commit("alice/tiny", {"adapter_config.json": b"{}"})
+    with pytest.raises(ValueError, match="holds an adapter"):
+        send()
+    assert send(overwrite=True).remove == ["adapter_config.json"]
 
 
 # What goes wrong on the way

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -24,12 +24,8 @@ from huggingface_hub.utils import validate_repo_id
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-GARBLED = (
-    json.JSONDecodeError,
-    UnicodeDecodeError,
-    KeyError,
-    TypeError,
-)  # what the client raises where an answer is not what it expects
+# what the client raises where an answer is not what it expects
+GARBLED = (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError)
 CONFLICT, UNAUTHORIZED, FORBIDDEN, TOO_MANY, SERVER_ERROR = 412, 401, 403, 429, 500  # HTTP status codes
 
 
@@ -78,7 +74,7 @@ def hub_errors(name: HubName, consequence: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (httpx2.RequestError, OSError, ValueError, RuntimeError, *GARBLED) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError, *GARBLED) as error:
         if isinstance(error, ValueError) and not isinstance(error, (HfHubHTTPError, *GARBLED)) and not _hides(error):
             raise
         kind, sentence = _explained(error.__cause__ if _hides(error) and error.__cause__ else error, name)
@@ -88,7 +84,7 @@ def hub_errors(name: HubName, consequence: str = "") -> Iterator[None]:
 def _hides(error: Exception) -> bool:
     """Whether the client tells what went wrong only in the cause of its error."""
     is_vague = isinstance(error, LocalEntryNotFoundError) or str(error).startswith("Force download failed")
-    return is_vague and isinstance(error.__cause__, HfHubHTTPError | httpx2.RequestError)
+    return is_vague and isinstance(error.__cause__, HTTPError)
 
 
 def _explained(error: BaseException, name: HubName) -> tuple[type[Exception], str]:
@@ -112,7 +108,7 @@ def _explained(error: BaseException, name: HubName) -> tuple[type[Exception], st
     if status == UNAUTHORIZED:
         return ValueError, f"the Hub does not accept the token ({_said(error)}): {LOGIN}."
     if status == FORBIDDEN:
-        return ValueError, f"the Hub does not let this token write to {repo_id} ({_said(error)})."
+        return ValueError, f"the Hub does not allow that for {repo_id} with this token ({_said(error)})."
     if status == CONFLICT:
         return ValueError, f"{repo_id} was changed by somebody else at the same time ({_said(error)}). Try again."
     if status == TOO_MANY or status >= SERVER_ERROR:

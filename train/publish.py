@@ -18,7 +18,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import yaml
 from huggingface_hub import (
     CommitOperationAdd,
@@ -29,9 +28,10 @@ from huggingface_hub import (
     RepoFile,
     hf_hub_download,
 )
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from .arguments import option, option_list, parse_recipe, required, run_script
+from .base_model import ADAPTER_CONFIG
 from .card_data import PLACE, merged_metadata
 from .hub import CONFLICT, SERVER_ERROR, HubName, account_of_token, hub_errors
 from .manifest import read_json
@@ -71,6 +71,7 @@ class There:
     """What lies on the Hub at the moment."""
 
     sha: str
+    has_branch: bool
     private: bool
     files: dict[str, RepoFile]
     card: str | None
@@ -84,6 +85,7 @@ class Publication:
     name: HubName
     private: bool
     is_new: bool
+    is_new_branch: bool
     send: list[OutgoingFile]
     same: list[OutgoingFile]
     remove: list[str]
@@ -101,7 +103,7 @@ class Publication:
         visibility = "private" if self.private else "public"
         kind = f"new, {visibility}" if self.is_new else visibility
         total = sum(file.size for file in self.send)
-        head = f"{self.name.repo_id} ({kind}), branch {self.name.revision or MAIN}:"
+        head = f"{self.name.repo_id} ({kind}), branch {self.name.revision or MAIN}{' (new)' * self.is_new_branch}:"
         tail = f"  {len(self.send)} files to send, {total:,} bytes"
         return "\n".join([head, *lines, tail, *(f"note: {note}" for note in self.notes)])
 
@@ -142,7 +144,7 @@ def publish(arguments: PublishArguments) -> Publication:
             planned.notes += [f"stays here: {', '.join(left_here)}"] if left_here else []
             if arguments.dry_run:
                 return planned
-            if not (planned.send or planned.remove):
+            if not (planned.send or planned.remove or planned.is_new_branch):
                 planned.sha = parent
                 return planned
             if attempt == 0:
@@ -151,7 +153,7 @@ def publish(arguments: PublishArguments) -> Publication:
                 additions = upload(api, arguments, planned)
                 try:
                     return commit(api, arguments, planned, additions, parent)
-                except (HfHubHTTPError, httpx2.TransportError) as error:
+                except HTTPError as error:
                     if attempt == ATTEMPTS - 1 or not may_pass(error):
                         raise
                     print(f"looking again in {WAIT * 2**attempt:.0f} s: {error}", file=sys.stderr)
@@ -181,10 +183,11 @@ def may_pass(error: Exception) -> bool:
 
 def look_there(api: HfApi, name: HubName) -> There | None:
     """What the branch holds; where it does not exist yet, what main holds; None without a repository."""
+    has_branch = True
     try:
         info = api.model_info(name.repo_id, revision=name.revision)
     except RevisionNotFoundError:
-        info = api.model_info(name.repo_id)
+        info, has_branch = api.model_info(name.repo_id), False
     except RepositoryNotFoundError:
         return None
     sha = str(info.sha)
@@ -198,7 +201,7 @@ def look_there(api: HfApi, name: HubName) -> There | None:
         }
         card = found[CARD_NAME].read_text(encoding="utf-8") if CARD_NAME in found else None
         config = read_json(found[CONFIG]) if CONFIG in found else {}
-    return There(sha, bool(info.private), files, card, config)
+    return There(sha, has_branch, bool(info.private), files, card, config)
 
 
 def plan(
@@ -229,8 +232,8 @@ def plan(
     if there is None:
         if arguments.create_pr:
             raise ValueError(f"--create_pr: there is no {name.repo_id} to open a pull request for.")
-        send = list(outgoing.values())
-        return Publication(name, arguments.private is not False, True, send, [], [], notes), None
+        send, private = list(outgoing.values()), arguments.private is not False
+        return Publication(name, private, True, name.revision is not None, send, [], [], notes), None
     if arguments.private is not None and arguments.private != there.private:
         raise ValueError(
             f"--private is {arguments.private}, but {name.repo_id} exists and is "
@@ -240,7 +243,8 @@ def plan(
     same = [file for file in outgoing.values() if is_there(file, there.files)]
     send = [file for file in outgoing.values() if file not in same]
     stale = [path for path in there.files if path not in outgoing and any(fnmatch(path, pattern) for pattern in STALE)]
-    return Publication(name, there.private, False, send, same, sorted(stale), notes), there.sha
+    is_new_branch = not there.has_branch and not arguments.create_pr
+    return Publication(name, there.private, False, is_new_branch, send, same, sorted(stale), notes), there.sha
 
 
 def validate(card: ModelCard, name: HubName) -> None:
@@ -263,9 +267,16 @@ def refuse_other_kind(arguments: PublishArguments, outgoing: dict[str, OutgoingF
     Raises:
         ValueError: the repository holds another kind of model.
     """
+    if arguments.overwrite:
+        return
+    if ADAPTER_CONFIG in there.files and CONFIG not in there.files and CONFIG in outgoing:
+        raise ValueError(
+            f"{arguments.repo_id} holds an adapter, and {arguments.folder} a whole model. Name another --repo_id, "
+            "or replace it with --overwrite true."
+        )
     ours: dict[str, Any] = json.loads(outgoing[CONFIG].text) if CONFIG in outgoing else {}
     for key in ("model_type", "architectures"):
-        if there.config and not arguments.overwrite and ours.get(key) != there.config.get(key):
+        if there.config and ours.get(key) != there.config.get(key):
             raise ValueError(
                 f"{arguments.repo_id} holds another kind of model: {key} is {there.config.get(key)}, and "
                 f"{ours.get(key)} in {arguments.folder}. Name another --repo_id, or replace it with --overwrite true."
@@ -309,12 +320,12 @@ def upload(api: HfApi, arguments: PublishArguments, planned: Publication) -> lis
     sent a second time.
 
     Raises:
-        HfHubHTTPError, httpx2.TransportError, OSError: what the client raises.
+        HTTPError, OSError: what the client raises.
     """
     repo_id, revision = planned.name.repo_id, planned.name.revision
     if planned.is_new:
         api.create_repo(repo_id, private=planned.private, exist_ok=True)
-    if revision is not None and not arguments.create_pr:
+    if planned.is_new_branch and revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     additions = [CommitOperationAdd(file.name, file.content) for file in planned.send]
     api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=arguments.create_pr, free_memory=False)
@@ -331,7 +342,7 @@ def commit(
     """Commits, and compares what the Hub then lists.
 
     Raises:
-        HfHubHTTPError, httpx2.TransportError: what the client raises.
+        HTTPError: what the client raises.
         ValueError: the Hub lists another file than was sent.
     """
     repo_id = planned.name.repo_id
