@@ -9,7 +9,7 @@ quickstart: $(VENV)/train
 	$(RUN) -m train.quickstart
 
 test: $(VENV)/dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/dev
 	$(RUN) -m ruff format --check .

@@ -782,7 +782,7 @@ class LossOfWholeBatch:
             **kwargs,
         )
         if outputs.loss is not None and num_items_in_batch is not None:
-            own_items = (labels != IGNORE_INDEX).sum().to(outputs.loss.device)  # ()
+            own_items = (labels != IGNORE_INDEX).sum().to(outputs.loss.device)  # () a tensor
             outputs.loss = outputs.loss * own_items / num_items_in_batch
         return outputs
 

@@ -29,6 +29,7 @@ from huggingface_hub import (
     hf_hub_download,
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from .arguments import option, option_list, parse_recipe, required, run_script
 from .base_model import ADAPTER_CONFIG
@@ -41,6 +42,7 @@ from .outgoing import CONFIG, STALE, OutgoingFile, outgoing_files
 ATTEMPTS = 4
 WAIT = 1.0  # seconds before the second attempt, doubled for each further one
 MAIN = "main"
+BAD_REQUEST = 400  # HTTP status code
 
 
 @dataclass
@@ -226,7 +228,7 @@ def plan(
     card, notes = outgoing_card(arguments, outgoing.get(CARD_NAME), name, there)
     outgoing[CARD_NAME] = OutgoingFile(CARD_NAME, str(card).encode("utf-8"))
     if not arguments.dry_run:
-        validate(card, name)
+        validate(api, card, name)
     if not any(file.startswith("tokenizer") for file in outgoing):
         notes.append("the folder holds no tokenizer: nobody can use the model without one")
     if there is None:
@@ -247,18 +249,22 @@ def plan(
     return Publication(name, there.private, False, is_new_branch, send, same, sorted(stale), notes), there.sha
 
 
-def validate(card: ModelCard, name: HubName) -> None:
-    """Asks the Hub whether it takes a card.
+def validate(api: HfApi, card: ModelCard, name: HubName) -> None:
+    """Asks the Hub whether it takes a card, before anything is made there.
 
     Raises:
         ValueError: it does not.
         ConnectionError: it cannot be asked.
     """
+    body = {"content": str(card), "repoType": "model"}
     with hub_errors(name, "Nothing was published."):
-        try:
-            card.validate()
-        except ValueError as error:
-            raise ValueError(f"the Hub refuses the metadata of {CARD_NAME}: {error}. Nothing was published.") from None
+        answer = get_session().post(f"{api.endpoint}/api/validate-yaml", json=body)
+        refused = answer.json().get("errors") if answer.status_code == BAD_REQUEST else None
+        if not refused:
+            hf_raise_for_status(answer)
+            return
+    reasons = "; ".join(error["message"] for error in refused)
+    raise ValueError(f"the Hub refuses the metadata of {CARD_NAME}: {reasons}. Nothing was published.")
 
 
 def refuse_other_kind(arguments: PublishArguments, outgoing: dict[str, OutgoingFile], there: There) -> None:
