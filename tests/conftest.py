@@ -79,10 +79,11 @@ def recipe(tmp_path, data_dir):
     return recipe
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Tests that start several processes follow each other, so that these do not wait for those of another test."""
     for item in items:
-        if {"launcher", "launcher_of_the_session"} & set(item.fixturenames):
+        if "launcher" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("processes"))
 
 
