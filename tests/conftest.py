@@ -13,6 +13,7 @@ os.environ["HF_ENDPOINT"] = (HUB := LocalHub()).url
 import json
 import warnings
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -98,6 +99,8 @@ def hub(request, monkeypatch, tmp_path_factory):
     Files go to the Xet storage as they do for users. `@pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)`
     runs a test with and without.
     """
+    if int(huggingface_hub.__version__.partition(".")[0]) < 2:
+        pytest.skip("older clients take both ports of the hub for one server, and ask huggingface.co at times")
     # huggingface_hub itself uses what its HTTP library no longer likes
     warnings.filterwarnings("ignore", "Use 'content=<...>' to upload raw bytes", DeprecationWarning)
     HUB.reset()
