@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,10 @@ class SpamArguments:
     text: str = required("The SMS Spam Collection: a tab-separated file with the columns label and msg.")
     model: str | None = option("Folder of a model to start from, in place of one pretrained on messages.")
     minutes: float = option("How long to pretrain on messages.", 2.0)
-    seeds: int = option("Runs, each with a seed of its own.", 5)
+    seeds: int = option("Runs per split, each with a seed of its own.", 5)
+    split_seeds: list[int] = field(
+        default_factory=lambda: [BOOK_SEED], metadata={"help": "Seeds of splits; the book's is 123."}
+    )
     settings: list[str] = option_list("Further settings of train.finetune_classifier, as name=value.")
     with_random_weights: bool = option("Also begin with random weights.", False)
 
@@ -52,22 +55,26 @@ class SpamArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     (arguments,) = parse_recipe([SpamArguments], argv, description=__doc__ or "")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write_parts(Path(arguments.text), folder)
-        model = arguments.model or pretrained(folder, arguments.minutes)
-        origin = arguments.model or f"{arguments.minutes:g} minutes of quickstart on messages"
-        kinds = {f"ours, from {origin}": False}
-        kinds |= {"ours, from random weights": True} if arguments.with_random_weights else {}
-        rows = [["book: GPT-2 of 124M random weights (not run here)", f"{RANDOM_WEIGHTS:.2%}", "", "", ""]]
-        for name, vectors in LINEAR.items():
-            rows.append(
-                [f"TF-IDF of {name}, logistic regression", f"{linear_accuracy(folder, vectors):.2%}", "", "", ""]
-            )
-        for name, is_random in kinds.items():
-            rows.append([name, *accuracies(folder, arguments, model, is_random)])
-    heads = ["", "test accuracy (mean)", "each seed", "standard deviation", "seconds per run (median)"]
-    print_table("Spam or not, 300 test messages", heads, rows)
+    kinds = {"ours, pretrained": False} | ({"ours, from random weights": True} if arguments.with_random_weights else {})
+    found: dict[str, list[float]] = {f"TF-IDF of {name}, logistic regression": [] for name in LINEAR}
+    seconds: dict[str, list[float]] = {}
+    for split_seed in arguments.split_seeds:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            write_parts(Path(arguments.text), folder, split_seed)
+            for name, vectors in LINEAR.items():
+                found[f"TF-IDF of {name}, logistic regression"].append(linear_accuracy(folder, vectors))
+            model = arguments.model or pretrained(folder, arguments.minutes)
+            for name, is_random in kinds.items():
+                for seed in range(arguments.seeds):
+                    accuracy, duration = tuned_accuracy(folder, arguments, model, is_random, seed)
+                    found.setdefault(name, []).append(accuracy)
+                    seconds.setdefault(name, []).append(duration)
+    rows = [["book: GPT-2 of 124M random weights (not run here)", f"{RANDOM_WEIGHTS:.2%}", "", "", ""]]
+    rows += [[name, *in_words(values), time_of(seconds.get(name))] for name, values in found.items()]
+    heads = ["", "test accuracy (mean)", "each", "standard deviation", "seconds per run (median)"]
+    splits = ", ".join(map(str, arguments.split_seeds))
+    print_table(f"Spam or not, 300 test messages, split seed {splits}, {arguments.seeds} runs per split", heads, rows)
 
 
 def pretrained(folder: Path, minutes: float) -> str:
@@ -79,12 +86,12 @@ def pretrained(folder: Path, minutes: float) -> str:
     return str(output / "run" / "model")
 
 
-def write_parts(path: Path, folder: Path) -> None:
+def write_parts(path: Path, folder: Path, seed: int) -> None:
     """Writes train.csv, validation.csv and test.csv as the book splits them, and the other messages without labels."""
     rows = pandas.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False)
     spam = rows[rows.label == "spam"]
-    others = rows[rows.label == "ham"].sample(len(spam), random_state=BOOK_SEED)
-    balanced = pandas.concat([others, spam]).sample(frac=1, random_state=BOOK_SEED)
+    others = rows[rows.label == "ham"].sample(len(spam), random_state=seed)
+    balanced = pandas.concat([others, spam]).sample(frac=1, random_state=seed)
     first, second = int(len(balanced) * 0.7), int(len(balanced) * 0.7) + int(len(balanced) * 0.1)
     for name, part in (
         ("train", balanced[:first]),
@@ -112,28 +119,36 @@ def linear_accuracy(folder: Path, vectors: dict[str, Any]) -> float:
     return float(model.score(parts[1].msg, parts[1].label))
 
 
-def accuracies(folder: Path, arguments: SpamArguments, model: str, is_random: bool) -> list[str]:
-    """Mean, each, standard deviation and seconds over the seeds."""
-    found, seconds = [], []
-    for seed in range(arguments.seeds):
-        started = time.perf_counter()
-        run = folder / f"run-{is_random}-{seed}"
-        options = {
-            "model": model,
-            "random_weights": is_random,
-            "data": folder / "train.csv",
-            "validation_data": folder / "validation.csv",
-            "test_data": folder / "test.csv",
-            "output_dir": run,
-            "seed": seed,
-        }
-        line = [*(f"--{name}={value}" for name, value in options.items()), *(f"--{s}" for s in arguments.settings)]
-        finetune_classifier.main([str(RECIPE), *line])
-        seconds.append(time.perf_counter() - started)
-        found.append(json.loads((run / finetune_classifier.RESULTS_FILE).read_text())["test_accuracy"])
-    spread = statistics.stdev(found) if len(found) > 1 else 0.0
-    each = ", ".join(f"{value:.2%}" for value in found)
-    return [f"{statistics.fmean(found):.2%}", each, f"{spread:.2%}", f"{statistics.median(seconds):.0f}"]
+def tuned_accuracy(
+    folder: Path, arguments: SpamArguments, model: str, is_random: bool, seed: int
+) -> tuple[float, float]:
+    """Test accuracy of a run, and its seconds."""
+    started = time.perf_counter()
+    run = folder / f"run-{is_random}-{seed}"
+    options = {
+        "model": model,
+        "random_weights": is_random,
+        "data": folder / "train.csv",
+        "validation_data": folder / "validation.csv",
+        "test_data": folder / "test.csv",
+        "output_dir": run,
+        "seed": seed,
+    }
+    line = [*(f"--{name}={value}" for name, value in options.items()), *(f"--{s}" for s in arguments.settings)]
+    finetune_classifier.main([str(RECIPE), *line])
+    results = json.loads((run / finetune_classifier.RESULTS_FILE).read_text())
+    return results["test_accuracy"], time.perf_counter() - started
+
+
+def in_words(values: Sequence[float]) -> list[str]:
+    """Mean, each and standard deviation."""
+    spread = f"{statistics.stdev(values):.2%}" if len(values) > 1 else ""
+    return [f"{statistics.fmean(values):.2%}", ", ".join(f"{value:.2%}" for value in values), spread]
+
+
+def time_of(seconds: Sequence[float] | None) -> str:
+    """The median."""
+    return f"{statistics.median(seconds):.0f}" if seconds else ""
 
 
 if __name__ == "__main__":
