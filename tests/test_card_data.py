@@ -44,7 +44,7 @@ def test_own_text_is_no_dataset_of_the_hub():
                 "results": [
                     {
                         "task": {"type": "text-generation", "name": "Text generation"},
-                        "dataset": {"name": "1 files of a.txt", "type": "1-files-of-a.txt"},
+                        "dataset": {"name": "a.txt", "type": "a.txt"},
                         "metrics": [
                             {"type": "loss", "value": 2.0, "name": "Loss (nats per token)"},
                             {"type": "perplexity", "value": 7.389056, "name": "Perplexity (per token)"},
@@ -88,7 +88,7 @@ def test_what_is_no_number_is_no_result():
 
 def test_results_on_different_text_never_get_one_name():
     """The Hub's classes group results by the type of the dataset and forget all names but the first."""
-    other = Source("1 files of b.txt")
+    other = Source("b.txt")
     both = ModelCardData(model_name="x", eval_results=made().eval_results + made(measured_on=other).eval_results)
     assert {result.dataset_name for result in read(both).eval_results} == {OWN.description, other.description}
     assert Source("文字.txt").identifier == "文字.txt"
@@ -168,7 +168,7 @@ def test_data_of_earlier_versions_has_a_source(data_dir):
     data = open_data(data_dir)
     for facts in data.manifest["splits"].values():
         del facts["origin"]
-    assert pretrain.corpus_source(data, "train") == Source("1 files of 0.txt")
+    assert pretrain.corpus_source(data, "train") == Source("0.txt")
 
 
 def test_a_public_recipe_names_no_place_but_those_on_the_hub(tmp_path):

@@ -194,7 +194,7 @@ def test_single_document_is_cut_where_nanogpt_cuts(tmp_path):
 
 
 def test_corpus_without_text_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"corpus \(1 files of a\.jsonl\) is empty"):
+    with pytest.raises(ValueError, match=r"corpus \(a\.jsonl\) is empty"):
         split_corpus(text_corpus([write(tmp_path / "a.jsonl", '{"text": ""}\n')]), 0.1)
 
 

@@ -4,7 +4,7 @@ from huggingface_hub import ModelCard
 
 from train.card_data import Source, card_data, front
 
-OWN = Source("1 files of a.txt", language=["en"])
+OWN = Source("a.txt", language=["en"])
 ON_HUB = Source("dataset alice/texts big (train)", "alice/texts", "big", "train")
 FIGURES = {"loss": 2.0, "perplexity": 7.389056, "bits_per_byte": 1.5}
 

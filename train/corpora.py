@@ -226,8 +226,9 @@ def text_corpus(paths: Sequence[str | Path], text_column: str = "text") -> Corpu
                 yield Document(name, "".join(utf8_lines(path)))
 
     contents = ((name, _file_sha256(path)) for name, path in sorted(files.items()))
+    names = ", ".join(sorted(Path(path).name for path in paths))
     return Corpus(
-        f"{len(files)} files of {', '.join(sorted(Path(path).name for path in paths))}",
+        names if len(files) == len(paths) else f"{len(files)} files of {names}",
         _digest([text_column, *itertools.chain(*contents)]),
         read,
         sum(path.stat().st_size for path in files.values()),
