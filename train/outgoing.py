@@ -97,7 +97,8 @@ def outgoing_files(
         files = _model(folder, scratch, max_shard_size)
         known = [name for name in known if not name.endswith(".safetensors") and name != INDEX]
     else:
-        raise ValueError(f"--folder {folder} is no model folder: it holds no {CONFIG} (but {', '.join(here[:8])}).")
+        shown = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise ValueError(f"--folder {folder} is no model folder: it holds no {CONFIG} (but {shown}).")
     for name in known:
         files.setdefault(name, OutgoingFile(name, folder / name))
     for file in files.values():

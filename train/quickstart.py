@@ -252,6 +252,7 @@ Try next:
   {python} -m train.evaluate --model {model} --text README.md
   {python} -m train.quickstart --text your_book.txt --output_dir runs/book
   {python} -m train.pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
+  {python} -m train.publish --folder {model} --repo_id my-first-gpt --dry_run
 """
 
 
