@@ -161,6 +161,7 @@ def test_a_dry_run_lists_exactly_what_is_then_sent(hub, model_folder, capsys):
 def test_a_dry_run_needs_no_token_and_no_hub(hub, send, monkeypatch, capsys):
     log_in(monkeypatch, None)
     assert send(dry_run=True).is_new
+    assert send(dry_run=True, repo_id="tiny").is_new
     hub.fail(path="/api/", times=None)
     assert {file.name for file in send(dry_run=True).send} == SENT
     assert "What lies there is not known." in capsys.readouterr().err

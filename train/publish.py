@@ -26,6 +26,7 @@ from huggingface_hub import (
     ModelCard,
     ModelCardData,
     RepoFile,
+    get_token,
     hf_hub_download,
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -171,7 +172,7 @@ def full_name(api: HfApi, arguments: PublishArguments) -> str:
         ConnectionError: the Hub cannot be reached.
     """
     repo_id = arguments.repo_id
-    if arguments.dry_run and "/" in repo_id:
+    if arguments.dry_run and ("/" in repo_id or get_token() is None):
         return repo_id
     account = account_of_token(api, needs_write=not arguments.dry_run)
     return repo_id if "/" in repo_id else f"{account.name}/{repo_id}"
