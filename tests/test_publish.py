@@ -196,6 +196,8 @@ def test_an_adapter_names_its_base_on_the_hub(hub, send, model_folder, tmp_path)
     send(folder=str(adapter), repo_id="alice/lora", base_model=f"alice/tiny@{sha}")
     config = json.loads(hub.repo("alice/lora").files("main")["adapter_config.json"])
     assert (config["base_model_name_or_path"], config["revision"]) == ("alice/tiny", sha)
+    card = ModelCard(hub.repo("alice/lora").files("main")["README.md"].decode()).data
+    assert (card.base_model, card.base_model_relation) == ("alice/tiny", "adapter")
     assert not any(str(tmp_path).encode() in content for content in hub.repo("alice/lora").files("main").values())
     loaded, _ = load_model("alice/lora")
     torch.testing.assert_close(logits(loaded), expected)
