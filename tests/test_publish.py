@@ -97,6 +97,7 @@ def test_stale_files_of_an_earlier_push_are_removed_and_those_of_people_stay(hub
     model = AutoModelForCausalLM.from_pretrained("alice/tiny")
     assert torch.equal(logits(model), logits(AutoModelForCausalLM.from_pretrained(model_folder)))
     theirs = {"LICENSE": b"mine", "notes/paper.md": b"read", "pytorch_model.bin": b"old", "tokenizer.model": b"kept"}
+    theirs |= {"handler.py": b"mine", "demo/app.py": b"mine too"}
     hub.commit("alice/tiny", theirs)
     (model_folder / "chat_template.jinja").unlink()
     done = send()

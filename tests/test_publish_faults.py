@@ -45,6 +45,15 @@ def test_a_folder_that_should_not_go_out_is_refused_before_the_hub_is_asked_to_c
     assert not hub.repositories
 
 
+def test_a_word_like_the_home_folder_is_no_place(hub, send, model_folder, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/root"))
+    (model_folder / "README.md").write_text(f"{CARD}\nlogin as /root, or in src/root/lib\n")
+    assert send().sha
+    (model_folder / "README.md").write_text(f"{CARD}\nlogin in /root/lib\n")
+    with pytest.raises(ValueError, match="names a place on this machine: login in /root/lib"):
+        send()
+
+
 def test_the_token_itself_is_found_in_any_text(hub, send, model_folder):
     (model_folder / "README.md").write_text(f"{CARD}\n{hub.token()}\n")
     with pytest.raises(ValueError, match="holds a token of the Hub"):

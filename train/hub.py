@@ -133,17 +133,8 @@ def _said(error: BaseException) -> str:
     return getattr(error, "server_message", None) or str(error).strip().splitlines()[-1]
 
 
-@dataclass(frozen=True)
-class Account:
-    """Whose token it is, and the namespaces it can write to."""
-
-    name: str
-    role: str  # read, write or fineGrained
-    organizations: tuple[str, ...]
-
-
-def account_of_token(api: HfApi, needs_write: bool) -> Account:
-    """The account that the token of this machine belongs to.
+def account_of_token(api: HfApi, needs_write: bool) -> str:
+    """The name of the account that the token of this machine belongs to.
 
     Raises:
         ValueError: no token, a token that the Hub does not know, one that may only read.
@@ -162,4 +153,4 @@ def account_of_token(api: HfApi, needs_write: bool) -> Account:
             f"the token of {told['name']} may only read: make one that may write on {api.endpoint}/settings/tokens, "
             f"then {LOGIN}."
         )
-    return Account(told["name"], role, tuple(group["name"] for group in told.get("orgs", [])))
+    return str(told["name"])

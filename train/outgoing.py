@@ -38,7 +38,10 @@ MODEL_FILES = (
     *("vocab.json", "merges.txt", "chat_template.jinja"),
     *(CARD_NAME, "loss_curve.png", "confusion_matrix.png"),
 )
-STALE = (*MODEL_FILES, "*.py", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+STALE = (
+    *MODEL_FILES,
+    *("configuration_scratch_gpt.py", "modeling_scratch_gpt.py", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
+)
 KEPT_THERE = ("LICENSE",)  # sent, but never removed
 TEXTS = (".json", ".jinja", ".txt", ".md", ".py", "LICENSE")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
@@ -214,17 +217,21 @@ def _refuse_secrets(file: OutgoingFile, folder: Path) -> None:
     if TOKEN.search(text) or (token and token in text):
         raise ValueError(f"{folder / file.name} holds a token of the Hub: take it out, and revoke it if others saw it.")
     for place in places(folder):
-        if place in text:
-            line = next(line for line in text.splitlines() if place in line).strip()
-            raise ValueError(f"{folder / file.name} names a place on this machine: {line:.120}. Take it out.")
+        if found := re.search(f".*{place}.*", text):
+            raise ValueError(
+                f"{folder / file.name} names a place on this machine: {found[0].strip():.120}. Take it out."
+            )
 
 
 def places(folder: Path) -> Iterator[str]:
-    """Paths of this machine that nobody else has a use for."""
+    """Regular expressions of paths of this machine that nobody else has a use for.
+
+    A short one, such as /root or /app, may be a word of a vocabulary: it counts only with something below it.
+    """
     for path in (folder, folder.resolve(), Path.cwd(), Path.home(), Path(constants.HF_HOME)):
-        text = path.as_posix()
         if path.is_absolute() and len(path.parts) > 1:
-            yield text
+            end = "/" if len(path.parts) == 2 else r"(?![\w.-])"
+            yield rf"(?<![\w.]){re.escape(path.as_posix())}{end}"
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -175,7 +175,7 @@ def full_name(api: HfApi, arguments: PublishArguments) -> str:
     if arguments.dry_run and ("/" in repo_id or get_token() is None):
         return repo_id
     account = account_of_token(api, needs_write=not arguments.dry_run)
-    return repo_id if "/" in repo_id else f"{account.name}/{repo_id}"
+    return repo_id if "/" in repo_id else f"{account}/{repo_id}"
 
 
 def may_pass(error: Exception) -> bool:
