@@ -30,7 +30,7 @@ from train.arguments import option, option_list, parse_recipe, required, run_scr
 from .report import print_table
 
 BOOK_SEED = 123
-BOOK = {  # ch06/02_bonus_additional-experiments/README.md; GPT-2 of 124 million weights
+BOOK = {  # on its split; ch06/02_bonus_additional-experiments/README.md
     "book: GPT-2 of 124M random weights": 0.9367,
     "book: GPT-2 of 124M, OpenAI's weights, last block trained": 0.9500,
     "book: GPT-2 of 124M, OpenAI's weights, all trained": 0.9667,
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     accuracy, duration = tuned_accuracy(folder, arguments, model, is_random, seed)
                     found.setdefault(name, []).append(accuracy)
                     seconds.setdefault(name, []).append(duration)
-    rows = [[f"{name} (not run here)", f"{accuracy:.2%}", "", "", ""] for name, accuracy in BOOK.items()]
+    book = BOOK if BOOK_SEED in arguments.split_seeds else {}
+    rows = [[f"{name} (not run here)", f"{accuracy:.2%}", "", "", ""] for name, accuracy in book.items()]
     rows += [[name, *in_words(values), time_of(seconds.get(name))] for name, values in found.items()]
     heads = ["", "test accuracy (mean)", "each", "standard deviation", "seconds per run (median)"]
     splits = ", ".join(map(str, arguments.split_seeds))
