@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import yaml
 
-from train.arguments import option, option_list, parse_recipe, run_script
+from train.settings.command import run_command
+from train.settings.recipe import option, option_list, parse_recipe
 
 from .report import print_table
 
@@ -150,7 +151,7 @@ def serve(folder: Path) -> Iterator[Hub]:
     """The local hub with the accounts of the tests, until the end of the block."""
     accounts = folder / "accounts.yaml"
     accounts.write_text(yaml.safe_dump(ACCOUNTS))
-    command = [sys.executable, "-m", "tests.local_hub", "--accounts", str(accounts)]
+    command = [sys.executable, "-m", "tests.support.local_hub", "--accounts", str(accounts)]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
         yield _hub(process)
@@ -239,4 +240,4 @@ def reason(outcome: Outcome) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

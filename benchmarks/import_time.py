@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from train.arguments import option, parse_recipe, run_script
+from train.settings.command import run_command
+from train.settings.recipe import option, parse_recipe
 
 from .report import interleaved, median_ratio, print_table, seconds_of
 
@@ -61,4 +62,4 @@ def cells(seconds: dict[str, list[float]], program: str, skip: int = 0) -> list[
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -13,7 +13,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from train.arguments import option, parse_recipe, run_script
+from train.settings.command import run_command
+from train.settings.recipe import option, parse_recipe
 
 from .report import in_new_process, peak_memory, print_table, seconds_of
 
@@ -110,4 +111,4 @@ def build_model(arguments: MemoryArguments, kind: str) -> ScratchGPTForCausalLM 
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train import pretrain, quickstart
-from train.arguments import CorpusArguments, option, parse_recipe, run_script
-from train.device import keep_freed_memory
+from train.distributed.device import keep_freed_memory
+from train.settings.command import run_command
+from train.settings.corpus import CorpusArguments
+from train.settings.recipe import option, parse_recipe
 
 from .report import print_table
 
@@ -60,7 +62,7 @@ def train(settings: dict[str, object], learning_rates: Sequence[float], minutes:
     for rate in learning_rates:
         run = Path(str(settings["output_dir"])).with_name(f"{settings['optimizer']}_{rate:g}")
         changes = {"output_dir": run, "learning_rate": rate, "max_steps": steps, "warmup_steps": min(50, steps // 10)}
-        only_at_the_end = {"eval_every": 0, "save_every": 0, "log_every": max(1, steps // 10)}
+        only_at_the_end = {"eval_steps": 0, "save_steps": 0, "logging_steps": max(1, steps // 10)}
         options = settings | changes | only_at_the_end
         started = time.perf_counter()
         pretrain.main([f"--{name}={value}" for name, value in options.items() if value != []])
@@ -72,4 +74,4 @@ def train(settings: dict[str, object], learning_rates: Sequence[float], minutes:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -16,9 +16,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from train.arguments import parse_recipe, run_script
-from train.optimizer import build_optimizers
+from train.loop.optimizers import build_optimizers
 from train.plan import PlanArguments, moments
+from train.settings.command import run_command
+from train.settings.recipe import parse_recipe
 
 from .report import default_device, in_new_process, print_table
 
@@ -33,7 +34,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # preset, chan
     "laptop, micro-batch 2": ("laptop", {}, {"micro_batch_size": 2}),
     "laptop, micro-batch 32": ("laptop", {}, {"micro_batch_size": 32}),
     "laptop, adamw": ("laptop", {}, {"optimizer": "adamw", "micro_batch_size": 2}),
-    "laptop, 2 micro-batches": ("laptop", {}, {"batch_size": 16}),
+    "laptop, 2 micro-batches": ("laptop", {}, {"global_batch_size": 16}),
     "laptop, grouped queries, relu2": ("laptop", {"num_key_value_heads": 1, "mlp_type": "relu2"}, {}),
     "wide": ("laptop", WIDE, {}),
     "wide, bf16, checkpointing": ("laptop", WIDE, {"precision": "bf16", "gradient_checkpointing": True}),
@@ -67,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def case(preset: str, overrides: dict[str, Any], settings: dict[str, Any]) -> tuple[ScratchGPTConfig, PlanArguments]:
-    """Config and plan of a row: one process, one micro-batch per step unless `batch_size` says otherwise."""
+    """Config and plan of a row: one process, one micro-batch per step unless `global_batch_size` says otherwise."""
     run: dict[str, Any] = {"micro_batch_size": 8, "block_size": 256, "precision": "fp32"} | settings
-    run.setdefault("batch_size", run["micro_batch_size"])
+    run.setdefault("global_batch_size", run["micro_batch_size"])
     return ScratchGPTConfig.from_preset(preset, **overrides), PlanArguments(**run)
 
 
@@ -125,4 +126,4 @@ def train(config: ScratchGPTConfig, plan: PlanArguments, device: torch.device) -
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from train.device import has_bfloat16_hardware
+from train.distributed.device import has_bfloat16_hardware
 
 T = TypeVar("T")
 LIBRARIES = ("torch", "transformers", "tokenizers")

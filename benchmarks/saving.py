@@ -10,21 +10,25 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTTokenizer
-from train import loop, resume
-from train.arguments import TrainArguments, option, parse_recipe, run_script
-from train.device import keep_freed_memory
-from train.language_modelling import LanguageModelling
-from train.metrics import token_byte_lengths
-from train.optimizer import build_optimizers
-from train.order import StepSampler
-from train.run import Run, TrainState
+from train.checkpoint.checkpointer import Checkpointer
+from train.checkpoint.state import TrainState
+from train.data.sampler import StepSampler
+from train.distributed.device import keep_freed_memory
+from train.loop import train as loop
+from train.loop.language_modeling import LanguageModeling
+from train.loop.optimizers import build_optimizers
+from train.loop.run import Run
+from train.metrics.perplexity import token_byte_lengths
+from train.settings.command import run_command
+from train.settings.recipe import option, parse_recipe
+from train.settings.training import TrainArguments
 
 from .report import interleaved, print_table, seconds_of
 
@@ -89,26 +93,27 @@ def build(folder: Path, preset: str) -> Run:
     model = ScratchGPTForCausalLM(config)
     optimizers = build_optimizers(model, optimizer="muon", learning_rate=1e-3)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    checkpoints = Checkpointer(folder, accelerator, model, optimizers, settings={}, save_total_limit=1)
     prepared, *optimizers = accelerator.prepare(model, *optimizers)
     data = RandomRows(config.vocab_size)
     return Run(
-        arguments=TrainArguments(str(folder), batch_size=8, micro_batch_size=8, keep_checkpoints=1),
+        arguments=TrainArguments(str(folder), global_batch_size=8, micro_batch_size=8, save_total_limit=1),
         accelerator=accelerator,
         model=prepared,
         optimizers=optimizers,
-        batches=StepSampler(data, 8, 8, seed=0),
+        sampler=StepSampler(data, 8, 8, seed=0),
         validation=data,
-        objective=LanguageModelling(tokenizer, token_byte_lengths(tokenizer), forward_kwargs={"skip_logits": True}),
-        tokenizer=tokenizer,
+        objective=LanguageModeling(tokenizer, token_byte_lengths(tokenizer), forward_kwargs={"skip_logits": True}),
+        checkpoints=checkpoints,
     )
 
 
 def save(run: Run, state: TrainState, *, in_background: bool) -> float:
     """Seconds that training waits; what goes on in the background ends before the next candidate."""
     state.step += 1
-    run.arguments = replace(run.arguments, async_save=in_background)
-    seconds = seconds_of(lambda: resume.save(run, state))
-    resume.finish_saving(run)
+    run.checkpoints.async_save = in_background
+    seconds = seconds_of(lambda: run.checkpoints.save(state))
+    run.checkpoints.finish()
     return seconds
 
 
@@ -119,4 +124,4 @@ def save_state(run: Run, folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

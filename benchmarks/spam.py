@@ -25,7 +25,8 @@ import pandas
 import yaml
 
 from train import finetune_classifier, quickstart
-from train.arguments import option, option_list, parse_recipe, required, run_script
+from train.settings.command import run_command
+from train.settings.recipe import option, option_list, parse_recipe, required
 
 from .report import print_table
 
@@ -134,20 +135,20 @@ def tuned_accuracy(
     run = folder / f"run-{is_random}-{seed}"
     options = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     if is_random:  # new weights are all trained
-        del options["trainable"], options["num_blocks"]
+        del options["trainable"], options["num_trainable_layers"]
     options |= {
         "model": model,
         "random_weights": is_random,
         "data": folder / "train.csv",
-        "validation_data": folder / "validation.csv",
-        "test_data": folder / "test.csv",
+        "validation_file": folder / "validation.csv",
+        "test_file": folder / "test.csv",
         "output_dir": run,
         "seed": seed,
     }
     line = [*(f"--{name}={value}" for name, value in options.items()), *(f"--{s}" for s in arguments.settings)]
     if code := finetune_classifier.main(line):
         raise SystemExit(code)  # it was stopped
-    results = json.loads((run / finetune_classifier.RESULTS_FILE).read_text())
+    results = json.loads((run / finetune_classifier.TEST_RESULTS_FILE).read_text())
     return results["test_accuracy"], time.perf_counter() - started
 
 
@@ -163,4 +164,4 @@ def time_of(seconds: Sequence[float] | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -21,8 +21,9 @@ from safetensors import safe_open
 
 from examples.tiny_shakespeare import character_tokenizer
 from train import prepare_data, pretrain
-from train.arguments import option, parse_recipe, required, run_script
-from train.session import MODEL_FOLDER
+from train.settings.command import run_command
+from train.settings.recipe import option, parse_recipe, required
+from train.settings.run_folder import MODEL_FOLDER
 
 from .report import print_table
 
@@ -32,8 +33,8 @@ NANOGPT_CONFIG = "config/train_shakespeare_char.py"
 # From nanoGPT's README, section "I only have a macbook". Its last evaluation is made longer, so that it sees as many
 # characters (150 x 12 x 64) as ours, and those before it are left out.
 NANOGPT_OPTIONS = (
-    *("--device=cpu", "--compile=False", "--log_interval=100", "--eval_interval=2000", "--eval_iters=150"),
-    *("--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128"),
+    *("--device=cpu", "--torch_compile=False", "--log_interval=100", "--eval_interval=2000", "--eval_iters=150"),
+    *("--block_size=64", "--global_batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128"),
     *("--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"),
 )
 
@@ -125,4 +126,4 @@ def run_nanogpt(clone: Path, text: str, folder: Path) -> Result:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

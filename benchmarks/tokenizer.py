@@ -21,8 +21,10 @@ from tokenizers.trainers import BpeTrainer
 
 from hf_scratch_gpt.tokenization_scratch_gpt import SPLIT_PATTERN, ScratchGPTTokenizer
 from train import prepare_data, train_tokenizer
-from train.arguments import option, parse_recipe, run_script
-from train.corpora import python_corpus
+from train.data.corpora import Document, python_corpus
+from train.data.tokens import token_stream
+from train.settings.command import run_command
+from train.settings.recipe import option, parse_recipe
 
 from .report import in_new_process, interleaved, median_ratio, peak_memory, print_table, seconds_of
 
@@ -99,8 +101,8 @@ def rates(seconds: dict[str, list[float]], name: str, megabytes: float) -> list[
 def train_ours(texts: list[str], vocab_size: int) -> Callable[[], int]:
     """Train our tokenizer; returns what encodes all texts, as train.prepare_data does, and counts the tokens."""
     tokenizer = ScratchGPTTokenizer.train_from_texts(iter(texts), vocab_size, show_progress=False)
-    documents = [prepare_data.Document(str(number), text) for number, text in enumerate(texts)]
-    return lambda: sum(map(len, prepare_data.token_stream(documents, tokenizer))) - len(texts)  # end-of-text is no text
+    documents = [Document(str(number), text) for number, text in enumerate(texts)]
+    return lambda: sum(map(len, token_stream(documents, tokenizer))) - len(texts)  # end-of-text is no text
 
 
 def train_peer(texts: list[str], vocab_size: int, splitter: pre_tokenizers.PreTokenizer) -> Callable[[], int]:
@@ -161,4 +163,4 @@ def silent() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -17,15 +17,17 @@ from typing import Literal
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from train import loop, prepare_data, train_tokenizer
-from train.arguments import DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
-from train.data import open_data
-from train.device import build_accelerator, keep_freed_memory, resolve_precision
-from train.language_modelling import LanguageModelling
-from train.parallel import Grid
+from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTTokenizer
+from train import prepare_data, train_tokenizer
+from train.checkpoint.state import TrainState
+from train.data.blocks import TOKENIZER_FOLDER, open_data
+from train.distributed.device import build_accelerator, keep_freed_memory, resolve_precision
+from train.loop import train as loop
+from train.loop.language_modeling import LanguageModeling
 from train.pretrain import build_pretraining
-from train.run import TrainState
+from train.settings.command import run_command
+from train.settings.recipe import option, parse_recipe
+from train.settings.training import DataArguments, ModelArguments, TrainArguments
 
 from .report import default_device, in_new_process, interleaved, median_ratio, print_table, seconds_of
 
@@ -180,8 +182,9 @@ def our_speed(
     kinds = (ModelArguments, DataArguments, TrainArguments)
     model, data, train = parse_recipe(kinds, [f"--{name}={value}" for name, value in options.items()])
     accelerator = build_accelerator(train.precision)
-    run = build_pretraining(model, train, open_data(data.data_dir), Path(data.data_dir), accelerator, Grid())
-    if not skip_logits and isinstance(run.objective, LanguageModelling):
+    tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
+    run = build_pretraining(model, train, open_data(data.data_dir), tokenizer, accelerator)
+    if not skip_logits and isinstance(run.objective, LanguageModeling):
         run.objective.forward_kwargs.pop("skip_logits")
     return tokens_per_second(lambda number: loop.train_step(run, TrainState(step=number)), arguments)
 
@@ -209,4 +212,4 @@ def shape(arguments: StepArguments, model: PreTrainedModel) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

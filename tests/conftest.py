@@ -5,7 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from local_hub import LocalHub
+from tests.support.local_hub import LocalHub
 
 # a hub that has its ports, but answers only in tests with the fixture `hub`: the libraries remember the address
 os.environ["HF_ENDPOINT"] = (HUB := LocalHub()).url
@@ -17,9 +17,10 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from local_hub import client as hub_client
-from tiny_loop import build, new_accelerator_state, tokenizer  # noqa: F401  fixtures
-from tiny_publish import model_folder, send  # noqa: F401  fixtures
+
+from tests.support.local_hub import client as hub_client
+from tests.support.tiny_loop import build, new_accelerator_state, tokenizer  # noqa: F401  fixtures
+from tests.support.tiny_publish import model_folder, send  # noqa: F401  fixtures
 
 torch.set_num_threads(1)
 
@@ -32,7 +33,7 @@ def seeded():
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """Prepared data of a run that takes a second."""
-    from tiny_run import prepare
+    from tests.support.tiny_run import prepare
 
     return prepare(tmp_path_factory.mktemp("data"))
 
@@ -40,14 +41,14 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """The folder of a tiny model to tune."""
-    from tiny_base import save_base
+    from tests.support.tiny_base import save_base
 
     return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="session")
 def launcher_of_the_session():
-    from launcher import Launcher
+    from tests.support.launcher import Launcher
 
     launcher = Launcher()
     yield launcher
@@ -64,7 +65,7 @@ def launcher(launcher_of_the_session):
 @pytest.fixture
 def recipe(tmp_path, data_dir):
     """Writes the recipe of such a run with changed settings and returns its path."""
-    from tiny_run import RECIPE, SHAPE
+    from tests.support.tiny_run import RECIPE, SHAPE
 
     def recipe(**changes):
         (tmp_path / "config.json").write_text(json.dumps(SHAPE))

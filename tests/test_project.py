@@ -25,7 +25,7 @@ LAYERS = {
     "stability": {"run"},
     "optimizer": {"parallel"},
     "order": {"run"},
-    "language_modelling": {"metrics", "schedule"},
+    "language_modeling": {"metrics", "schedule"},
     "corpora": {"tables"},
     "scores": {"metrics"},
     "minimal_pairs": {"scores", "tables"},
@@ -43,7 +43,7 @@ LAYERS = {
     "resume": {"checkpoint", "manifest", "metrics", "optimizer", "run"},
     "loop": {"checkpoint", "metrics", "parallel", "resume", "run", "schedule", "stability"},
     "build": {
-        *("arguments", "cost", "data", "device", "language_modelling", "metrics", "optimizer", "order", "parallel"),
+        *("arguments", "cost", "data", "device", "language_modeling", "metrics", "optimizer", "order", "parallel"),
         *("run", "schedule"),
     },
     "session": {

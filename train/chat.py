@@ -1,4 +1,4 @@
-"""Talk to a tuned model in the terminal: `python -m train.chat --model runs/assistant/model`
+"""Talk to a tuned model in the terminal: `scratch-gpt chat --model runs/assistant/model`
 
 Each line is a message; an empty line begins a new conversation, Ctrl-D ends.
 """
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from .arguments import option, parse_recipe, required, run_script
-from .generate import load_model
+from .model.pretrained import load_model
+from .settings.command import run_command
+from .settings.recipe import option, parse_recipe, required
 
 Message = dict[str, str]
 
@@ -106,4 +107,4 @@ def answer_to(model: Any, tokenizer: PreTrainedTokenizerBase, messages: list[Mes
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""How good a model is: `python -m train.evaluate --model runs/quickstart/run/model --text book.txt --pairs blimp/`."""
+"""How good a model is: `scratch-gpt evaluate --model runs/quickstart/run/model --text book.txt --pairs blimp/`."""
 
 import itertools
 import sys
@@ -12,15 +12,17 @@ from transformers import PreTrainedModel
 
 from hf_scratch_gpt import ScratchGPTTokenizer
 
-from .arguments import CorpusArguments, option, option_list, parse_recipe, required, run_script
-from .base_model import find_model
-from .corpora import Corpus, open_corpora, text_corpus
-from .data import open_data
-from .generate import load_model
-from .metrics import token_byte_lengths
-from .minimal_pairs import accuracies, accuracy_table, encode_pairs, read_pairs, sum_log_probs
-from .prepare_data import load_tokenizer, token_stream
-from .scores import score_targets, token_metrics
+from .data.blocks import open_data
+from .data.corpora import Corpus, open_corpora, text_corpus
+from .data.tokens import load_data_tokenizer, token_stream
+from .metrics.evaluate_metrics import score_targets, token_metrics
+from .metrics.minimal_pairs import accuracies, accuracy_table, encode_pairs, read_pairs, sum_log_probs
+from .metrics.perplexity import token_byte_lengths
+from .model.find import find_model
+from .model.pretrained import load_model
+from .settings.command import run_command
+from .settings.corpus import CorpusArguments
+from .settings.recipe import option, option_list, parse_recipe, required
 
 
 @dataclass
@@ -32,12 +34,12 @@ class EvaluateArguments:
     pairs: list[str] = option_list(
         "Files or folders of .jsonl with sentence_good and sentence_bad: which does it prefer?"
     )
-    context: int | None = option("Tokens that the model sees at once; without it what it was made for, at most 1024.")
-    batch_size: int = option("Windows or sentences per forward pass.", 8)
+    block_size: int | None = option("Tokens per window (default: the maximum length of the model, at most 1024).")
+    micro_batch_size: int = option("Windows or sentences per forward pass.", 8)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        for name in ("context", "batch_size"):
+        for name in ("block_size", "micro_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name} is {value}: it must be at least 1.")
 
@@ -45,38 +47,38 @@ class EvaluateArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print how well the model predicts a text, and which sentences of --pairs it prefers.
 
-    The text is that of --text or --dataset, all of it; or the validation split of --data_dir; or, without any of
+    The text is that of --text or --dataset_name, all of it; or the validation split of --data_dir; or, without any of
     them and without --pairs, the held-out part of this Python's own text.
     """
     arguments, corpus = parse_recipe([EvaluateArguments, CorpusArguments], argv, description=__doc__ or "")
-    has_text = bool(corpus.text or corpus.dataset)
+    has_text = bool(corpus.text or corpus.dataset_name)
     if arguments.data_dir and has_text:
-        raise ValueError("--data_dir and --text or --dataset are two texts to evaluate: give one of them.")
+        raise ValueError("--data_dir and --text or --dataset_name are two texts to evaluate: give one of them.")
     pairs = read_pairs(arguments.pairs)
     folder = str(find_model("--model", arguments.model))
     model, _ = load_model(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_data_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer in {arguments.model} has {len(tokenizer)} tokens, but the model only "
             f"{model.config.vocab_size}: it is another model's tokenizer."
         )
-    context = checked_context(model, arguments.context)
-    rows = encode_pairs(pairs, tokenizer, context)  # before the long work: its mistakes should not wait for it
+    block_size = checked_block_size(model, arguments.block_size)
+    rows = encode_pairs(pairs, tokenizer, block_size)  # before the long work: its mistakes should not wait for it
     if has_text or arguments.data_dir or not pairs:
         stream = data_stream(arguments.data_dir) if arguments.data_dir else text_stream(corpus, tokenizer)
-        windows = tqdm(windows_of(stream, context), unit=" windows", mininterval=0.5)
-        figures = score_windows(model, windows, arguments.batch_size, token_byte_lengths(tokenizer))
-        print(report(arguments.model, context, figures))
+        windows = tqdm(windows_of(stream, block_size), unit=" windows", mininterval=0.5)
+        figures = score_windows(model, windows, arguments.micro_batch_size, token_byte_lengths(tokenizer))
+        print(report(arguments.model, block_size, figures))
     if pairs:
-        print(accuracy_table(accuracies(pairs, sum_log_probs(model, rows, arguments.batch_size))))
+        print(accuracy_table(accuracies(pairs, sum_log_probs(model, rows, arguments.micro_batch_size))))
 
 
-def checked_context(model: PreTrainedModel, wanted: int | None) -> int:
+def checked_block_size(model: PreTrainedModel, wanted: int | None) -> int:
     """Tokens per window: `wanted`, or what the model was made for, at most 1024."""
     longest = getattr(model.config, "max_position_embeddings", 1024)
     if wanted and wanted > longest:
-        raise ValueError(f"--context is {wanted}, but the model was made for {longest} tokens at once.")
+        raise ValueError(f"--block_size is {wanted}, but the model was made for {longest} tokens at once.")
     return wanted or min(longest, 1024)
 
 
@@ -101,29 +103,29 @@ def evaluation_text(settings: CorpusArguments) -> Corpus:
     return open_corpora(settings)[1]
 
 
-def windows_of(stream: Iterable[np.ndarray], context: int) -> Iterator[np.ndarray]:
-    """Cut a stream of ids into windows of context + 1 that share one id, so that each id is predicted once.
+def windows_of(stream: Iterable[np.ndarray], block_size: int) -> Iterator[np.ndarray]:
+    """Cut a stream of ids into windows of block_size + 1 that share one id, so that each id is predicted once.
 
     The last window may be shorter.
     """
     rest = np.empty(0, np.int64)
     for chunk in stream:
         rest = np.concatenate([rest, chunk])
-        while len(rest) > context:
-            yield rest[: context + 1]
-            rest = rest[context:]
+        while len(rest) > block_size:
+            yield rest[: block_size + 1]
+            rest = rest[block_size:]
     if len(rest) > 1:
         yield rest
 
 
 @torch.no_grad()
 def score_windows(
-    model: PreTrainedModel, windows: Iterable[np.ndarray], batch_size: int, token_bytes: torch.Tensor
+    model: PreTrainedModel, windows: Iterable[np.ndarray], micro_batch_size: int, token_bytes: torch.Tensor
 ) -> dict[str, float]:
     """The figures of `token_metrics` over all windows, and `num_tokens` and `num_bytes` of what was predicted."""
     metrics, num_tokens, num_bytes = token_metrics(token_bytes), 0, 0
     for _, same_length in itertools.groupby(windows, key=len):
-        while batch := list(itertools.islice(same_length, batch_size)):
+        while batch := list(itertools.islice(same_length, micro_batch_size)):
             ids = torch.from_numpy(np.stack(batch)).long()  # (batch, length + 1)
             targets = ids[:, 1:]
             logits = model(input_ids=ids[:, :-1].to(model.device), use_cache=False).logits  # (batch, length, vocab)
@@ -136,13 +138,13 @@ def score_windows(
     return {**metrics.compute(), "num_tokens": num_tokens, "num_bytes": num_bytes}
 
 
-def report(name: str, context: int, figures: dict[str, float]) -> str:
+def report(name: str, block_size: int, figures: dict[str, float]) -> str:
     """The table that main prints."""
     num_tokens, num_bytes = figures["num_tokens"], figures["num_bytes"]
     rows = {
         "model": name,
         "text": f"{num_bytes:,} bytes, {num_tokens:,} tokens, {num_bytes / num_tokens:.2f} bytes per token",
-        "context": f"{context} tokens at once",
+        "block size": f"{block_size} tokens",
         "loss": f"{figures['nats_per_token']:.4f} nats per token",
         "perplexity": f"{figures['perplexity']:.2f}",
         "bits per byte": f"{figures['bits_per_byte']:.4f}",
@@ -152,4 +154,4 @@ def report(name: str, context: int, figures: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

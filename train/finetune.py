@@ -1,6 +1,6 @@
 """Fine-tune a pretrained model on conversations, so that it answers; the same command again continues the run.
 
-    python -m train.finetune --model runs/quickstart/run/model --data conversations.jsonl --output_dir runs/assistant
+    scratch-gpt finetune --model runs/quickstart/run/model --train_file conversations.jsonl --output_dir runs/assistant
 
 A row holds messages, prompt and completion, or instruction, (input) and output. The loss falls on the assistant's
 words only. The run folder then holds what a pretraining run holds, with answers to held-out questions before, during
@@ -10,21 +10,15 @@ and after the training, and in model/ the assistant, for pipeline("text-generati
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TEMPLATE, CHAT_TOKENS
 
-from .arguments import check_at_least, option, parse_recipe, recipe_text, run_script
-from .base_model import ADAPTER_FOLDER, BaseModel, choose_trained, load_base, trained_facts, write_weights
-from .build import build_run, check_prompts, skips_logits
-from .card_data import LANGUAGE_FIGURES, Origin, figures_named, model_tags, origin_of, tuned_data
-from .conversations import (
+from .data.conversations import (
     Conversation,
     PackedConversations,
     conversations,
@@ -34,38 +28,32 @@ from .conversations import (
     pack,
     prompt_ids,
 )
-from .language_modelling import LanguageModelling, Prompt
-from .loop import sample
-from .metrics import LOG_FILES, JsonLines, token_byte_lengths
-from .model_card import CARD_NAME, PICTURE_NAME, draw_loss_curve
-from .parallel import Grid
-from .rows import DEFAULT_FRACTION, RowsArguments, read_parts
-from .run import Run
-from .session import Job, carry_out
-from .tuned_card import adapter_card, assistant_card
-from .tuning import BaseArguments, TuneArguments
+from .data.rows import read_parts
+from .hub.cards.finetuned import adapter_card, assistant_card
+from .hub.cards.metadata import LANGUAGE_METRICS, Origin, model_tags, named_metrics, origin_of, tuned_data
+from .loop.claim import claimed
+from .loop.evaluation import sample
+from .loop.finish import COMPLETE, STOPPED, load_best_weights, new_model_folder, report_complete
+from .loop.language_modeling import LanguageModeling, Prompt, check_prompts, skips_logits
+from .loop.log import JsonLines
+from .loop.run import Run, build_run, is_complete, resume
+from .loop.status import recorded_status
+from .loop.train import train
+from .metrics.perplexity import token_byte_lengths
+from .metrics.plots import draw_loss_curve
+from .model.pretrained import BaseModel, choose_trained, load_base, trained_settings, write_tuned_model
+from .settings.command import run_command
+from .settings.finetuning import (
+    DEFAULT_FRACTION,
+    BaseArguments,
+    ConversationArguments,
+    FinetuneArguments,
+    TuneArguments,
+)
+from .settings.recipe import parse_recipe, recipe_text
+from .settings.run_folder import ADAPTER_FOLDER, CARD_FILE, LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
 
 NUM_SHOWN = 5  # held-out conversations whose first question is answered at each evaluation
-
-
-@dataclass
-class ConversationArguments(RowsArguments):
-    """Where conversations come from, and how they become rows of tokens."""
-
-    max_length: int | None = option("Tokens per row; without it as many as the model reads.")
-    too_long: Literal["error", "cut", "skip"] = option(
-        "Conversations that do not fit: error: refuse; cut: shorten, with the end of turn behind the last answer; "
-        "skip: leave out.",
-        "error",
-    )
-    packing: bool = option("Several conversations per row; they do not see each other.", True)
-    chat_template: Literal["model", "own"] = option(
-        "model: that of the tokenizer, if it has one; own: ours, with the control tokens that it needs.", "model"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(self, {"max_length": 2})
 
 
 @dataclass
@@ -83,31 +71,56 @@ class ConversationData:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
     kinds = (BaseArguments, ConversationArguments, TuneArguments)
-    base_arguments, settings, arguments = parse_recipe(kinds, argv, description=__doc__ or "")
-    base_arguments.check_engine(arguments)
-    recipe = recipe_text(base_arguments, settings, arguments)
-    origin = origin_of("finetune", recipe, base_arguments, settings, "validation")
-    rows = read_parts(settings, {"validation": DEFAULT_FRACTION}, arguments.seed)
+    settings = base_arguments, data_arguments, tuning = parse_recipe(kinds, argv, description=__doc__ or "")
+    base_arguments.check_engine(tuning)
+    recipe = recipe_text(*settings)
+    base, data = load(base_arguments, data_arguments, tuning)
+    arguments = tuning.for_examples(len(data.train))
+    with claimed(arguments) as accelerator:
+        run = build_assistant(base_arguments, arguments, base, data, accelerator)
+        origin = origin_of("finetune", recipe, base_arguments, data_arguments, "validation")
+        return finetune(run, arguments, base, data, recipe, origin)
+
+
+def finetune(
+    run: Run, arguments: FinetuneArguments, base: BaseModel, data: ConversationData, recipe: str, origin: Origin
+) -> int:
+    """Train, go back to the best weights if asked, and write the model; returns the exit code."""
+    state = resume(run, recipe)
+    if is_complete(run, state):
+        return COMPLETE
+    with recorded_status(run, state):
+        if not train(run, state):
+            return STOPPED
+        step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
+        samples = sample(run)
+        weights = run.whole_weights()
+        if run.accelerator.is_main_process:
+            with new_model_folder(run) as folder:
+                write_tuned_model(run.bare_model, base, folder, weights, run.folder / ADAPTER_FOLDER)
+                write_card(run, folder, data, origin, step, samples)
+    return report_complete(run)
+
+
+def load(
+    base_arguments: BaseArguments, data_arguments: ConversationArguments, arguments: TuneArguments
+) -> tuple[BaseModel, ConversationData]:
+    """The base model, able to chat, and all conversations as rows of tokens.
+
+    Raises:
+        ValueError: rows, a tokenizer or a model that cannot be used.
+    """
+    rows = read_parts(data_arguments, {"validation": DEFAULT_FRACTION}, arguments.seed)
     parts = {part: conversations(some) for part, some in rows.items()}
     base = load_base(base_arguments, arguments.seed, AutoModelForCausalLM)
     known_tokens = base.model.config.vocab_size
-    new_ids = learn_to_chat(base, settings.chat_template)
+    new_ids = learn_to_chat(base, data_arguments.chat_template)
     if base_arguments.trainable == "lora" and base.model.config.vocab_size > known_tokens:
         raise ValueError(
             f"the tokenizer of {base.name} lacks control tokens, and an adapter cannot hold their embeddings: "
             "use --trainable all or blocks."
         )
-    data = make_rows(parts, settings, base, new_ids, arguments.sample_tokens)
-    arguments = arguments.for_examples(len(data.train))
-    return carry_out(
-        Job(
-            arguments,
-            recipe,
-            partial(build_assistant, base_arguments, arguments, base, data),
-            partial(write_model, origin, base, data),
-            lambda run: {"samples": sample(run)},
-        )
-    )
+    return base, make_rows(parts, data_arguments, base, new_ids, arguments.max_new_tokens)
 
 
 def learn_to_chat(base: BaseModel, chat_template: str) -> list[int]:
@@ -147,7 +160,7 @@ def make_rows(
     settings: ConversationArguments,
     base: BaseModel,
     new_ids: list[int],
-    sample_tokens: int,
+    max_new_tokens: int,
 ) -> ConversationData:
     """Conversations as rows of tokens.
 
@@ -174,19 +187,18 @@ def make_rows(
             f"in {len(numbers):,} rows{'; too long: ' + left_out if left_out else ''}"
         )
     (stop_id,) = ends
-    shown = [one for one in parts["validation"] if fits_with_answer(one, base, sample_tokens)][:NUM_SHOWN]
+    shown = [one for one in parts["validation"] if fits_with_answer(one, base, max_new_tokens)][:NUM_SHOWN]
     return ConversationData(rows["train"], rows["validation"], shown, stop_id, new_ids, notes)
 
 
 def build_assistant(
     base_arguments: BaseArguments,
-    arguments: TuneArguments,
+    arguments: FinetuneArguments,
     base: BaseModel,
     data: ConversationData,
     accelerator: Accelerator,
-    grid: Grid,
 ) -> Run:
-    """A run that trains what --trainable names on the answers."""
+    """A run that trains the parameters chosen by --trainable on the answers."""
     stop_ids = [data.stop_id, base.tokenizer.eos_token_id]
     base.model.generation_config.eos_token_id = sorted({i for i in stop_ids if i is not None})
     base.model.generation_config.pad_token_id = base.tokenizer.pad_token_id
@@ -195,26 +207,17 @@ def build_assistant(
     kwargs = {} if base_arguments.trainable == "lora" else skips_logits(base.model)
     model = choose_trained(base, base_arguments, data.new_ids)
     accelerator.print("\n".join(data.notes))
-    objective = LanguageModelling(
+    objective = LanguageModeling(
         base.tokenizer,
         token_byte_lengths(base.tokenizer),
         prompts,
-        {"do_sample": False, "max_new_tokens": arguments.sample_tokens},
+        {"do_sample": False, "max_new_tokens": arguments.max_new_tokens},
         arguments.seed,
         kwargs,
     )
-    facts = base.facts | trained_facts(base_arguments)
-    facts |= {"data": {"train": data.train.sha256, "validation": data.validation.sha256}}
-    return build_run(
-        arguments,
-        model,
-        objective,
-        (data.train, data.validation),
-        base.tokenizer,
-        (accelerator, grid),
-        facts,
-        is_tuning=True,
-    )
+    identity = {"data": {"train": data.train.sha256, "validation": data.validation.sha256}}
+    facts = base.identity | trained_settings(base_arguments) | identity
+    return build_run(arguments, accelerator, model, objective, data.train, data.validation, facts)
 
 
 def questions(given: Sequence[str], shown: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -225,9 +228,9 @@ def questions(given: Sequence[str], shown: Sequence[Conversation], tokenizer: Pr
     return [Prompt(messages[-1]["content"], prompt_ids(tokenizer, messages)) for messages in beginnings]
 
 
-def fits_with_answer(one: Conversation, base: BaseModel, sample_tokens: int) -> bool:
+def fits_with_answer(one: Conversation, base: BaseModel, max_new_tokens: int) -> bool:
     """Whether what a conversation begins with leaves the model room to answer."""
-    room = base.model.config.max_position_embeddings - sample_tokens
+    room = base.model.config.max_position_embeddings - max_new_tokens
     return len(prompt_ids(base.tokenizer, before_answer(one))) <= room
 
 
@@ -237,26 +240,28 @@ def before_answer(one: Conversation) -> list[dict[str, str]]:
     return one.messages[:first] or [{"role": "user", "content": ""}]
 
 
-def write_model(
-    origin: Origin, base: BaseModel, data: ConversationData, run: Run, folder: Path, weights: dict[str, Tensor],
-    conclusions: dict[str, Any],
-) -> None:  # fmt: skip
-    """Writes the assistant, its tokenizer, card and loss curve; prints what it said before and says now."""
-    write_weights(run, base, folder, weights)
-    metrics, samples = (JsonLines(run.folder / name).read() for name in LOG_FILES)
+def write_card(
+    run: Run, folder: Path, data: ConversationData, origin: Origin, step: int, final_samples: list[tuple[str, str]]
+) -> None:
+    """Write the model card and the loss curve; print the answers before and after.
+
+    Args:
+        step: of the weights.
+        final_samples: answers of these weights.
+    """
+    records, samples = JsonLines(run.folder / METRICS_FILE).read(), JsonLines(run.folder / SAMPLES_FILE).read()
     vocabulary = run.bare_model.config.vocab_size
-    draw_loss_curve(metrics, folder / PICTURE_NAME, title="Answers to held-out questions", num_choices=vocabulary)
-    shown = before_and_after(samples, conclusions["samples"], data)
-    evaluations = [record for record in metrics if "eval_loss" in record]
-    final = next(record for record in evaluations if record["step"] == conclusions["step"])
+    draw_loss_curve(records, folder / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=vocabulary)
+    shown = before_and_after(samples, final_samples, data)
+    evaluations = [record for record in records if "eval_loss" in record]
+    final = next(record for record in evaluations if record["step"] == step)
     model_type: str = run.bare_model.config.model_type
     name, tags = f"{model_type.replace('_', '-')} assistant", model_tags(model_type, folder, "conversational")
-    figures = figures_named(LANGUAGE_FIGURES, final)
-    metadata = tuned_data(name, "text-generation", tags, origin, figures)
+    metadata = tuned_data(name, "text-generation", tags, origin, named_metrics(LANGUAGE_METRICS, final))
     card = assistant_card(metadata, origin, data.notes, [evaluations[0], final], shown)
-    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
     if (adapter := run.folder / ADAPTER_FOLDER).exists():
-        (adapter / CARD_NAME).write_text(adapter_card(metadata, origin), encoding="utf-8")
+        (adapter / CARD_FILE).write_text(adapter_card(metadata, origin), encoding="utf-8")
     for one in shown:
         print(f"\n{one['prompt']}\n  before: {one['before']!r:.200}\n  after:  {one['after']!r:.200}")
 
@@ -276,4 +281,4 @@ def before_and_after(
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

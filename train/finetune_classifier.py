@@ -1,6 +1,6 @@
 """Fine-tune a pretrained model to tell which label a text has; the same command again continues the run.
 
-    python -m train.finetune_classifier --model runs/quickstart/run/model --data train.csv --output_dir runs/labels
+    scratch-gpt finetune_classifier --model runs/quickstart/run/model --train_file train.csv --output_dir runs/labels
 
 Tables are .csv, .tsv, .jsonl or .parquet files with a column of text and one of labels. The run folder then holds
 what a pretraining run holds, confusion_matrices/ with a picture per evaluation, and in model/ the classifier, for
@@ -12,72 +12,40 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
-from .arguments import check_at_least, option, option_list, parse_recipe, recipe_text, run_script, without_effect
-from .base_model import ADAPTER_FOLDER, BaseModel, choose_trained, load_base, trained_facts, write_weights
-from .build import build_run
-from .card_data import LABEL_FIGURES, Origin, figures_named, model_tags, origin_of, tuned_data
-from .classification import (
-    Classification,
-    LabelledTexts,
-    balanced_weights,
-    draw_confusion_matrix,
-    in_versions,
-    label_names,
-    table_of_labels,
-    texts_in_both,
-    tokenize,
+from .data.labelled_texts import LabelledTexts, balanced_weights, in_versions, label_names, texts_in_both, tokenize
+from .data.rows import read_parts
+from .hub.cards.finetuned import adapter_card, classifier_card, table_of_labels
+from .hub.cards.metadata import LABEL_METRICS, Origin, model_tags, named_metrics, origin_of, tuned_data
+from .loop.claim import claimed
+from .loop.classification import TextClassification
+from .loop.evaluation import evaluate
+from .loop.finish import COMPLETE, STOPPED, load_best_weights, new_model_folder, report_complete
+from .loop.log import JsonLines
+from .loop.run import Run, build_run, is_complete, resume
+from .loop.status import recorded_status
+from .loop.train import train
+from .metrics.plots import draw_confusion_matrix, draw_loss_curve
+from .model.pretrained import BaseModel, choose_trained, load_base, trained_settings, write_tuned_model
+from .settings.command import run_command
+from .settings.finetuning import DEFAULT_FRACTION, BaseArguments, FinetuneArguments, LabelArguments, TuneArguments
+from .settings.recipe import parse_recipe, recipe_text
+from .settings.run_folder import (
+    ADAPTER_FOLDER,
+    CARD_FILE,
+    CONFUSION_MATRIX_FILE,
+    LOSS_CURVE_FILE,
+    METRICS_FILE,
+    TEST_RESULTS_FILE,
 )
-from .loop import evaluate
-from .metrics import LOG_FILES, JsonLines
-from .model_card import CARD_NAME, PICTURE_NAME, draw_loss_curve
-from .parallel import Grid
-from .rows import DEFAULT_FRACTION, RowsArguments, read_parts
-from .run import Run
-from .session import Job, carry_out
-from .tuned_card import adapter_card, classifier_card
-from .tuning import BaseArguments, TuneArguments
-
-CONFUSION_PICTURE = "confusion_matrix.png"
-RESULTS_FILE = "test_results.json"
-
-
-@dataclass
-class LabelArguments(RowsArguments):
-    """Where labelled texts come from."""
-
-    text_column: str = option("Column that holds the text.", "text")
-    label_column: str = option("Column that holds the label.", "label")
-    test_data: list[str] = option_list("Tables to test the finished model on; without them a part is held out.")
-    test_split: str | None = option("Split of --dataset to test the finished model on.")
-    test_fraction: float | None = option("Share of the rows held out for the test; without it 0.1.")
-    max_length: int | None = option("Tokens of a text that are read; without it as many as the model can.")
-    bpe_dropout: float = option(
-        "Share of merges left out when training texts become tokens, anew in each epoch: helps where texts are few.",
-        0.0,
-    )
-    class_weights: Literal["none", "balanced"] = option(
-        "balanced: each label weighs the same in the loss, however rare it is.", "none"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_part("test")
-        if self.test_split and not self.dataset:
-            raise ValueError(without_effect("test_split", self.test_split, "with --dataset"))
-        check_at_least(self, {"max_length": 1, "bpe_dropout": 0})
-        if self.bpe_dropout >= 1:
-            raise ValueError(f"--bpe_dropout is {self.bpe_dropout}: it must lie below 1.")
 
 
 @dataclass
@@ -90,36 +58,50 @@ class LabelledData:
     notes: list[str]
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Identity of what is learned from and compared with."""
+    def identity(self) -> dict[str, Any]:
+        """Hashes of the labels and texts: they must not change when a run continues."""
         return {"labels": self.names} | {part: texts.sha256 for part, texts in self.parts.items() if part != "test"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
-    kinds = (BaseArguments, LabelArguments, TuneArguments)
-    base_arguments, labels, arguments = settings = parse_recipe(kinds, argv, description=__doc__ or "")
-    base_arguments.check_engine(arguments)
-    if arguments.sample_prompts:
-        raise ValueError("--sample_prompts has no effect: a classifier writes no text. Remove it.")
+    kinds = (BaseArguments, FinetuneArguments, LabelArguments, TuneArguments)
+    settings = base_arguments, labels, tuning = parse_recipe(kinds, argv, description=__doc__ or "")
+    base_arguments.check_engine(tuning)
+    if tuning.sample_prompts:
+        raise ValueError("--sample_prompts has no effect: a classifier generates no text. Remove it.")
     recipe = recipe_text(*settings)
-    origin = origin_of("finetune_classifier", recipe, base_arguments, labels, "test")
-    base, data = load(base_arguments, labels, arguments.seed)
-    arguments = arguments.for_examples(len(data.originals))
+    base, data = load(base_arguments, labels, tuning.seed)
+    arguments = tuning.for_examples(len(data.originals))
     if labels.bpe_dropout:
-        epochs = math.ceil(arguments.max_steps * arguments.batch_size / len(data.originals))
+        epochs = math.ceil(arguments.max_steps * arguments.global_batch_size / len(data.originals))
         longest = base.tokenizer.model_max_length
         train = in_versions(data.parts["train"], data.originals, base.tokenizer, labels.bpe_dropout, epochs, longest)
         data.parts["train"] = train
-    return carry_out(
-        Job(
-            arguments,
-            recipe,
-            partial(build_classifier, base_arguments, labels, arguments, base, data),
-            partial(write_model, origin, base, data),
-            partial(test, data),
-        )
-    )
+    with claimed(arguments) as accelerator:
+        run = build_classifier(base_arguments, labels, arguments, base, data, accelerator)
+        origin = origin_of("finetune_classifier", recipe, base_arguments, labels, "test")
+        return finetune(run, arguments, base, data, recipe, origin)
+
+
+def finetune(
+    run: Run, arguments: FinetuneArguments, base: BaseModel, data: LabelledData, recipe: str, origin: Origin
+) -> int:
+    """Train, go back to the best weights if asked, test, and write the model; returns the exit code."""
+    state = resume(run, recipe)
+    if is_complete(run, state):
+        return COMPLETE
+    with recorded_status(run, state):
+        if not train(run, state):
+            return STOPPED
+        step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
+        results = {name.replace("eval_", "test_"): value for name, value in evaluate(run, data.parts["test"]).items()}
+        weights = run.whole_weights()
+        if run.accelerator.is_main_process:
+            with new_model_folder(run) as folder:
+                write_tuned_model(run.bare_model, base, folder, weights, run.folder / ADAPTER_FOLDER)
+                write_results(run, folder, data, origin, results | {"step": step})
+    return report_complete(run)
 
 
 def load(base_arguments: BaseArguments, labels: LabelArguments, seed: int) -> tuple[BaseModel, LabelledData]:
@@ -172,56 +154,43 @@ def describe(data: LabelledData) -> list[str]:
 def build_classifier(
     base_arguments: BaseArguments,
     labels: LabelArguments,
-    arguments: TuneArguments,
+    arguments: FinetuneArguments,
     base: BaseModel,
     data: LabelledData,
     accelerator: Accelerator,
-    grid: Grid,
 ) -> Run:
-    """A run that trains what --trainable names."""
+    """A run that trains the parameters chosen by --trainable to predict labels."""
     accelerator.print("\n".join(describe(data)))
     model = choose_trained(base, base_arguments, new_tokens=[])
     train, num_labels = data.parts["train"], len(data.names)
     is_balanced = labels.class_weights == "balanced"
     weights = balanced_weights(train.labels, num_labels) if is_balanced else torch.ones(num_labels)
-    objective = Classification(data.names, weights)
-    examples = (train, data.parts["validation"])
-    facts = base.facts | {"data": data.facts, "class_weights": labels.class_weights}
-    facts |= trained_facts(base_arguments)
-    return build_run(arguments, model, objective, examples, base.tokenizer, (accelerator, grid), facts, is_tuning=True)
+    objective = TextClassification(data.names, weights)
+    facts = base.identity | {"data": data.identity, "class_weights": labels.class_weights}
+    facts |= trained_settings(base_arguments)
+    return build_run(arguments, accelerator, model, objective, train, data.parts["validation"], facts)
 
 
-def test(data: LabelledData, run: Run) -> dict[str, Any]:
-    """The figures of the finished model on texts that nothing was chosen by."""
-    figures = evaluate(run, data.parts["test"])
-    return {name.replace("eval_", "test_"): value for name, value in figures.items()}
-
-
-def write_model(
-    origin: Origin, base: BaseModel, data: LabelledData, run: Run, folder: Path, weights: dict[str, Tensor],
-    results: dict[str, Any],
-) -> None:  # fmt: skip
-    """Writes the classifier, its tokenizer, card, loss curve and confusion matrix; prints the test."""
-    write_weights(run, base, folder, weights)
-    (run.folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    metrics = JsonLines(run.folder / LOG_FILES[0]).read()
-    title = f"Telling {len(data.names)} labels apart, on {len(data.originals):,} texts"
-    draw_loss_curve(metrics, folder / PICTURE_NAME, title=title, num_choices=len(data.names), per="text")
+def write_results(run: Run, folder: Path, data: LabelledData, origin: Origin, results: dict[str, Any]) -> None:
+    """Write the test results, model card, loss curve and confusion matrix; print the test."""
+    (run.folder / TEST_RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    records = JsonLines(run.folder / METRICS_FILE).read()
+    title = f"{len(data.names)} labels, trained on {len(data.originals):,} texts"
+    draw_loss_curve(records, folder / LOSS_CURVE_FILE, title=title, num_choices=len(data.names), per="text")
     confusion = results["test_confusion_matrix"]
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"
-    draw_confusion_matrix(confusion, data.names, folder / CONFUSION_PICTURE, title)
+    draw_confusion_matrix(confusion, data.names, folder / CONFUSION_MATRIX_FILE, title)
     table = table_of_labels(confusion, data.names)
     model_type: str = run.bare_model.config.model_type
     name, tags = f"{model_type.replace('_', '-')} classifier", model_tags(model_type, folder)
-    figures = figures_named(LABEL_FIGURES, results, "test_")
-    metadata = tuned_data(name, "text-classification", tags, origin, figures)
+    metadata = tuned_data(name, "text-classification", tags, origin, named_metrics(LABEL_METRICS, results, "test_"))
     card = classifier_card(metadata, origin, describe(data), results, table)
-    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
     if (adapter := run.folder / ADAPTER_FOLDER).exists():
         text = adapter_card(metadata, origin, num_labels=len(data.names))
-        (adapter / CARD_NAME).write_text(text, encoding="utf-8")
+        (adapter / CARD_FILE).write_text(text, encoding="utf-8")
     print(f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%}\n{table}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

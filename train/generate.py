@@ -1,4 +1,4 @@
-"""Continue prompts with a trained model: `python -m train.generate --model runs/quickstart/run/model --prompt def`."""
+"""Continue prompts with a trained model: `scratch-gpt generate --model runs/quickstart/run/model --prompt def`."""
 
 import sys
 from collections.abc import Sequence
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase, TextStreamer
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
-from .arguments import option, option_list, parse_recipe, required, run_script
-from .base_model import ADAPTER_CONFIG, base_of_adapter, find_model, put_adapter_on
+from .model.pretrained import load_model
+from .settings.command import run_command
+from .settings.recipe import option, option_list, parse_recipe, required
 
 
 @dataclass
@@ -49,26 +50,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         continue_prompt(model, tokenizer, prompt, arguments)
 
 
-def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the causal language model and the tokenizer that lie in one folder or Hub repository.
-
-    An adapter is put on its base model.
-
-    Raises:
-        ValueError: the folder does not exist or holds no model, or an adapter for another one.
-    """
-    folder = find_model("--model", name)
-    is_adapter = (folder / ADAPTER_CONFIG).exists()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    source = base_of_adapter(folder) if is_adapter else folder
-    model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
-    if is_adapter:
-        model = put_adapter_on(model, folder).merge_and_unload()
-    if torch.cuda.is_available():
-        model = model.cuda()
-    return model.eval(), tokenizer
-
-
 def continue_prompt(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments) -> None:
     """Stream one continuation to stdout."""
     try:
@@ -101,4 +82,4 @@ def continue_prompt(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str,
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

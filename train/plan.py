@@ -1,6 +1,6 @@
 """What a training run will need, before it is started: memory, traffic, time, and how often to save.
 
-    python -m train.plan --config gpt2 --num_gpus 8 --fsdp_size 8 --tflops 989 --bandwidth_gb_per_second 50 \
+    scratch-gpt plan --config gpt2 --num_gpus 8 --dp_shard_size 8 --tflops 989 --bandwidth_gb_per_second 50 \
         --save_seconds 5 --hours_between_failures 20000
 
 Closed formulas; no model is built, no GPU asked. Memory: "Reducing Activation Recomputation in Large Transformer
@@ -18,9 +18,11 @@ from typing import Any, Literal
 
 from hf_scratch_gpt import PRESETS, ScratchGPTConfig, ScratchGPTForCausalLM
 
-from .arguments import ModelArguments, option, parse_recipe, run_script
-from .build import parse_overrides, read_config
-from .cost import flops_per_token, matrix_shapes, parameter_parts, widths
+from .model.flops import flops_per_token, matrix_shapes, parameter_parts, widths
+from .model.new import parse_overrides, read_config
+from .settings.command import run_command
+from .settings.recipe import option, parse_recipe
+from .settings.training import ModelArguments
 
 GB = 10**9  # bytes
 FP32 = 4  # bytes
@@ -32,11 +34,11 @@ class PlanArguments:
     """The run and the machines; what train.pretrain has too means the same here."""
 
     num_gpus: int = option("GPUs, one process each.", 1)
-    fsdp_size: int = option("Processes over which weights, gradients and optimizer state are split.", 1)
+    dp_shard_size: int = option("Processes over which weights, gradients and optimizer state are split.", 1)
     tp_size: int = option("Processes that share each matrix of a block.", 1)
     gpu_memory_gb: float = option("Memory of one GPU, in 10^9 bytes.", 80.0)
     micro_batch_size: int = option("Sequences per forward pass of one process.", 8)
-    batch_size: int = option("Sequences per step, over all processes.", 512)
+    global_batch_size: int = option("Sequences per step, over all processes.", 512)
     block_size: int = option("Tokens per sequence.", 1024)
     optimizer: Literal["muon", "adamw"] = option("The optimizer.", "muon")
     precision: Literal["bf16", "fp16", "fp32"] = option("Number format of the forward pass.", "bf16")
@@ -58,14 +60,14 @@ class PlanArguments:
         for name in ("mfu", "overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}: it is a share, from 0 to 1.")
-        if self.num_gpus % (parts := self.fsdp_size * self.tp_size):
+        if self.num_gpus % (parts := self.dp_shard_size * self.tp_size):
             raise ValueError(
-                f"--num_gpus ({self.num_gpus}) must be a multiple of --fsdp_size ({self.fsdp_size}) x "
+                f"--num_gpus ({self.num_gpus}) must be a multiple of --dp_shard_size ({self.dp_shard_size}) x "
                 f"--tp_size ({self.tp_size}) = {parts}: change one of them."
             )
-        if self.batch_size % (at_once := self.micro_batch_size * self.data_size):
+        if self.global_batch_size % (at_once := self.micro_batch_size * self.data_size):
             raise ValueError(
-                f"--batch_size ({self.batch_size}) must be a multiple of --micro_batch_size ({self.micro_batch_size}) "
+                f"--global_batch_size ({self.global_batch_size}) must be a multiple of --micro_batch_size ({self.micro_batch_size}) "
                 f"x data-parallel processes ({self.data_size}) = {at_once}: change one of them."
             )
         if self.tflops and self.num_gpus > 1 and not self.bandwidth_gb_per_second:
@@ -81,7 +83,7 @@ class PlanArguments:
     @property
     def micro_batches(self) -> int:
         """Forward passes of one process per step."""
-        return self.batch_size // (self.micro_batch_size * self.data_size)
+        return self.global_batch_size // (self.micro_batch_size * self.data_size)
 
     @property
     def micro_tokens(self) -> int:
@@ -129,7 +131,7 @@ def plan_config(model: ModelArguments, plan: PlanArguments) -> ScratchGPTConfig:
 def split_bytes(config: ScratchGPTConfig, plan: PlanArguments, per_matrix_weight: float, per_other: float) -> float:
     """Bytes per GPU of something that each weight has: tensor parallelism splits matrices, FSDP2 everything."""
     matrices, others = parameter_parts(config)
-    return (per_matrix_weight * matrices / plan.tp_size + per_other * others) / plan.fsdp_size
+    return (per_matrix_weight * matrices / plan.tp_size + per_other * others) / plan.dp_shard_size
 
 
 def optimizer_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> float:
@@ -176,7 +178,7 @@ def computing_weight_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> flo
     FSDP2 holds two blocks, as the next is fetched while one computes, and what is in no block all the time.
     """
     matrices, others = parameter_parts(config)
-    if plan.fsdp_size > 1:
+    if plan.dp_shard_size > 1:
         return plan.low * (2 * matrices / plan.tp_size / config.num_hidden_layers + others)
     copied = matrices / plan.tp_size + config.vocab_size * config.hidden_size
     return 0 if plan.low == FP32 else plan.low * copied
@@ -200,16 +202,16 @@ def moments(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, float]:
     From the second micro-batch of a step on, the gradients of those before are there all the time; FSDP2 splits them
     only after the last. DDP holds them twice: it sends from buckets. AdamW's gradients are gone before Muon's update.
     """
-    is_ddp = plan.data_size > 1 and plan.fsdp_size == plan.tp_size == 1
+    is_ddp = plan.data_size > 1 and plan.dp_shard_size == plan.tp_size == 1
     weights = gradients = split_bytes(config, plan, FP32, FP32)
     always = weights + optimizer_bytes(config, plan) + (gradients if is_ddp else 0)
-    summed = split_bytes(config, replace(plan, fsdp_size=1), FP32, FP32) if plan.micro_batches > 1 else 0
+    summed = split_bytes(config, replace(plan, dp_shard_size=1), FP32, FP32) if plan.micro_batches > 1 else 0
     copies, kept = computing_weight_bytes(config, plan), kept_activation_bytes(config, plan)
     head = FP32 * config.vocab_size * config.hidden_size
     flowing = 4 * FP32 * config.hidden_size + 2 * plan.low * widths(config)[2] / plan.tp_size
     block = plan.micro_tokens * (block_bytes_per_token(config, plan) + flowing)
     again = block if plan.gradient_checkpointing else plan.micro_tokens * flowing
-    copies_left = 0 if plan.gradient_checkpointing and plan.fsdp_size == 1 else copies
+    copies_left = 0 if plan.gradient_checkpointing and plan.dp_shard_size == 1 else copies
     return {
         "at the loss": always + summed + copies + kept + loss_bytes(config, plan),
         "in backward, last block": always + summed + copies_left + kept + head + again,
@@ -226,12 +228,12 @@ def fits(config: ScratchGPTConfig, plan: PlanArguments) -> bool:
 def remedy(config: ScratchGPTConfig, plan: PlanArguments) -> str:
     """The options that make it fit: with the largest micro-batch, and rather by splitting than by computing again."""
     sizes = [size for size in range(plan.micro_batch_size, 0, -1) if plan.micro_batch_size % size == 0]
-    splits = sorted({plan.fsdp_size, plan.num_gpus // plan.tp_size})
+    splits = sorted({plan.dp_shard_size, plan.num_gpus // plan.tp_size})
     for size, again, split in itertools.product(sizes, sorted({plan.gradient_checkpointing, True}), splits):
-        changed: dict[str, Any] = {"micro_batch_size": size, "gradient_checkpointing": again, "fsdp_size": split}
+        changed: dict[str, Any] = {"micro_batch_size": size, "gradient_checkpointing": again, "dp_shard_size": split}
         if fits(config, replace(plan, **changed)):
             return " ".join(f"--{name} {value}" for name, value in changed.items() if value != getattr(plan, name))
-    return "more GPUs with a larger --fsdp_size, a shorter --block_size, or a smaller model."
+    return "more GPUs with a larger --dp_shard_size, a shorter --block_size, or a smaller model."
 
 
 def traffic(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, float]:
@@ -241,7 +243,7 @@ def traffic(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, float]:
     once per step. Tensor parallelism adds up two outputs of each block in each pass (section 4.2.1 of 2205.05198).
     """
     matrices, others = parameter_parts(config)
-    matrices_here, shards, tp = matrices / plan.tp_size, plan.fsdp_size, plan.tp_size
+    matrices_here, shards, tp = matrices / plan.tp_size, plan.dp_shard_size, plan.tp_size
     replicas, muon_parts = plan.data_size // shards, shards * tp if plan.optimizer == "muon" else 1
     outputs = config.num_hidden_layers * (4 + 2 * plan.gradient_checkpointing)
     output = plan.low * plan.micro_tokens * config.hidden_size
@@ -262,7 +264,7 @@ def _share(parts: int) -> float:
 def step_seconds(config: ScratchGPTConfig, plan: PlanArguments) -> tuple[float, float]:
     """(computing, sending) in a step; not a number without --tflops."""
     operations = (
-        plan.batch_size * plan.block_size * flops_per_token(config, plan.block_size, plan.gradient_checkpointing)
+        plan.global_batch_size * plan.block_size * flops_per_token(config, plan.block_size, plan.gradient_checkpointing)
     )
     sent = sum(traffic(config, plan).values()) * (1 - plan.overlap)
     rate = plan.num_gpus * (plan.tflops or math.nan) * 1e12 * plan.mfu
@@ -277,7 +279,7 @@ def checkpoint_interval(plan: PlanArguments) -> float:
 
 def report(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     """The rows of the table."""
-    found, tokens = moments(config, plan), plan.batch_size * plan.block_size
+    found, tokens = moments(config, plan), plan.global_batch_size * plan.block_size
     rows = {
         "parameters": f"{config.parameter_count:,}",
         "weights per GPU": _gb(split_bytes(config, plan, FP32, FP32)) + ", gradients as much",
@@ -293,20 +295,20 @@ def report(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     rows["tokens of the run"] = f"{steps * tokens:,} = {steps:,} steps x {tokens:,}"
     if plan.tflops:
         rows |= time_rows(config, plan, steps)
-    whole = replace(plan, num_gpus=1, fsdp_size=1, tp_size=1)
+    whole = replace(plan, num_gpus=1, dp_shard_size=1, tp_size=1)
     rows["checkpoint"] = _gb(FP32 * config.parameter_count + optimizer_bytes(config, whole))
     if plan.save_seconds:
         formula = f"sqrt(2 x {plan.save_seconds:g} s x {plan.hours_between_failures:g} h x 3600 / {plan.num_gpus} GPUs)"
         rows["time between checkpoints"] = f"{checkpoint_interval(plan):,.0f} s = {formula} (Young, Daly)"
     if plan.save_seconds and plan.tflops:
-        rows["--save_every"] = f"{max(1, round(checkpoint_interval(plan) / sum(step_seconds(config, plan)))):,} steps"
+        rows["--save_steps"] = f"{max(1, round(checkpoint_interval(plan) / sum(step_seconds(config, plan)))):,} steps"
     return rows
 
 
 def time_rows(config: ScratchGPTConfig, plan: PlanArguments, steps: int) -> dict[str, str]:
     """What follows from --tflops, with the formulas."""
     computing, sending = step_seconds(config, plan)
-    seconds, tokens = computing + sending, plan.batch_size * plan.block_size
+    seconds, tokens = computing + sending, plan.global_batch_size * plan.block_size
     return {
         "computing per step": f"{computing:.3g} s = operations / (GPUs x tflops x mfu {plan.mfu:g})",
         "sending per step": f"{sending:.3g} s = bytes / bandwidth x (1 - overlap {plan.overlap:g})",
@@ -320,4 +322,4 @@ def _gb(size: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

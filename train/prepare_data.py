@@ -1,19 +1,15 @@
-"""Tokenizes a corpus into blocks on disk: `python -m train.prepare_data --tokenizer DIR --output_dir DIR`."""
+"""Tokenizes a corpus into blocks on disk: `scratch-gpt prepare_data --tokenizer DIR --output_dir DIR`."""
 
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
 
-from hf_scratch_gpt.tokenization_scratch_gpt import BATCH_LENGTH, ScratchGPTTokenizer
-
-from .arguments import CorpusArguments, option, parse_recipe, required, run_script
-from .corpora import Corpus, Document, open_corpora
-from .data import (
+from .data.blocks import (
     FORMAT,
     MANIFEST,
     SPLITS,
@@ -25,7 +21,12 @@ from .data import (
     write_blocks,
     write_manifest,
 )
-from .progress import Progress
+from .data.corpora import Corpus, open_corpora
+from .data.progress import CorpusProgress
+from .data.tokens import load_data_tokenizer, token_stream
+from .settings.command import run_command
+from .settings.corpus import CorpusArguments
+from .settings.recipe import option, parse_recipe, required
 
 
 @dataclass
@@ -44,24 +45,9 @@ class PrepareArguments:
 def main(argv: Sequence[str] | None = None) -> int | None:
     """The script; see --help."""
     arguments, corpus = parse_recipe((PrepareArguments, CorpusArguments), argv, description=__doc__ or "")
-    tokenizer = load_tokenizer(arguments.tokenizer)
+    tokenizer = load_data_tokenizer(arguments.tokenizer)
     prepare_data(arguments.output_dir, tokenizer, open_corpora(corpus), arguments.block_size)
     return None
-
-
-def load_tokenizer(name: str) -> ScratchGPTTokenizer:
-    """The tokenizer of a folder or of the Hub, whatever class saved it.
-
-    Raises:
-        ValueError: the folder holds none, or it has no end-of-text token.
-    """
-    folder = Path(name)
-    if (folder.exists() or name.startswith((".", "/"))) and not (folder / "tokenizer.json").exists():
-        raise ValueError(f"--tokenizer {name} holds no tokenizer.json: write one with python -m train.train_tokenizer.")
-    tokenizer = ScratchGPTTokenizer.from_pretrained(name)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"--tokenizer {name} has no eos_token: nothing could mark the end of a document.")
-    return tokenizer
 
 
 def prepare_data(
@@ -130,32 +116,12 @@ def _write(
     tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
     splits = {}
     for split, corpus in zip(SPLITS, corpora, strict=True):
-        progress = Progress(f"tokenize {split}", corpus.num_bytes)
+        progress = CorpusProgress(f"tokenize {split}", corpus.num_bytes)
         tokens = token_stream(progress.over(corpus), tokenizer)
         facts = write_blocks(folder / split, tokens, settings["block_size"], settings["vocab_size"])
         counts = {"num_documents": progress.num_documents, "num_bytes": progress.num_bytes}
         splits[split] = counts | facts | {"seconds": round(progress.seconds, 2), "origin": dict(corpus.origin)}
     write_manifest(folder, settings | {"splits": splits})
-
-
-def token_stream(documents: Iterable[Document], tokenizer: ScratchGPTTokenizer) -> Iterator[np.ndarray]:
-    """The ids of all documents, end-of-text behind each, in chunks of about BATCH_LENGTH characters.
-
-    Text that looks like a special token stays text: only the end of a document makes an end-of-text id.
-    """
-    texts: list[str] = []
-    for document in documents:
-        texts.append(document.text)
-        if sum(map(len, texts)) >= BATCH_LENGTH:
-            yield _encode(tokenizer, texts)
-            texts = []
-    if texts:
-        yield _encode(tokenizer, texts)
-
-
-def _encode(tokenizer: ScratchGPTTokenizer, texts: list[str]) -> np.ndarray:
-    end_of_text = np.array([tokenizer.eos_token_id], np.int32)
-    return np.concatenate([part for ids in tokenizer.encode_texts(texts) for part in (ids, end_of_text)])
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> str:
@@ -175,4 +141,4 @@ def _summary(folder: Path, manifest: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

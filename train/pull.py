@@ -1,7 +1,7 @@
 """Download a model of the Hugging Face Hub and compare every file with the Hub's checksum:
 
-    python -m train.pull --model alice/tiny
-    python -m train.pull --model alice/tiny@v1 --local_dir models/tiny
+    scratch-gpt pull --model alice/tiny
+    scratch-gpt pull --model alice/tiny@v1 --local_dir models/tiny
 
 The client of the Hub compares sizes only. Files that Python would unpickle are left there.
 """
@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .arguments import option, parse_recipe, required, run_script
-from .download import pull
-from .hub import HubName
+from .hub.client import HubName
+from .hub.download import pull
+from .settings.command import run_command
+from .settings.recipe import option, parse_recipe, required
 
 
 @dataclass
@@ -38,4 +39,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""The whole road once: tokenizer, data, pretraining, and back through AutoModel. `python -m train.quickstart`
+"""The whole road once: tokenizer, data, pretraining, and back through AutoModel. `scratch-gpt quickstart`
 
 Without options it trains on the text that every Python carries: the sources of its standard library and its language
 documentation. Each stage is one of the scripts of this folder, and the command that does it is printed. A second call
@@ -19,14 +19,19 @@ from pathlib import Path
 import torch
 import yaml
 
-from . import loop, prepare_data, pretrain, train_tokenizer
-from .arguments import CorpusArguments, DataArguments, ModelArguments, TrainArguments, option, parse_recipe, run_script
-from .data import open_data
-from .device import build_accelerator, keep_freed_memory
-from .model_card import CARD_NAME, PICTURE_NAME
-from .parallel import Grid
-from .run import TrainState
-from .session import MODEL_FOLDER
+from hf_scratch_gpt import ScratchGPTTokenizer
+
+from . import prepare_data, pretrain, train_tokenizer
+from .checkpoint.state import TrainState
+from .data.blocks import TOKENIZER_FOLDER, open_data
+from .distributed.device import build_accelerator, keep_freed_memory
+from .loop.evaluation import evaluate, sample
+from .loop.train import train_step
+from .settings.command import run_command
+from .settings.corpus import CorpusArguments
+from .settings.recipe import option, parse_recipe
+from .settings.run_folder import CARD_FILE, LOSS_CURVE_FILE, MODEL_FOLDER
+from .settings.training import DataArguments, ModelArguments, TrainArguments
 
 PROMPTS = ("def read_", "class Queue:\n", "import os\n", 'The "for" statement')
 NUM_EVALUATIONS = 8
@@ -54,7 +59,7 @@ class Size:
     preset: str
     vocab_size: int
     block_size: int
-    batch_size: int
+    global_batch_size: int
     micro_batch_size: int
     learning_rate: float
 
@@ -133,11 +138,11 @@ def recipe_for(folder: Path, size: Size) -> dict[str, object]:
         "config": size.preset,
         "data_dir": str(folder / "data"),
         "output_dir": str(folder / "run"),
-        "batch_size": size.batch_size,
+        "global_batch_size": size.global_batch_size,
         "micro_batch_size": size.micro_batch_size,
         "learning_rate": size.learning_rate,
-        "final_learning_rate_ratio": 0.0,
-        "eval_sequences": 128,
+        "min_lr_ratio": 0.0,
+        "max_eval_samples": 128,
         "sample_prompts": list(PROMPTS),
     }
 
@@ -147,9 +152,9 @@ def schedule_for(steps: int) -> dict[str, object]:
     return {
         "max_steps": steps,
         "warmup_steps": min(50, steps // 10),
-        "log_every": max(1, steps // 100),
-        "eval_every": math.ceil(steps / NUM_EVALUATIONS),
-        "save_every": math.ceil(steps / 4),
+        "logging_steps": max(1, steps // 100),
+        "eval_steps": math.ceil(steps / NUM_EVALUATIONS),
+        "save_steps": math.ceil(steps / 4),
     }
 
 
@@ -161,14 +166,14 @@ def seconds_needed(settings: dict[str, object]) -> tuple[float, float]:
         kinds = (ModelArguments, DataArguments, TrainArguments)
         model, data, arguments = parse_recipe(kinds, options)
         accelerator = build_accelerator(arguments.precision)
-        folder, prepared = Path(data.data_dir), open_data(data.data_dir)
-        run = pretrain.build_pretraining(model, arguments, prepared, folder, accelerator, Grid())
+        tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data.data_dir) / TOKENIZER_FOLDER)
+        run = pretrain.build_pretraining(model, arguments, open_data(data.data_dir), tokenizer, accelerator)
         seconds: list[float] = []
         while len(seconds) < 6 or sum(seconds) < TIMING_SECONDS:
-            seconds.append(loop.train_step(run, TrainState(step=len(seconds))).seconds)
+            seconds.append(train_step(run, TrainState(step=len(seconds))).seconds)
         started = time.perf_counter()
-        loop.evaluate(run)
-        loop.sample(run)
+        evaluate(run)
+        sample(run)
     return statistics.median(seconds[2:]), time.perf_counter() - started
 
 
@@ -191,7 +196,6 @@ class Hidden:
         if name.partition(".")[0] == "hf_scratch_gpt":
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Hidden)"""
-
 USE_MODEL = """\
 import sys, textwrap, torch
 {preamble}
@@ -236,8 +240,8 @@ def closing_words(folder: Path) -> str:
     run, model = folder / "run", folder / "run" / MODEL_FOLDER
     places = {
         model: "the model, for AutoModelForCausalLM.from_pretrained",
-        model / CARD_NAME: "its card with all figures",
-        model / PICTURE_NAME: "how the loss fell",
+        model / CARD_FILE: "its card with all figures",
+        model / LOSS_CURVE_FILE: "how the loss fell",
         run / "metrics.jsonl": "every logged step",
         run / "samples.jsonl": "what it wrote at each evaluation",
         folder / "recipe.yaml": "the settings of the training",
@@ -252,9 +256,7 @@ Try next:
   {python} -m train.evaluate --model {model} --text README.md
   {python} -m train.quickstart --text your_book.txt --output_dir runs/book
   {python} -m train.pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
-  {python} -m train.publish --folder {model} --repo_id my-first-gpt --dry_run
+  {python} -m train.publish --folder_path {model} --repo_id my-first-gpt --dry_run
 """
-
-
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -1,6 +1,6 @@
 """Compares runs on one page: curves, final figures, the settings that differ, and what each run writes.
 
-    python -m train.report --runs runs/a runs/b --output report.html
+    scratch-gpt report --output_dir runs/a runs/b --report_file report.html
 
 It only reads the run folders, so it can look at a run that is still training.
 """
@@ -25,12 +25,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .arguments import option, option_list, parse_recipe, run_script
-from .metrics import LOG_FILES, JsonLines
-from .model_card import INK, VALIDATION_COLOUR, smoothed
-from .status import read_status
+from .loop.log import JsonLines
+from .loop.status import read_status
+from .metrics.plots import INK, VALIDATION_COLOUR, smoothed
+from .settings.command import run_command
+from .settings.recipe import option, option_list, parse_recipe
+from .settings.run_folder import METRICS_FILE, RECIPE_FILE, SAMPLES_FILE
 
-RECIPE_FILE, DEFAULT_OUTPUT = "recipe.yaml", "report.html"
+DEFAULT_OUTPUT = "report.html"
 COLOURS = ("#2f6fad", VALIDATION_COLOUR, "#3c8d5a", "#8a5fb0", "#c2932a", "#35a0a5", "#8b5a3c", "#77808c")
 LINE_STYLES = ("-", "--", ":")  # for runs beyond the colours
 X_AXES = {"tokens": ("tokens_seen", 1e6, "tokens seen (millions)"), "step": ("step", 1.0, "step")}
@@ -45,7 +47,6 @@ LAST_LINES = 10  # whose mean is the final training loss: a single batch says li
 SHOWN_SKIPS = 5
 OF_EVALUATIONS = [("loss", "validation loss", ".4f"), ("perplexity", "perplexity (per token)", ",.2f")]
 OF_EVALUATIONS += [("bits_per_byte", "bits per byte", ".4f"), ("accuracy", "accuracy", ".2%"), ("f1", "mean F1", ".4f")]
-
 Points = list[tuple[float, float]]
 
 
@@ -53,22 +54,28 @@ Points = list[tuple[float, float]]
 class ReportArguments:
     """Settings of train.report."""
 
-    runs: list[str] = option_list("Run folders to compare: the --output_dir of train.pretrain.")
-    output: str | None = option(
+    output_dir: list[str] = option_list("Run folders to compare.", is_path=True)
+    report_file: str | None = option(
         ".html: the page; .png: the picture alone. Without it report.html in the first run folder."
     )
     by: Literal["tokens", "step"] = option("What the curves are drawn over: tokens seen, or steps.", "tokens")
 
     def __post_init__(self) -> None:
         """Refuse no runs, and an output that cannot be written."""
-        if not self.runs:
-            raise ValueError("--runs names no run: give the folders to compare, such as --runs runs/a runs/b.")
-        if self.output is None:
+        if not self.output_dir:
+            raise ValueError(
+                "--output_dir is required: the run folders to compare, such as --output_dir runs/a runs/b."
+            )
+        if self.report_file is None:
             return
-        if Path(self.output).suffix.lower() not in (".html", ".png"):
-            raise ValueError(f"--output {self.output} must end in .html (the page) or .png (the picture alone).")
-        if not (folder := Path(self.output).parent).is_dir():
-            raise ValueError(f"--output {self.output}: there is no folder {folder}; make it or name another one.")
+        if Path(self.report_file).suffix.lower() not in (".html", ".png"):
+            raise ValueError(
+                f"--report_file {self.report_file} must end in .html (the page) or .png (the picture alone)."
+            )
+        if not (folder := Path(self.report_file).parent).is_dir():
+            raise ValueError(
+                f"--report_file {self.report_file}: there is no folder {folder}; make it or name another one."
+            )
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,8 @@ class LoggedRun:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page or the picture."""
     (arguments,) = parse_recipe([ReportArguments], argv, description=__doc__ or "")
-    runs = open_runs([Path(name) for name in arguments.runs])
-    output = Path(arguments.output or Path(arguments.runs[0]) / DEFAULT_OUTPUT)
+    runs = open_runs([Path(name) for name in arguments.output_dir])
+    output = Path(arguments.report_file or Path(arguments.output_dir[0]) / DEFAULT_OUTPUT)
     picture = io.BytesIO()
     draw_runs(runs, arguments.by).savefig(picture, format="png")
     if output.suffix.lower() == ".png":
@@ -112,7 +119,7 @@ def open_runs(folders: Sequence[Path]) -> list[LoggedRun]:
     runs = []
     for i, (folder, name) in enumerate(zip(folders, distinct_names(folders), strict=True)):
         style = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)]}
-        records, samples = read_metrics(folder), JsonLines(folder / LOG_FILES[1]).read()
+        records, samples = read_metrics(folder), JsonLines(folder / SAMPLES_FILE).read()
         skipped = [record for record in records if record.get("skipped")]
         metrics = [record for record in records if not record.get("skipped")]
         state = str(read_status(folder).get("state", NOTHING))
@@ -125,7 +132,7 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     parts = [folder.resolve().parts for folder in folders]
     for folder, own in zip(folders, parts, strict=True):
         if parts.count(own) > 1:
-            raise ValueError(f"--runs names {folder} more than once: give each run once.")
+            raise ValueError(f"--output_dir names {folder} more than once: give each run once.")
 
     def tails(depth: int) -> list[str]:
         return [Path(*own[-depth:]).as_posix() for own in parts]
@@ -140,11 +147,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: it is not there or holds no step yet.
     """
-    path = folder / LOG_FILES[0]
+    path = folder / METRICS_FILE
     if not path.is_file():
         inside = sorted(str(found.parent) for found in folder.glob(f"*/{path.name}"))
         hint = f"did you mean {' '.join(inside)}?" if inside else "name the --output_dir of a train.pretrain run."
-        raise ValueError(f"--runs: there is no {path}; {hint}")
+        raise ValueError(f"--output_dir: there is no {path}; {hint}")
     records = JsonLines(path).read()
     if not any("loss" in record and not record.get("skipped") for record in records):
         raise ValueError(f"{path} holds no line with a loss yet: wait for the first one, or leave this run out.")
@@ -393,7 +400,5 @@ $samples
 </body>
 </html>
 """)
-
-
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -1,4 +1,4 @@
-"""Trains a byte-level BPE tokenizer on a corpus: `python -m train.train_tokenizer --output_dir DIR`."""
+"""Trains a byte-level BPE tokenizer on a corpus: `scratch-gpt train_tokenizer --output_dir DIR`."""
 
 import itertools
 import os
@@ -10,11 +10,13 @@ from tempfile import TemporaryDirectory
 
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
 
-from .arguments import CorpusArguments, TokenizerArguments, parse_recipe, required, run_script
-from .corpora import Corpus, Document, open_corpora
-from .progress import Progress
+from .data.corpora import Corpus, Document, open_corpora
+from .data.progress import CorpusProgress
+from .settings.command import run_command
+from .settings.corpus import CorpusArguments, TokenizerArguments
+from .settings.recipe import parse_recipe, required
+from .settings.run_folder import TOKENIZER_FILE
 
-TOKENIZER_FILE = "tokenizer.json"
 COMPRESSION_SAMPLE = 256  # held-out documents
 
 
@@ -56,7 +58,7 @@ def train_tokenizer(
 ) -> ScratchGPTTokenizer:
     """Trains on one corpus, saves, and prints size, time and the compression of the other."""
     print(f"Training a tokenizer on {train_corpus.description}")
-    counted = Progress("read", train_corpus.num_bytes)
+    counted = CorpusProgress("read", train_corpus.num_bytes)
     tokenizer = ScratchGPTTokenizer.train_from_texts(
         _texts(counted.over(train_corpus), settings.vocab_size),
         settings.vocab_size,
@@ -98,4 +100,4 @@ def bytes_per_token(tokenizer: ScratchGPTTokenizer, documents: Iterable[Document
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

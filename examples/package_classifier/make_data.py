@@ -21,8 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.arguments import option, parse_recipe, run_script
-from train.corpora import python_corpus
+from train.data.corpora import python_corpus
+from train.settings.command import run_command
+from train.settings.recipe import option, parse_recipe
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 LEAST_ROWS = {"train": 40, "validation": 5, "test": 10}  # per label
@@ -190,4 +191,4 @@ def table_of_counts(sides: dict[str, list[Snippet]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

@@ -19,8 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.arguments import option, parse_recipe, run_script
-from train.corpora import Document, python_corpus
+from train.data.corpora import Document, python_corpus
+from train.settings.command import run_command
+from train.settings.recipe import option, parse_recipe
 
 VALIDATION_SHARE = 0.1  # of the objects
 LARGEST_SHARE = 0.02  # a package with more of the objects trains: validation should ask about many
@@ -305,4 +306,4 @@ def as_text(row: Conversation) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

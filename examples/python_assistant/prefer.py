@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
-from train.arguments import option, parse_recipe, run_script
+from train.settings.command import run_command
+from train.settings.recipe import option, parse_recipe
 
 BATCH = 32
 
@@ -117,4 +118,4 @@ def report(before: dict[str, float], after: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

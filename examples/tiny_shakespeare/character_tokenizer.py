@@ -12,8 +12,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
-from train.arguments import option_list, parse_recipe, required, run_script
-from train.corpora import text_corpus
+from train.data.corpora import text_corpus
+from train.settings.command import run_command
+from train.settings.recipe import option_list, parse_recipe, required
 from train.train_tokenizer import check_output, save_tokenizer
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")
@@ -62,4 +63,4 @@ def character_tokenizer(texts: Iterable[str]) -> ScratchGPTTokenizer:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_command(main))

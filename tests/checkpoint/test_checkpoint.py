@@ -1,0 +1,275 @@
+"""Checkpoints are whole or not there, and a damaged one is set aside with its reason."""
+
+import json
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from train.checkpoint import manifest, write
+from train.checkpoint.find import best_checkpoint, checkpoint_folder, checkpoint_paths, newest_checkpoint
+from train.checkpoint.weights import named_weights
+from train.checkpoint.write import Contents, write_checkpoint
+from train.loop.claim import lock
+
+SETTINGS = {"seed": 1, "model": {"hidden_size": 16}}
+
+
+def tiny_model(seed=0):
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def save(run, step, model=None, keep=10, eval_loss=None, eval_step=None):
+    model = model or tiny_model(step)
+    optimizer = {"model.norm.weight.exp_avg": torch.full((16,), float(step))}
+    facts = {
+        "format": manifest.FORMAT, "step": step, "versions": manifest.versions(), "num_processes": 1,
+        "state": {"step": step, "eval_step": eval_step or step, "eval_loss": eval_loss}, "settings": SETTINGS,
+    }  # fmt: skip
+    write_checkpoint(run, Contents(model, named_weights(model), optimizer, facts), keep)
+    return checkpoint_folder(run, step)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A run with checkpoints of steps 10 and 20."""
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    return tmp_path
+
+
+def test_what_is_saved_is_loaded(two):
+    found = newest_checkpoint(two)
+    assert found.step == 20
+    assert found.manifest["state"]["step"] == 20
+    assert found.manifest["num_processes"] == 1
+    assert found.manifest["settings"] == SETTINGS
+    assert found.manifest["versions"]["torch"] == torch.__version__
+    assert found.optimizer_shapes() == {"model.norm.weight.exp_avg": (16,)}
+    tensors = {"model.norm.weight.exp_avg": torch.zeros(16)}
+    found.load_optimizer(tensors)
+    assert torch.equal(tensors["model.norm.weight.exp_avg"], torch.full((16,), 20.0))
+    model = tiny_model(99)
+    found.load_model(model)
+    for name, weight in tiny_model(20).state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+
+
+def test_tied_weights_stay_tied(two):
+    model = tiny_model(99)
+    newest_checkpoint(two).load_model(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_checkpoint_loads_as_a_model(two):
+    model = AutoModelForCausalLM.from_pretrained(two / "checkpoint-00000020")
+    assert torch.equal(model.model.norm.weight, tiny_model(20).model.norm.weight)
+
+
+def test_another_architecture_is_refused(two):
+    config = tiny_model().config
+    config.intermediate_size = 32
+    with pytest.raises(ValueError, match=r"(?s)checkpoint-00000020 does not fit the model.*up_proj"):
+        newest_checkpoint(two).load_model(LlamaForCausalLM(config))
+
+
+def test_only_safetensors_and_json_are_written(two):
+    files = [path for path in two.rglob("*") if path.is_file()]
+    assert len(files) == 10
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                assert len(tensors.keys()) > 0
+        else:
+            json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_files_are_as_readable_as_any_other(two):
+    usual = stat.S_IMODE((two / "checkpoint-00000020" / "manifest.json").stat().st_mode)
+    for path in (two / "checkpoint-00000020").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == usual
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (5, 10, 100):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in checkpoint_paths(tmp_path)] == [
+        "checkpoint-00000010",
+        "checkpoint-00000100",
+    ]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_best_is_kept_too(tmp_path):
+    for step, loss, eval_step in ((1, 3.0, 1), (2, 2.0, 2), (3, 1.0, 2), (4, 2.5, 4), (5, None, 0)):
+        save(tmp_path, step, keep=1, eval_loss=loss, eval_step=eval_step)  # step 3 was not evaluated itself
+    assert best_checkpoint(tmp_path).name == "checkpoint-00000002"
+    assert [path.name[-1] for path in checkpoint_paths(tmp_path)] == ["2", "5"]
+    (tmp_path / "checkpoint-00000002" / "manifest.json").write_text("{")
+    assert best_checkpoint(tmp_path) is None  # a damaged one is nobody's best
+
+
+def test_an_empty_run_has_no_checkpoint(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "missing") is None
+
+
+def truncate(folder):
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+
+
+def flip_a_bit(folder):
+    path = folder / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def remove_a_file(folder):
+    (folder / "config.json").unlink()
+
+
+def cut_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def change_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 20', '"step": 30'))
+
+
+def remove_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def list_manifest(folder):
+    (folder / "manifest.json").write_text("[]")
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGE = {
+    truncate: "model.safetensors has 100 bytes instead of",
+    flip_a_bit: "the content of optimizer.safetensors has changed",
+    remove_a_file: "config.json is missing",
+    cut_manifest: "manifest.json is not whole",
+    change_manifest: "manifest.json has changed",
+    remove_manifest: "manifest.json is missing",
+    list_manifest: "manifest.json is not whole",
+    empty: "manifest.json is missing",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(two, damage, caplog):
+    damage(two / "checkpoint-00000020")
+    with caplog.at_level(logging.WARNING):
+        assert newest_checkpoint(two).step == 10
+    assert DAMAGE[damage] in caplog.text
+    assert DAMAGE[damage] in (two / "damaged-checkpoint-00000020" / "reason.txt").read_text()
+    assert [path.name for path in checkpoint_paths(two)] == ["checkpoint-00000010"]
+
+
+def test_all_damaged_means_none_and_nothing_is_deleted(two):
+    for path in checkpoint_paths(two):
+        flip_a_bit(path)
+    assert newest_checkpoint(two) is None
+    for step in (10, 20):
+        flip_a_bit(save(two, step))
+    assert newest_checkpoint(two) is None
+    assert len(list(two.glob("damaged-*"))) == 4
+
+
+def test_another_format_is_refused_not_damaged(two, monkeypatch):
+    monkeypatch.setattr(manifest, "FORMAT", 4)
+    with pytest.raises(ValueError, match="has format 3, but this version reads format 4"):
+        newest_checkpoint(two)
+    assert len(checkpoint_paths(two)) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_leaves_the_checkpoints_before(two, monkeypatch, error):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(write.safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"step 30 could not be written.*No space left.*run the same command again"):
+        save(two, 30, keep=1)
+    assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000020"]
+
+
+def test_older_checkpoints_make_room_on_a_full_disk(two, monkeypatch, caplog):
+    real_write = write.safetensors.torch.save_file
+
+    def full_while_the_oldest_is_there(*args):
+        if (two / "checkpoint-00000010").exists():
+            raise SafetensorError("No space left on device")
+        real_write(*args)
+
+    monkeypatch.setattr(write.safetensors.torch, "save_file", full_while_the_oldest_is_there)
+    save(two, 30, keep=2)
+    assert "removed ['checkpoint-00000010'] to make room" in caplog.text
+    assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000020", "checkpoint-00000030"]
+    assert newest_checkpoint(two).step == 30
+
+
+KILL_AT = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from train.checkpoint import find, write
+from tests.checkpoint.test_checkpoint import save
+owner, name = {target}
+original = getattr(owner, name)
+def killed(*args, **kwargs):
+    if {before}:
+        os.kill(os.getpid(), 9)
+    original(*args, **kwargs)
+    os.kill(os.getpid(), 9)
+setattr(owner, name, killed)
+save(Path({run!r}), 30, keep=1)
+"""
+POINTS = {
+    "mid-write": ("write.safetensors.torch, 'save_file'", True, 20),
+    "after write": ("write.safetensors.torch, 'save_file'", False, 20),
+    "before manifest": ("write, 'seal'", True, 20),
+    "before rename": ("write, 'seal'", False, 20),
+    "after rename": ("Path, 'rename'", False, 30),
+    "mid-prune": ("find.shutil, 'rmtree'", True, 30),
+    "after prune": ("find.shutil, 'rmtree'", False, 30),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_within_a_save_leaves_a_whole_checkpoint(two, point):
+    target, before, step = POINTS[point]
+    script = KILL_AT.format(tests=os.path.dirname(__file__), target=target, before=before, run=str(two))
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert newest_checkpoint(two).step == step
+    save(two, 40, keep=1)  # clears what the kill has left
+    assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000040"]
+
+
+def test_a_run_has_one_writer(tmp_path):
+    with lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
+        lock(tmp_path)
+    lock(tmp_path).close()

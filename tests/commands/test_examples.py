@@ -1,0 +1,98 @@
+"""An example is a folder whose README holds commands; here they run, on little text and for few steps."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from examples.tiny_shakespeare.character_tokenizer import SPECIAL_TOKENS, character_tokenizer
+from train.model.new import build_config, new_model
+from train.settings.finetuning import BaseArguments, ConversationArguments, LabelArguments, TuneArguments
+from train.settings.recipe import parse_recipe
+from train.settings.run_folder import MODEL_FOLDER
+from train.settings.training import DataArguments, ModelArguments, TrainArguments
+
+ROOT = Path(__file__).parents[2]
+SHAKESPEARE = ROOT / "examples" / "tiny_shakespeare"
+VERSE = "ROMEO:\nBut, soft! what light through yonder window breaks?\n\n"
+FEW_STEPS = ["--max_steps=2", "--warmup_steps=0"]
+
+
+def recipe(monkeypatch):
+    monkeypatch.chdir(ROOT)  # a recipe names its files from the root of the repository
+    return parse_recipe((ModelArguments, DataArguments, TrainArguments), [str(SHAKESPEARE / "pretrain.yaml")])
+
+
+def commands(readme):
+    """[module, argument, ...] of each `python -m` line in the README's blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line.removeprefix("python -m ")) for line in lines if line.startswith("python -m ")]
+
+
+def test_the_commands_of_the_readme_make_a_model(tmp_path, monkeypatch, capsys):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "input.txt").write_text(40 * VERSE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for module, *arguments in commands(SHAKESPEARE / "README.md"):
+        if module.startswith("benchmarks."):
+            continue  # minutes of training
+        few = FEW_STEPS if module == "train.pretrain" else []
+        assert not importlib.import_module(module).main([*arguments, *few])
+        ran.append(module.rpartition(".")[2])
+    assert ran == ["character_tokenizer", "prepare_data", "pretrain", "generate"]
+    assert Path("runs/tiny_shakespeare/run", MODEL_FOLDER, "model.safetensors").exists()
+    assert "\nROMEO:" in capsys.readouterr().out.partition("complete: the model is in")[2]  # what generate writes
+
+
+def test_shakespeare_keeps_to_the_budget_of_nanogpt(monkeypatch):
+    model, _, train = recipe(monkeypatch)
+    config = build_config(model, character_tokenizer([VERSE]))
+    shape = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size, config.max_position_embeddings)
+    assert shape == (4, 4, 128, 64)
+    assert (train.max_steps, train.global_batch_size) == (2000, 12)
+    assert (config.attention_dropout, config.residual_dropout, config.embedding_dropout) == (0, 0, 0)
+    assert train.max_eval_samples == 0  # the whole validation part
+
+
+def test_shakespeare_has_no_more_parameters_than_nanogpt(monkeypatch):
+    model, _, train = recipe(monkeypatch)
+    letters = "".join(map(chr, range(65)))  # as many as the text has
+    config = build_config(model, character_tokenizer([letters]))
+    assert new_model(config, train.seed).num_parameters() == 788_224  # nanoGPT: 795,904 and 8,192 for its positions
+
+
+def test_character_tokenizer_gives_each_character_its_own_token():
+    tokenizer = character_tokenizer([VERSE, "\t"])
+    characters = sorted({*VERSE, "\t"})
+    assert len(tokenizer) == len(SPECIAL_TOKENS) + len(characters)
+    assert tokenizer("".join(characters))["input_ids"] == list(range(2, len(tokenizer)))
+    assert tokenizer.decode(tokenizer(VERSE)["input_ids"]) == VERSE
+
+
+def test_character_tokenizer_ends_and_pads_with_tokens_that_no_text_has():
+    tokenizer = character_tokenizer(["<|endoftext|>"])
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1)
+    assert min(tokenizer.encode_texts(["<|endoftext|>"])[0]) > 1
+
+
+def test_character_tokenizer_refuses_a_character_it_has_not_seen():
+    with pytest.raises(Exception, match="Missing"):
+        character_tokenizer(["abc"])("abd")
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("package_classifier/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
+        ("spam/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
+        ("python_assistant/recipe.yaml", (BaseArguments, ConversationArguments, TuneArguments)),
+    ],
+)
+def test_the_recipes_of_fine_tuning_are_read(path, kinds):
+    line = ["--model=base", "--train_file=rows.csv", "--output_dir=run"]
+    settings = parse_recipe(kinds, [str(ROOT / "examples" / path), *line])
+    assert settings[2].for_examples(1000).max_steps > 10

@@ -1,0 +1,195 @@
+import json
+import re
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
+from train.data.blocks import open_data
+from train.data.corpora import Corpus, Document
+from train.data.tokens import load_data_tokenizer, token_stream
+from train.prepare_data import main, prepare_data
+from train.settings.command import run_command
+
+END = 0
+TEXTS = [f"Document {number} of <|endoftext|> and <|pad|>.\n" * (1 + number % 3) for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ScratchGPTTokenizer:
+    return ScratchGPTTokenizer.train_from_texts(TEXTS, 280, show_progress=False)
+
+
+@pytest.fixture
+def folders(tokenizer, tmp_path) -> list[str]:
+    """The arguments of a good call; its output goes to tmp_path / "data"."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"texts/{number:02}.txt").write_text(text)
+    arguments = {"tokenizer": "tokenizer", "output_dir": "data", "text": "texts"}
+    options = [part for name, value in arguments.items() for part in (f"--{name}", str(tmp_path / value))]
+    return [*options, "--block_size", "16", "--validation_fraction", "0.2"]
+
+
+def corpus_of(*texts: str, name: str = "corpus") -> Corpus:
+    documents = [Document(f"{name}/{number}", text) for number, text in enumerate(texts)]
+    return Corpus(name, str(hash(texts)), lambda: iter(documents))
+
+
+def stream_of(folder: Path) -> list[int]:
+    rows = np.array(datasets.load_from_disk(str(folder))["input_ids"][:])
+    return [*rows[:, :-1].reshape(-1).tolist(), int(rows[-1, -1])]
+
+
+def test_blocks_are_the_documents_one_after_the_other(tokenizer, tmp_path, capsys):
+    train, validation = corpus_of(*TEXTS), corpus_of(TEXTS[0] * 3)
+    data = prepare_data(tmp_path / "data", tokenizer, (train, validation), block_size=16)
+    whole = [token for text in TEXTS for token in (*tokenizer(text, split_special_tokens=True)["input_ids"], END)]
+    facts = data.manifest["splits"]["train"]
+    kept = stream_of(tmp_path / "data/train")
+    assert kept == whole[: len(kept)]
+    assert len(whole) - len(kept) == facts["num_dropped_tokens"] < 16
+    assert facts["num_tokens"] == len(whole)
+    assert facts["num_documents"] == 40
+    assert facts["num_bytes"] == sum(len(text.encode()) for text in TEXTS)
+
+
+def test_control_tokens_only_come_from_document_ends(tokenizer):
+    (ids,) = token_stream([Document("a", "<|endoftext|><|user|>"), Document("b", "<|pad|>")], tokenizer)
+    assert np.flatnonzero(ids < 6).tolist() == [
+        len(ids) - 1 - len(tokenizer.encode_texts(["<|pad|>"])[0]) - 1,
+        len(ids) - 1,
+    ]
+    assert ids[-1] == tokenizer.eos_token_id == END
+
+
+def test_token_stream_is_cut_into_chunks_of_whole_documents(tokenizer, monkeypatch):
+    documents = [Document(str(number), text) for number, text in enumerate(TEXTS)]
+    (whole,) = token_stream(documents, tokenizer)
+    monkeypatch.setattr("train.data.tokens.BATCH_LENGTH", 100)
+    chunks = list(token_stream(documents, tokenizer))
+    assert len(chunks) > 10
+    assert np.concatenate(chunks).tolist() == whole.tolist()
+
+
+def test_script_writes_data_and_says_what_it_is(folders, tmp_path, capsys):
+    assert not main(folders)
+    said = capsys.readouterr().out
+    manifest = open_data(tmp_path / "data").manifest
+    train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
+    assert train["num_documents"] + validation["num_documents"] == 40
+    assert re.search(rf"Blocks in {tmp_path}/data \(\d\.\d MB\) in \d+\.\d s \(.* MB/s\)", said)
+    assert f"train: {train['num_documents']} documents" in said
+    assert f"{train['num_rows']} blocks of 16; {train['num_dropped_tokens']} tokens" in said
+    assert manifest["vocab_size"] == 280
+    assert str(tmp_path) not in json.dumps(manifest)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_second_call_keeps_what_is_done(folders, tmp_path, capsys):
+    main(folders)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    main(folders)
+    assert "All is done already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--block_size", "8"], r"block_size 16 there, 8 now"),
+        (["--validation_fraction", "0.5"], r"corpus .*0\.2 of the documents.* there, .*0\.5 of the documents.* now"),
+    ],
+)
+def test_other_settings_are_refused_by_name(folders, capsys, change, message):
+    main(folders)
+    assert run_command(main, [*folders, *change]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_changed_text_and_tokenizer_are_refused(folders, tmp_path, capsys):
+    main(folders)
+    (tmp_path / "texts/00.txt").write_text("changed")
+    assert run_command(main, folders) == 2
+    assert "fingerprint" in capsys.readouterr().err
+    (tmp_path / "texts/00.txt").write_text(TEXTS[0])
+    shutil.rmtree(tmp_path / "tokenizer")
+    other = ScratchGPTTokenizer.train_from_texts(TEXTS, 279, show_progress=False)
+    other.save_pretrained(tmp_path / "tokenizer")
+    assert run_command(main, folders) == 2
+    assert "tokenizer_sha256" in capsys.readouterr().err
+
+
+def test_interrupted_call_leaves_nothing_and_can_be_repeated(folders, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        yield np.zeros(100, np.int32)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.prepare_data.token_stream", broken)
+        assert run_command(main, folders) == 2
+    assert not (tmp_path / "data").exists()
+    assert not list(tmp_path.glob(".tmp-*"))
+    (tmp_path / ".tmp-data/train").mkdir(parents=True)  # what kill -9 would leave
+    main(folders)
+    assert len(open_data(tmp_path / "data").train) > 0
+
+
+def test_other_files_in_the_output_are_refused(folders, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/notes.txt").write_text("mine")
+    assert run_command(main, folders) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert (tmp_path / "data/notes.txt").read_text() == "mine"
+    (tmp_path / "data/notes.txt").unlink()
+    main(folders)  # an empty folder is fine
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--block_size", "100000"], r"train: the text has \d+ tokens, fewer than one block of 100000 \+ 1"),
+        (["--block_size", "0"], "block_size is 0: it must be at least 1"),
+        (["--tokenizer", "./nowhere"], r"nowhere holds no tokenizer\.json"),
+        (["--text", "./nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_leave_nothing(folders, tmp_path, capsys, change, message):
+    assert run_command(main, [*folders, *change]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert re.search(message, error)
+    assert not (tmp_path / "data").exists()
+
+
+def test_tokenizer_without_end_of_text_is_refused(tokenizer, tmp_path):
+    ScratchGPTTokenizer(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<|pad|>").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no eos_token"):
+        load_data_tokenizer(str(tmp_path))
+
+
+def test_the_tokenizer_travels_with_the_data(folders, tmp_path, capsys):
+    main(folders)
+    for path in (tmp_path / "tokenizer").iterdir():
+        assert (tmp_path / "data/tokenizer" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_memory_does_not_grow_with_the_corpus(tokenizer, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("train.data.tokens.BATCH_LENGTH", 20_000)
+    text = "a few words in a line of text\n" * 40
+
+    def peak(num_documents: int) -> int:
+        corpus = Corpus("endless", "0", lambda: (Document(str(number), text) for number in range(num_documents)))
+        tracemalloc.start()
+        prepare_data(tmp_path / str(num_documents), tokenizer, (corpus, corpus_of(text)), block_size=16)
+        result = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return result
+
+    peak(20)  # imports and caches
+    assert peak(500) < 1.3 * peak(100)

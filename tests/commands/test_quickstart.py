@@ -1,0 +1,104 @@
+"""The main job end to end on a small text: everything is there, loads in new processes, and is never destroyed."""
+
+import hashlib
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from train import quickstart
+from train.settings.command import run_command
+from train.settings.corpus import CorpusArguments
+
+EXPECTED_FILES = {
+    "model.safetensors", "config.json", "generation_config.json", "configuration_scratch_gpt.py",
+    "modeling_scratch_gpt.py", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md",
+    "loss_curve.png",
+}  # fmt: skip
+
+
+def fingerprint(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.slow
+def test_the_whole_road(tmp_path, monkeypatch, capfd):
+    words = ["def", "return", "self", "import", "for", "in", "while", "class", "value", "name", "path"]
+    choose = random.Random(0)
+    (tmp_path / "texts").mkdir()
+    for number in range(12):
+        text = "\n".join(" ".join(choose.choices(words, k=6)) for _ in range(120))
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
+    monkeypatch.setattr(quickstart, "TIMING_SECONDS", 0.0)
+    monkeypatch.setitem(quickstart.SIZES, "cpu", quickstart.Size("tiny", 300, 32, 4, 4, 3e-3))
+    folder = tmp_path / "quickstart"
+    command = ["--text", str(tmp_path / "texts"), "--output_dir", str(folder), "--minutes", "0.02"]
+
+    assert run_command(quickstart.main, command) == 0
+    output = capfd.readouterr().out
+    model = folder / "run" / "model"
+    assert {path.name for path in model.iterdir()} == EXPECTED_FILES
+    assert "ScratchGPTTokenizer, hf_scratch_gpt.modeling_scratch_gpt.ScratchGPTForCausalLM" in output
+    assert "TokenizersBackend, transformers_modules." in output
+    assert output.count("    | def read_") == 2
+    assert "Do you wish to run the custom code" not in output
+    assert f"scratch-gpt generate --model {model}" in output
+    card = (model / "README.md").read_text()
+    assert "config: tiny" in card
+    assert str(tmp_path) not in card  # no path of this machine leaves it
+
+    before = fingerprint(folder)
+    assert run_command(quickstart.main, command) == 0
+    assert "already complete" in capfd.readouterr().out
+    assert fingerprint(folder) == before
+
+
+def test_a_corpus_becomes_the_options_that_say_the_same():
+    corpus = CorpusArguments(text=["a.txt", "b c.txt"], validation_fraction=0.2)
+    options = quickstart.corpus_options(corpus)
+    assert options == ["--text", "a.txt", "b c.txt", "--validation_fraction", "0.2"]
+    assert quickstart.corpus_options(CorpusArguments()) == []
+
+
+@pytest.mark.parametrize("steps", [20, 173, 5000])
+def test_the_schedule_fits_any_number_of_steps(steps):
+    schedule = quickstart.schedule_for(steps)
+    assert schedule["warmup_steps"] <= steps // 10
+    assert math.ceil(steps / schedule["eval_steps"]) in (7, 8)  # the last step is always due
+    assert math.ceil(steps / schedule["save_steps"]) == 4
+
+
+@pytest.mark.parametrize(("option", "value"), [("--minutes", "0"), ("--minutes", "-3"), ("--minutes", "inf")])
+def test_refuses_a_budget_that_is_none(capsys, option, value):
+    assert run_command(quickstart.main, [option, value]) == 2
+    assert "it must be a positive number" in capsys.readouterr().err
+
+
+def test_refuses_to_write_into_the_corpus(tmp_path, capsys):
+    """A second call would read what the first one has written."""
+    assert run_command(quickstart.main, ["--text", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 2
+    assert "lies inside --text" in capsys.readouterr().err
+
+
+def test_refuses_a_missing_text(tmp_path, capsys):
+    missing = tmp_path / "missing.txt"
+    assert run_command(quickstart.main, ["--text", str(missing), "--output_dir", str(tmp_path / "out")]) == 2
+    assert str(missing) in capsys.readouterr().err
+    assert not Path(tmp_path / "out" / "data").exists()
+
+
+def test_a_tokenizer_of_another_corpus_is_refused(tmp_path, capsys):
+    size = quickstart.Size("tiny", 270, 32, 4, 4, 3e-3)
+    one, two = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
+    for path in (one, two):
+        Path(path).write_text("some text\n" * 50)
+    first = CorpusArguments(text=[one], validation_text=[two])
+    second = CorpusArguments(text=[two], validation_text=[one])
+    for _ in range(2):
+        quickstart.make_tokenizer(tmp_path / "tokenizer", size, first)
+    assert "done before" in capsys.readouterr().out
+    for other in (second, CorpusArguments()):
+        with pytest.raises(ValueError, match=r"tokenizer was made from --text \S+a.txt .*name another --output_dir"):
+            quickstart.make_tokenizer(tmp_path / "tokenizer", size, other)

@@ -1,0 +1,313 @@
+"""train.report: what the page says of run folders written by hand, and what it refuses."""
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from train import report
+from train.settings.command import run_command
+
+RECIPE = {"config": "laptop", "output_dir": "somewhere", "learning_rate": 0.001, "compile": False, "max_steps": 60}
+
+
+def step_record(step, **changes):
+    record = {
+        "step": step,
+        "tokens_seen": 1000 * step,
+        "loss": 9.0 - step / 20,
+        "grad_norm": 1.5,
+        "learning_rate": 1e-3,
+    }
+    return record | {"tokens_per_second": 5000.0 + step} | changes
+
+
+def evaluation(step, loss):
+    figures = {"eval_loss": loss, "eval_perplexity": math.exp(loss), "eval_bits_per_byte": loss / 3}
+    return {"step": step, "tokens_seen": 1000 * step} | figures
+
+
+METRICS = [*map(step_record, range(1, 61)), evaluation(20, 3.5), evaluation(40, 3.25), evaluation(60, 3.4)]
+
+
+def write_run(folder, metrics=METRICS, samples=(), recipe=RECIPE, status=None):
+    folder.mkdir(parents=True)
+    for name, records in (("metrics.jsonl", metrics), ("samples.jsonl", samples)):
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    if recipe is not None:
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    if status:
+        (folder / "status.json").write_text(json.dumps(status))
+    return folder
+
+
+class Tables(HTMLParser):
+    """Cells of all tables of a page, by class of the table and first cell of the row; and that all tags are closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.open, self.addresses = {}, [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.addresses += [attributes[name] for name in ("src", "href") if name in attributes]
+        if tag == "table":
+            self.rows = self.tables[attributes["class"]] = {}
+        if tag == "tr":
+            self.cells = []
+        if tag in ("td", "th"):
+            self.cells.append("")
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag == "tr":
+            self.rows[self.cells[0]] = self.cells[1:]
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+
+
+def tables_of(*folders):
+    """The tables of the page of some runs, without the time that a picture takes."""
+    return Tables(report.page(report.open_runs(folders), b"")).tables
+
+
+def logged(metrics, name="a"):
+    return report.LoggedRun(name, {"color": "red", "linestyle": "-"}, metrics, [], [], {}, "-")
+
+
+def render(figure):
+    """Draws everything, but coarsely and without the layout, which takes most of the time."""
+    figure.set_layout_engine("none")
+    figure.savefig(io.BytesIO(), dpi=40)
+
+
+def refused(capsys, *argv):
+    assert run_command(report.main, list(map(str, argv))) == 2
+    return capsys.readouterr().err
+
+
+def pixels(content):
+    return imread(io.BytesIO(content), format="png")[..., :3]
+
+
+def test_the_page_holds_the_final_figures(tmp_path):
+    skips = [{"step": 7, "tokens_seen": 7000, "skipped": "loss is inf", "loss": math.inf}]
+    metrics = [*METRICS, *skips, step_record(61, mfu=0.25), step_record(62, mfu=0.35)]
+    a = write_run(tmp_path / "a", metrics, status={"state": "stopped", "step": 60})
+    rows = tables_of(a, write_run(tmp_path / "b"))["figures"]
+    assert rows[""] == ["a", "b"]
+    assert rows["state"] == ["stopped", "-"]
+    assert rows["steps"] == ["62", "60"]
+    assert rows["tokens seen"] == ["62,000", "60,000"]
+    assert rows["training loss (mean of the last 10 lines)"] == ["6.1250", "6.2250"]
+    assert rows["best validation loss"] == ["3.2500 at step 40"] * 2
+    assert rows["last validation loss"] == ["3.4000"] * 2
+    assert rows["last perplexity (per token)"] == ["29.96"] * 2
+    assert rows["last bits per byte"] == ["1.1333"] * 2
+    assert rows["tokens per second (median)"] == ["5,032", "5,030"]
+    assert rows["MFU (median)"] == ["30.0%", "-"]
+    assert rows["skipped updates"] == ["1\nstep 7: loss is inf", "0"]
+
+
+def test_a_long_list_of_skipped_updates_is_cut(tmp_path):
+    skips = [{"step": step, "tokens_seen": 0, "skipped": "spike"} for step in range(1, 9)]
+    cell = tables_of(write_run(tmp_path / "a", METRICS + skips))["figures"]["skipped updates"][0]
+    assert cell.splitlines() == ["8", *(f"step {step}: spike" for step in range(1, 6)), "and 3 more"]
+
+
+def test_only_settings_that_differ_are_shown(tmp_path):
+    a = write_run(tmp_path / "a")
+    b = write_run(tmp_path / "b", recipe=RECIPE | {"output_dir": "elsewhere", "compile": True, "sample_prompts": ["x"]})
+    c = write_run(tmp_path / "c", recipe=None)
+    rows = tables_of(a, b, c)["settings"]
+    assert rows == {"": ["a", "b", "c"], "compile": ["false", "true", "-"], "sample_prompts": ["-", '["x"]', "-"]}
+
+
+def test_one_run_shows_all_its_settings(tmp_path):
+    rows = tables_of(write_run(tmp_path / "a"))["settings"]
+    assert rows == {
+        "": ["a"],
+        "config": ["laptop"],
+        "learning_rate": ["0.001"],
+        "compile": ["false"],
+        "max_steps": ["60"],
+    }
+
+
+def test_the_last_sample_of_each_prompt_stands_beside_that_of_the_other_run(tmp_path):
+    samples = [{"step": step, "prompt": p, "text": f"{p}!{step}"} for step in (20, 40) for p in ("one", "two")]
+    a, b = write_run(tmp_path / "a", samples=samples), write_run(tmp_path / "b", samples=samples[1:2])
+    rows = tables_of(a, b)["samples"]
+    assert rows == {"": ["a", "b"], "one": ["step 40\none!40", "-"], "two": ["step 40\ntwo!40", "step 20\ntwo!20"]}
+
+
+def test_text_of_others_is_no_markup(tmp_path):
+    evil = "<script>alert('x')</script> &"
+    samples = [{"step": 1, "prompt": evil, "text": evil}]
+    skips = [{"step": 2, "tokens_seen": 2, "skipped": evil}]
+    folder = write_run(tmp_path / "<b>&", [*METRICS, *skips], samples, {evil: evil}, {"state": evil})
+    text = report.page(report.open_runs([folder]), b"")
+    assert "<script" not in text
+    assert "<b>" not in text
+    tables = Tables(text).tables
+    assert tables["samples"] == {"": ["<b>&"], evil: ["step 1\n" + evil]}
+    assert tables["settings"] == {"": ["<b>&"], evil: [evil]}
+    assert tables["figures"]["state"] == [evil]
+
+
+def test_the_page_is_one_file_with_the_picture_in_it(tmp_path, capsys):
+    folder = write_run(tmp_path / "a", samples=[{"step": 1, "prompt": "no character", "text": "\ud800"}])
+    assert run_command(report.main, ["--output_dir", str(folder)]) == 0
+    assert capsys.readouterr().out == f"written: {folder / 'report.html'}\n"
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    (address,) = Tables(text).addresses
+    kind, _, content = address.partition(";base64,")
+    assert kind == "data:image/png"
+    assert pixels(base64.b64decode(content)).std() > 0.05
+    assert not re.search(r"https?:|@import|url\(", text)
+
+
+def test_the_picture_shows_every_run_in_its_colour(tmp_path):
+    folders = [
+        write_run(tmp_path / f"r{i}", [step_record(s, loss=9 - i - s / 20) for s in range(60)]) for i in range(9)
+    ]
+    output = tmp_path / "picture.PNG"
+    assert run_command(report.main, ["--output_dir", *map(str, folders), "--report_file", str(output)]) == 0
+    seen = pixels(output.read_bytes())
+    for colour in report.COLOURS:
+        rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        assert (np.abs(seen - rgb).max(-1) < 0.01).sum() > 500, colour
+    assert len({tuple(run.style.items()) for run in report.open_runs(folders)}) == 9
+
+
+def test_the_x_axis_counts_tokens_or_steps():
+    run = logged([step_record(3), evaluation(4, 2.0)])
+    assert report.points(run, "loss", "step") == [(3.0, 8.85)]
+    assert report.points(run, "eval_loss", "tokens") == [(0.004, 2.0)]
+    assert {axes.get_xlabel() for axes in report.draw_runs([run], "step").axes} == {"step"}
+    assert {axes.get_xlabel() for axes in report.draw_runs([run], "tokens").axes} == {"tokens seen (millions)"}
+
+
+def test_the_choice_of_the_x_axis_reaches_the_picture(tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(report, "draw_runs", lambda runs, by: chosen.append(by) or Figure(figsize=(1, 1)))
+    folder = write_run(tmp_path / "a")
+    for options in ([], ["--by", "step"]):
+        assert run_command(report.main, ["--output_dir", str(folder), *options]) == 0
+    assert chosen == ["tokens", "step"]
+
+
+def test_skipped_updates_are_crosses_and_no_losses(tmp_path):
+    skips = [{"step": 30, "tokens_seen": 30_000, "skipped": "spike", "loss": 1e9}]
+    figure = report.draw_runs(report.open_runs([write_run(tmp_path / "run", METRICS + skips)]), "step")
+    crosses, others = [], []
+    for line in figure.axes[0].lines:
+        (crosses if line.get_marker() == "x" else others).extend(line.get_xydata().tolist())
+    assert crosses == [[30.0, 0.03]]
+    assert max(y for _, y in others) < 10
+
+
+def test_what_is_no_number_leaves_a_gap():
+    bad = {10: math.nan, 20: math.inf, 21: -math.inf, 30: None, 40: "nan"}
+    run = logged([step_record(s, loss=bad.get(s, 5.0), grad_norm=bad.get(s, 1.0)) for s in range(1, 61)])
+    curve = list(report.smoothed_stretches(report.points(run, "loss", "step")))
+    assert {x for x, y in curve if math.isnan(y)} == set(bad)
+    assert {y for _, y in curve if not math.isnan(y)} == {5.0}
+    render(report.draw_runs([run], "tokens"))
+
+
+def test_the_picture_tells_the_share_of_the_peak_where_it_is_known():
+    runs = [logged([step_record(1, mfu=share)]) for share in (0.25, 0.25, None)] + [logged(METRICS)]
+    legend = report.draw_runs(runs, "step").axes[3].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["MFU 25.0%", "MFU 25.0%"]
+    assert report.draw_runs(runs[2:], "step").axes[3].get_legend() is None
+
+
+def test_the_start_does_not_stretch_the_loss_axis():
+    metrics = [step_record(s, loss=3.0 if s > 5 else 100.0) for s in range(1, 1001)] + [evaluation(1000, 3.5)]
+    low, high = report.draw_runs([logged(metrics)], "step").axes[0].get_ylim()
+    assert low < 3.0
+    assert 3.5 < high < 4
+
+
+def test_runs_that_have_logged_little_can_be_drawn_and_told():
+    runs = [logged(metrics) for metrics in (METRICS[:1], METRICS[:60], [{"step": 1, "loss": math.nan}])]
+    for some in (runs, runs[2:]):
+        render(report.draw_runs(some, "tokens"))
+    rows = Tables(report.page(runs, b"")).tables["figures"]
+    assert rows["best validation loss"] == rows["last validation loss"] == ["-", "-", "-"]
+    assert rows["training loss (mean of the last 10 lines)"] == ["8.9500", "6.2250", "nan"]
+
+
+def test_a_line_that_is_cut_off_is_left_out(tmp_path):
+    folder = write_run(tmp_path / "a")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "tok')
+    assert tables_of(folder)["figures"]["steps"] == ["60"]
+
+
+def test_folders_of_the_same_name_are_told_apart_by_their_parents(tmp_path):
+    paths = [tmp_path / name for name in ("one/x/run", "two/x/run", "two/y/run", "other")]
+    assert report.distinct_names(paths) == ["one/x/run", "two/x/run", "y/run", "other"]
+
+
+def test_any_name_of_a_folder_can_be_drawn():
+    names = ["_hidden", "cost$x$", "$\\frac$", "n" * 200]
+    figure = report.draw_runs([logged(METRICS, name) for name in names], "tokens")
+    render(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{n} (validation 3.4000)" for n in names]
+
+
+def test_without_runs_it_says_how_to_name_them(capsys):
+    assert "--output_dir runs/a runs/b" in refused(capsys)
+
+
+def test_a_run_given_twice_is_refused(tmp_path, capsys):
+    folder = write_run(tmp_path / "a")
+    assert "more than once" in refused(capsys, "--output_dir", folder, tmp_path / "b/../a")
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path, capsys):
+    message = refused(capsys, "--output_dir", tmp_path)
+    assert str(tmp_path / "metrics.jsonl") in message
+    assert "--output_dir" in message
+    write_run(tmp_path / "run")
+    assert f"did you mean {tmp_path / 'run'}?" in refused(capsys, "--output_dir", tmp_path)
+
+
+@pytest.mark.parametrize("metrics", [[], METRICS[60:], [step_record(1, skipped="spike")]])
+def test_a_run_without_a_step_is_refused(tmp_path, capsys, metrics):
+    message = refused(capsys, "--output_dir", write_run(tmp_path / "a", metrics))
+    assert "metrics.jsonl holds no line with a loss yet" in message
+
+
+@pytest.mark.parametrize("content", ["a: [", "just words", "- a list", b"\xff\xfe"])
+def test_a_recipe_that_is_none_is_refused(tmp_path, capsys, content):
+    folder = write_run(tmp_path / "a")
+    (folder / "recipe.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert f"recipe {folder / 'recipe.yaml'} " in refused(capsys, "--output_dir", folder)
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "report", "nowhere/report.html"])
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys, name):
+    message = refused(capsys, "--output_dir", write_run(tmp_path / "a"), "--report_file", tmp_path / name)
+    assert f"--output {tmp_path / name}" in message
+    assert ("there is no folder" if "nowhere" in name else ".html") in message
+
+
+def test_an_unknown_x_axis_is_refused(tmp_path, capsys):
+    assert "--by" in refused(capsys, "--output_dir", tmp_path, "--by", "time")

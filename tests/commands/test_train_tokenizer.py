@@ -1,0 +1,122 @@
+import itertools
+import os
+import re
+import tracemalloc
+
+import pytest
+
+from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
+from train.data.corpora import Corpus, Document
+from train.settings.command import run_command
+from train.settings.corpus import TokenizerArguments
+from train.train_tokenizer import bytes_per_token, main, train_tokenizer
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"The number {number} is one more than {number - 1}.\n" for number in range(200)))
+    return path
+
+
+def test_script_writes_a_tokenizer_and_says_what_it_is(tmp_path, text, capsys):
+    output = tmp_path / "new/tokenizer"
+    assert not main(["--output_dir", str(output), "--text", str(text), "--vocab_size", "280"])
+    tokenizer = ScratchGPTTokenizer.from_pretrained(output)
+    assert (len(tokenizer), tokenizer.model_max_length) == (280, 1024)
+    assert sorted(os.listdir(output)) == ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
+    said = capsys.readouterr().out
+    assert re.search(r"280 tokens from 1 documents \(0\.0 MB\) in \d+\.\d s .* bytes per token on held-out text", said)
+    assert str(output) in said
+
+
+def test_it_learns_from_the_train_part_only(tmp_path, capsys):
+    """Zebra is only in the last tenth, which is held out."""
+    path = tmp_path / "book.txt"
+    path.write_text("plain words only\n" * 90 + "zebra stripes do\n" * 10)
+    main(["--output_dir", str(tmp_path / "t"), "--text", str(path), "--validation_fraction", "0.1"])
+    vocabulary = ScratchGPTTokenizer.from_pretrained(tmp_path / "t").get_vocab()
+    assert "plain" in vocabulary
+    assert "zebra" not in vocabulary
+
+
+def test_a_tokenizer_is_not_overwritten(tmp_path, text, capsys):
+    argv = ["--output_dir", str(tmp_path / "t"), "--text", str(text), "--vocab_size", "300"]
+    main(argv)
+    before = (tmp_path / "t/tokenizer.json").read_bytes()
+    assert run_command(main, [*argv, "--vocab_size", "280"]) == 2
+    assert "holds a tokenizer already" in capsys.readouterr().err
+    assert (tmp_path / "t/tokenizer.json").read_bytes() == before
+
+
+def test_an_interrupted_save_leaves_no_tokenizer(tmp_path, text, monkeypatch):
+    def broken(self, folder):
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(ScratchGPTTokenizer, "save_pretrained", broken)
+    argv = ["--output_dir", str(tmp_path / "t"), "--text", str(text), "--vocab_size", "300"]
+    assert run_command(main, argv) == 2
+    assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_unwritable_output_is_refused_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run_command(main, ["--output_dir", str(tmp_path / "file/t"), "--text", "nowhere"]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--vocab_size", "100"], r"vocab_size \(100\) must be at least 262"),
+        (["--vocab_siz", "300"], "did you mean --vocab_size"),
+        (["--text", "no/where.txt"], r"no/where\.txt does not exist"),
+    ],
+)
+def test_mistakes_end_with_one_line(tmp_path, text, capsys, argv, message):
+    assert run_command(main, ["--output_dir", str(tmp_path / "t"), "--text", str(text), *argv]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert re.search(message, error)
+
+
+def test_bytes_per_token_is_bytes_over_tokens(tmp_path, text, capsys):
+    tokenizer = ScratchGPTTokenizer.train_from_texts([text.read_text()], 262, show_progress=False)
+    assert bytes_per_token(tokenizer, [Document("a", "abcé"), Document("b", "x")]) == 1.0
+    assert bytes_per_token(tokenizer, []) != bytes_per_token(tokenizer, [])  # nan
+
+
+def endless(num_documents: int) -> Corpus:
+    """Many documents, few distinct words."""
+    line = "the same few words again and again in a line of text\n" * 20
+
+    def read():
+        for number in range(num_documents):
+            yield Document(str(number), line)
+
+    return Corpus("endless", "0", read)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path, capsys):
+    def peak(num_documents: int) -> int:
+        output = tmp_path / str(num_documents)
+        output.mkdir()
+        tracemalloc.start()
+        train_tokenizer(output, TokenizerArguments(vocab_size=270), endless(num_documents), endless(1))
+        result = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return result
+
+    sizes = [peak(number) for number in (5, 50, 1500)]
+    assert sizes[2] < 1.3 * sizes[1]  # 1 MB of text at once would be more
+
+
+def test_a_pass_over_the_corpus_is_enough(tmp_path, capsys):
+    passes = itertools.count()
+
+    def read():
+        next(passes)
+        yield Document("a", "some text, some text")
+
+    train_tokenizer(tmp_path, TokenizerArguments(vocab_size=270), Corpus("once", "0", read), endless(1))
+    assert next(passes) == 1

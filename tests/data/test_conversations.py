@@ -1,0 +1,211 @@
+"""Rows become messages, messages become tokens with a mask of the answers, and these share rows without mixing."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_scratch_gpt import ScratchGPTTokenizer
+from hf_scratch_gpt.tokenization_scratch_gpt import END_OF_TURN
+from tests.support.tiny_base import chat, save_base
+from train.data.conversations import (
+    IGNORE_INDEX,
+    Conversation,
+    Encoded,
+    PackedConversations,
+    conversations,
+    cut,
+    encode,
+    end_of_turn,
+    fit,
+    pack,
+    prompt_ids,
+)
+from train.data.rows import Row
+
+QUESTION, ANSWER = "What is 1?", "The a number 1."
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(base):
+    return ScratchGPTTokenizer.from_pretrained(base)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"messages": chat(QUESTION, ANSWER)},
+        {"prompt": QUESTION, "completion": ANSWER},
+        {"prompt": chat(QUESTION), "completion": [{"role": "assistant", "content": ANSWER}]},
+        {"instruction": QUESTION, "output": ANSWER},
+        {"instruction": QUESTION, "input": "", "output": ANSWER, "text": "ignored"},
+        {"messages": None, "prompt": QUESTION, "completion": ANSWER},  # a table with columns of several forms
+    ],
+)
+def test_rows_of_every_form_become_the_same_messages(cells):
+    assert conversations([Row("x:1", cells)])[0].messages == chat(QUESTION, ANSWER)
+
+
+def test_an_alpaca_input_follows_the_instruction():
+    (one,) = conversations([Row("x:1", {"instruction": "Sum.", "input": "1 2", "output": "3"})])
+    assert one.messages == chat("Sum.\n\n1 2", "3")
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"messages": chat(QUESTION)}, "x:7: no message is from the assistant"),
+        (
+            {"text": "x"},
+            "x:7: its columns are text; a conversation has messages; prompt and completion; or instruction",
+        ),
+        ({"messages": []}, "x:7: no message is from the assistant"),
+        ({"messages": "hello"}, "x:7: message 1 is 'hello', and not an object with role and content"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "the role 'robot', not system, user, assistant"),
+        ({"messages": [{"role": "user", "content": None}]}, r"message 1 \(user\) is None: it needs text"),
+        ({"messages": chat(QUESTION, "  ")}, r"message 2 \(assistant\) is '  ': it needs text"),
+        ({"prompt": QUESTION, "completion": ""}, r"message 2 \(assistant\) is ''"),
+    ],
+)
+def test_rows_without_a_conversation_are_refused(cells, message):
+    with pytest.raises(ValueError, match=message):
+        conversations([Row("x:7", cells)])
+
+
+def test_the_mask_covers_answers_with_their_end_and_nothing_else(chat_tokenizer):
+    messages = [{"role": "system", "content": "Be brief."}, *chat(QUESTION, ANSWER, "Sure?", "Yes.")]
+    (one,) = encode(chat_tokenizer, [Conversation("x", messages)])
+    assert chat_tokenizer.decode(one.ids[one.is_answer]) == f"{ANSWER}{END_OF_TURN}Yes.{END_OF_TURN}"
+    start = prompt_ids(chat_tokenizer, messages[:2])
+    assert one.ids[: len(start)].tolist() == start
+    assert not one.is_answer[: len(start)].any()
+    assert one.is_answer[len(start)]
+    assert end_of_turn([one]) == chat_tokenizer.convert_tokens_to_ids(END_OF_TURN)
+
+
+def test_control_tokens_in_a_message_are_refused(chat_tokenizer):
+    with pytest.raises(ValueError, match=r"x:3: a message contains the control token '<\|end\|>'"):
+        encode(chat_tokenizer, [Conversation("x:3", chat("a <|end|> b", "c"))])
+
+
+def test_a_template_without_an_end_is_refused(chat_tokenizer):
+    with pytest.raises(ValueError, match=r"does not end every answer with the same token.*--chat_template own"):
+        end_of_turn([Encoded(np.array([1, 2]), np.array([False, True])), Encoded(np.array([3]), np.array([True]))])
+
+
+# Length
+
+END = 9
+LONG = Encoded(np.array([1, 1, 7, 7, END, 1, 1, 8, 8, END]), np.array([0, 0, 1, 1, 1, 0, 0, 1, 1, 1], bool))
+
+
+@pytest.mark.parametrize(
+    ("max_length", "ids"),
+    [
+        (10, LONG.ids.tolist()),
+        (9, [1, 1, 7, 7, END]),
+        (5, [1, 1, 7, 7, END]),
+        (4, [1, 1, 7, END]),
+        (3, None),
+        (2, None),
+    ],
+)
+def test_cut_conversations_end_as_answers_end(max_length, ids):
+    shorter = cut(LONG, max_length)
+    assert (shorter and shorter.ids.tolist()) == ids
+    if shorter:
+        assert shorter.is_answer[-1]
+        assert len(shorter.is_answer) == len(shorter.ids) <= max_length
+
+
+def test_too_long_conversations(chat_tokenizer):
+    short, long = Conversation("x:1", chat("a", "b")), Conversation("x:2", chat("a", "b" * 50))
+    with pytest.raises(
+        ValueError, match=r"1 of 2 conversations are longer than --max_length \(20 tokens\).*x:2 with \d+"
+    ):
+        fit([short, long], chat_tokenizer, 20, "error")
+    kept, counts = fit([short, long], chat_tokenizer, 20, "cut")
+    assert [len(one.ids) for one in kept] == [6, 20]
+    assert counts == {"cut": 1, "skipped": 0}
+    assert chat_tokenizer.decode(kept[1].ids[-2:]).endswith(f"b{END_OF_TURN}")
+    kept, counts = fit([short, long], chat_tokenizer, 20, "skip")
+    assert ([len(one.ids) for one in kept], counts) == ([6], {"cut": 0, "skipped": 1})
+    question = Conversation("x:3", chat("a" * 50, "b"))
+    assert fit([short, question], chat_tokenizer, 20, "cut")[1] == {"cut": 0, "skipped": 1}
+
+
+# Rows
+
+
+def test_packing_fills_rows_and_loses_nothing():
+    lengths = np.random.default_rng(0).integers(1, 30, 500).tolist()
+    rows = pack(lengths, 64)
+    assert sorted(number for row in rows for number in row) == list(range(500))
+    assert max(sum(lengths[number] for number in row) for row in rows) <= 64
+    assert sum(lengths) / (64 * len(rows)) > 0.99
+    assert pack([3, 2, 5, 4], 7) == [[2, 1], [3, 0]]
+
+
+def rows_of(tokenizer, packing=True):
+    texts = [("ab", "c"), ("d", "efg hij"), ("klm", "n"), ("o", "pq"), ("rs", "The a number 3.")]
+    found = [Conversation(str(i), chat(*pair)) for i, pair in enumerate(texts)]
+    encoded = encode(tokenizer, found)
+    lengths = [len(one.ids) - 1 for one in encoded]
+    return PackedConversations(encoded, pack(lengths, 32) if packing else [[i] for i in range(5)], 1)
+
+
+def test_a_batch_shifts_labels_and_restarts_positions(chat_tokenizer):
+    rows = rows_of(chat_tokenizer)
+    batch = rows.batch(range(len(rows)))
+    assert len({tensor.shape for tensor in batch.values()}) == 1
+    assert batch["input_ids"].shape[0] == len(rows) < 5
+    for number, row in enumerate(rows.rows):
+        start = 0
+        for index in row:
+            one = rows.encoded[index]
+            end = start + len(one.ids) - 1
+            assert batch["input_ids"][number, start:end].tolist() == one.ids[:-1].tolist()
+            assert batch["position_ids"][number, start:end].tolist() == list(range(end - start))
+            expected = np.where(one.is_answer[1:], one.ids[1:], IGNORE_INDEX).tolist()
+            assert batch["shift_labels"][number, start:end].tolist() == expected
+            start = end
+        assert (batch["shift_labels"][number, start:] == IGNORE_INDEX).all()
+        assert (batch["position_ids"][number, start:] == 0).all()
+
+
+def loss_sum(model, rows, indices):
+    batch = rows.batch(indices)
+    labels = batch.pop("shift_labels")
+    return model(**batch, labels=labels, shift_labels=labels, num_items_in_batch=1, use_cache=False).loss
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned", "sinusoidal"])
+def test_packed_conversations_do_not_see_each_other(chat_tokenizer, tmp_path, positions):
+    model = AutoModelForCausalLM.from_pretrained(save_base(tmp_path, position_embedding_type=positions))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    packed, single = rows_of(chat_tokenizer), rows_of(chat_tokenizer, packing=False)
+    together = loss_sum(model, packed, range(len(packed)))
+    alone = sum(loss_sum(model, single, [i]) for i in range(5))
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-5)
+    gradients = []
+    for loss in (together, alone):
+        model.zero_grad()
+        loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_the_predictions_on_prompts_get_exactly_no_gradient(chat_tokenizer, base):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    rows = rows_of(chat_tokenizer)
+    batch = rows.batch(range(len(rows)))
+    labels = batch.pop("shift_labels")
+    logits = model(**batch, use_cache=False).logits
+    logits.retain_grad()
+    model.loss_function(logits=logits, labels=labels, shift_labels=labels).backward()
+    is_answer = labels != IGNORE_INDEX
+    assert (logits.grad[~is_answer] == 0).all()
+    assert (logits.grad[is_answer].abs().sum(-1) > 0).all()

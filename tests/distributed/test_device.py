@@ -1,0 +1,91 @@
+"""Number formats and processes that a machine offers."""
+
+import platform
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from train.distributed import device
+from train.distributed.device import check_world_size, has_bfloat16_hardware, matmul_rate, resolve_precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "launched", "has_hardware", "resolved"),
+    [
+        ("auto", None, True, "bf16"),
+        ("auto", None, False, "fp32"),
+        ("auto", "no", True, "bf16"),  # what accelerate launch sets when nobody asked
+        ("auto", "bf16", False, "bf16"),
+        ("auto", "fp16", True, "fp16"),
+        ("fp32", "bf16", True, "fp32"),
+        ("bf16", "no", False, "bf16"),
+        ("fp16", None, True, "fp16"),
+    ],
+)
+def test_precision_is_asked_then_launched_then_what_the_hardware_has(
+    monkeypatch, precision, launched, has_hardware, resolved
+):
+    monkeypatch.setattr(device, "has_bfloat16_hardware", lambda where: has_hardware)
+    assert resolve_precision(precision, GPU, launched) == resolved
+
+
+def test_fp16_needs_a_gpu():
+    with pytest.raises(ValueError, match="--precision fp16 needs a GPU"):
+        resolve_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize("name", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_a_cpu_has_bfloat16_with_either_unit(monkeypatch, name):
+    for each in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, each, lambda: False)
+    assert not has_bfloat16_hardware(CPU)
+    monkeypatch.setattr(torch.cpu, name, lambda: True)
+    assert has_bfloat16_hardware(CPU)
+
+
+def test_other_torch_versions_may_lack_the_names(monkeypatch):
+    for each in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, each)
+    assert not has_bfloat16_hardware(CPU)
+
+
+def test_processes_that_do_not_see_each_other_are_refused():
+    check_world_size(2, "2")
+    check_world_size(1, None)
+    with pytest.raises(ValueError, match=r"started 2 processes.*but 1 takes part"):
+        check_world_size(1, "2")
+
+
+def test_the_rate_of_matrix_products_is_that_of_this_machine():
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.ones(512, 512) @ torch.ones(512, 512)
+        seconds.append(time.perf_counter() - started)
+    roughly = 2 * 512**3 / min(seconds)
+    assert roughly / 30 < matmul_rate(CPU, "fp32") < 30 * roughly
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems manage memory in another way")
+def test_freed_memory_is_kept():
+    """In a process of its own: threads and earlier tests leave their marks on the allocator."""
+    done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000
+
+
+COUNT_FAULTS = """
+import resource, torch
+from train.device import keep_freed_memory
+keep_freed_memory()
+faults = []
+for _ in range(9):  # a small block that comes to lie behind the large one makes the heap grow once more
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(20_000_000).fill_(1)  # 80 MB, above glibc's own limit of 32 MB: 20 000 pages
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(faults)[4])
+"""

@@ -1,0 +1,84 @@
+"""DDP, FSDP2, HSDP and tensor parallelism on real processes: all of them train as one process does."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.support.tiny_run import records, weights
+from train.checkpoint.manifest import verified_manifest
+
+ENGINES = {
+    "ddp": (2, []),
+    "fsdp": (2, ["--dp_shard_size=2"]),
+    "fsdp with checkpointing": (2, ["--dp_shard_size=2", "--gradient_checkpointing=true"]),
+    "fsdp that keeps weights": (2, ["--dp_shard_size=2", "--reshard_after_forward=true"]),
+    "hsdp": (4, ["--dp_shard_size=2"]),
+    "tp": (2, ["--tp_size=2"]),
+    "tp with replicas": (4, ["--tp_size=2"]),
+    "fsdp x tp": (4, ["--dp_shard_size=2", "--tp_size=2"]),
+}
+SETTINGS = {
+    "global_batch_size": 8, "micro_batch_size": 1,
+    "config_overrides": "residual_dropout=0.0,attention_bias=true,mlp_bias=true",  # biases are split in their own way
+}  # fmt: skip
+FIGURES = {"loss", "grad_norm", "learning_rate", "eval_loss", "eval_bits_per_byte", "tokens_seen"}
+
+
+@pytest.fixture
+def alone(recipe, launcher, tmp_path, tmp_path_factory):
+    """The run of one process, made once for each optimizer."""
+
+    def alone(optimizer):
+        run = tmp_path_factory.getbasetemp() / f"alone-{optimizer}"
+        if not run.exists():
+            launcher.run([recipe(**SETTINGS, optimizer=optimizer), f"--output_dir={run}"], 1, tmp_path / "alone.log")
+        return run
+
+    return alone
+
+
+def assert_same_figures(one, other, tolerance=1e-5):
+    assert len(one) == len(other)
+    for first, second in zip(one, other, strict=True):
+        for name in first.keys() & FIGURES:
+            assert first[name] == pytest.approx(second[name], abs=tolerance), (first["step"], name)
+
+
+def assert_same_weights(one, other, tolerance=0.0):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(
+            one[name], other[name], atol=tolerance, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "optimizer"), [*((engine, "muon") for engine in ENGINES), ("fsdp", "adamw"), ("fsdp x tp", "adamw")]
+)
+def test_every_engine_trains_as_one_process_does(recipe, tmp_path, launcher, alone, engine, optimizer):
+    processes, options = ENGINES[engine]
+    one, many = alone(optimizer), tmp_path / "many"
+    launcher.run(
+        [recipe(**SETTINGS, optimizer=optimizer), f"--output_dir={many}", *options], processes, tmp_path / "log"
+    )
+    assert_same_figures(records(one), records(many))
+    assert_same_weights(weights(one / "model"), weights(many / "model"), tolerance=1e-5)
+    assert_safe_files(many / "checkpoint-00000006", is_split=engine != "ddp")
+
+
+def assert_safe_files(checkpoint, is_split):
+    """Only safetensors and JSON, of all processes."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    sealed = verified_manifest(checkpoint)["files"]
+    assert set(sealed) == {path.relative_to(checkpoint).as_posix() for path in files} - {"manifest.json"}
+    shards = [path for path in files if path.name.startswith("shard-")]
+    assert bool(shards) == is_split
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                assert len(tensors.keys()) > 0
+        elif path.suffix != ".py":  # the code of the model, for trust_remote_code
+            json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,131 @@
+"""What happens to all processes when something happens to one of them."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from tests.checkpoint.test_kills import kill, wait_for_step
+from tests.support.launcher import Launcher
+from tests.support.tiny_run import records
+from train.distributed.device import build_accelerator, check_engine
+from train.distributed.heartbeat import DEAD_AFTER, silent_processes
+from train.loop.finish import STOPPED
+from train.loop.status import read_status
+
+ENGINES = {"ddp": [], "fsdp": ["--dp_shard_size=2"]}
+ENDLESS = {"max_steps": 100_000, "save_steps": 0, "eval_steps": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_one_process_saves_and_stops_all(recipe, tmp_path, launcher, engine, number):
+    running = launcher.start([recipe(**ENDLESS), *ENGINES[engine]], 2, tmp_path / "log")
+    wait_for_step(tmp_path / "run", 3)
+    os.kill(running[1], number)
+    assert launcher.wait() == [STOPPED, STOPPED]
+    status = read_status(tmp_path / "run")
+    assert status["state"] == "stopped"
+    assert status["checkpoint"] == f"checkpoint-{status['step']:08d}"
+    assert records(tmp_path / "run")[-1]["step"] == status["step"]
+    assert "the same command continues from there" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named(recipe, tmp_path, launcher):
+    options = [recipe(**ENDLESS), f"--ddp_timeout={DEAD_AFTER + 4}"]
+    running = launcher.start(options, 2, tmp_path / "log")
+    wait_for_step(tmp_path / "run", 3)
+    os.kill(running[1], signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while "waited in vain" not in (shown := (tmp_path / "log").read_text()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    kill(running)
+    launcher.wait()
+    assert re.search(rf"error: process 0 waited in vain .*process 1 \(pid {running[1]} on \S+\) is silent since", shown)
+    assert "Traceback" not in shown
+    status = read_status(tmp_path / "run")
+    assert status["state"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_ends_the_others_with_a_message(recipe, tmp_path, launcher):
+    running = launcher.start([recipe(**ENDLESS)], 2, tmp_path / "log")
+    wait_for_step(tmp_path / "run", 3)
+    kill([running[1]])
+    assert launcher.wait() == [2, -signal.SIGKILL]
+    shown = (tmp_path / "log").read_text()
+    assert "error: process 0 waited in vain for the others" in shown
+    assert "The same command continues from the last checkpoint." in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "options", "message"),
+    [
+        (2, ["--dp_shard_size=3"], r"--dp_shard_size \(3\) x --tp_size \(1\) = 3 processes must divide the 2"),
+        (1, ["--dp_shard_size=2"], "must divide the 1 that were started"),
+        (
+            2,
+            ["--tp_size=2", "--config_overrides=num_attention_heads=1"],
+            r"--tp_size \(2\) must divide num_attention_heads",
+        ),
+        (2, ["--tp_size=2", "--config_overrides=attention_dropout=0.1"], "set it to 0 with --config_overrides"),
+        (2, ["--dp_shard_size=2", "--torch_compile=true"], "--torch_compile does not go with --dp_shard_size 2"),
+        (2, ["--dp_shard_size=2", "--async_save=true"], "--async_save does not go with --dp_shard_size 2"),
+        (
+            2,
+            ["--micro_batch_size=4"],
+            r"--global_batch_size \(4\) must be a multiple of --micro_batch_size \(4\) x processes \(2\)",
+        ),
+    ],
+)
+def test_mistakes_end_all_processes_with_exit_code_2(recipe, tmp_path, launcher, processes, options, message):
+    launcher.start([recipe(), *options], processes, tmp_path / "log")
+    assert launcher.wait() == [2] * processes
+    shown = (tmp_path / "log").read_text()
+    assert re.search("error: .*" + message, shown), shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_folder_are_refused(recipe, tmp_path, launcher):
+    path = recipe(**ENDLESS)
+    running = launcher.start([path], 1, tmp_path / "log")
+    wait_for_step(tmp_path / "run", 1)
+    other = Launcher()
+    other.start([path], 1, tmp_path / "other.log")
+    assert other.wait() == [2]
+    other.close()
+    kill(running)
+    launcher.wait()
+    assert f"another process is training in {tmp_path / 'run'}" in (tmp_path / "other.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ACCELERATE_USE_FSDP", "--dp_shard_size"),
+        ("ACCELERATE_USE_DEEPSPEED", "--dp_shard_size"),
+        ("ACCELERATE_USE_MEGATRON_LM", "--tp_size"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "--tp_size"),
+    ],
+)
+def test_engines_of_the_launcher_are_refused(monkeypatch, name, remedy):
+    check_engine({name: "false"})
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(ValueError, match=f"has set {name}, but how a model is split belongs to the run.*{remedy}"):
+        build_accelerator("fp32")
+
+
+def test_the_silent_are_those_whose_heart_has_stopped(tmp_path):
+    for process, age in ((0, 1), (1, 60), (2, 0), (3, 9999)):  # 3: of an earlier launch
+        path = tmp_path / f"{process}.json"
+        path.write_text(f'{{"pid": {process + 70}, "host": "node"}}')
+        os.utime(path, (time.time() - age,) * 2)
+    assert silent_processes(tmp_path, 3) == "process 1 (pid 71 on node) is silent since 60 s"
+    (tmp_path / "1.json").unlink()
+    assert "all of them are alive" in silent_processes(tmp_path, 3)

@@ -1,0 +1,398 @@
+"""What users load from a hub: models with their code where our package is absent, without it where it is, and datasets.
+
+What needs a process of its own is forked from one that has imported torch and transformers, but none of our modules.
+"""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import transformers
+from datasets import load_dataset
+from huggingface_hub import HfApi, constants
+from safetensors.torch import load_file, save, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
+
+import hf_scratch_gpt
+from tests.support.tiny import tiny_ids, tiny_model
+from tests.support.tiny_base import TEXTS, options, write_labels
+from train import finetune_classifier, prepare_data
+from train.settings.command import run_command
+
+BOTH_CLIENTS = pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)
+HEADS = {
+    "AutoModel": hf_scratch_gpt.ScratchGPTModel,
+    "AutoModelForCausalLM": hf_scratch_gpt.ScratchGPTForCausalLM,
+    "AutoModelForSequenceClassification": hf_scratch_gpt.ScratchGPTForSequenceClassification,
+    "AutoModelForTokenClassification": hf_scratch_gpt.ScratchGPTForTokenClassification,
+    "AutoModelForQuestionAnswering": hf_scratch_gpt.ScratchGPTForQuestionAnswering,
+}
+APART = """
+import json, os, sys, traceback, types
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import huggingface_hub, pytest, torch, transformers
+from huggingface_hub import constants
+from tests.support.local_hub.client import connect
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel, pipeline  # takes seconds
+
+def work(task):
+    sys.modules["hf_scratch_gpt"] = None  # makes the import fail even where the package is installed
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    hub = types.SimpleNamespace(url=task["url"])
+    connect(pytest.MonkeyPatch(), hub, task["home"], task["token"], task["xet"])
+    exec(task["source"], globals())
+    return {"value": globals()[task["name"]](*task["arguments"])}
+
+for line in sys.stdin:
+    task = json.loads(line)
+    process = os.fork()
+    if process == 0:
+        try:
+            answer = work(task)
+        except BaseException:
+            answer = {"error": traceback.format_exc()}
+        Path(task["answer"]).write_text(json.dumps(answer))
+        os._exit(0)
+    os.waitpid(process, 0)
+    print(flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory):
+    """A process to fork from."""
+    home = tmp_path_factory.mktemp("nursery")
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(home), "HF_ENDPOINT": constants.ENDPOINT, "HF_HOME": str(home),
+        "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-I", "-c", APART, str(Path(__file__).parents[2])]
+    with (
+        (home / "log").open("w") as log,
+        subprocess.Popen(
+            command, cwd=home, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
+        yield process
+
+
+@pytest.fixture
+def apart(hub, nursery, tmp_path):
+    """Runs a function of this file in a new process without our package, with the caches of the folder `home`."""
+
+    def apart(function, *arguments, home="home", token=None):
+        task = {
+            "source": inspect.getsource(function), "name": function.__name__, "arguments": arguments,
+            "answer": str(tmp_path / "answer.json"), "url": hub.url, "home": str(tmp_path / home),
+            "token": hub.token() if token is None else token or None, "xet": not constants.HF_HUB_DISABLE_XET,
+        }  # fmt: skip
+        nursery.stdin.write(json.dumps(task) + "\n")
+        nursery.stdin.flush()
+        assert nursery.stdout.readline()
+        answer = json.loads((tmp_path / "answer.json").read_text())
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
+    return apart
+
+
+def publish(hub, name, folder, **settings):
+    hub.create(name, **settings)
+    sha = HfApi().upload_folder(repo_id=name, folder_path=str(folder)).oid
+    hub.requests.clear()
+    return sha
+
+
+@pytest.fixture
+def tiny(hub, base):
+    """The commit of alice/tiny, a model with its tokenizer."""
+    return publish(hub, "alice/tiny", base)
+
+
+def logits_of(model, seed=0):
+    with torch.no_grad():
+        return model(torch.arange(20, 30)[None]).logits
+
+
+# Where our package is not installed
+
+
+def compare(auto_class, name, expected, trust):
+    model = getattr(transformers, auto_class).from_pretrained(name, **trust)
+    assert type(model).__module__.startswith("transformers_modules.alice."), type(model)
+    tensors = load_file(expected)
+    with torch.no_grad():
+        output = model(tensors.pop("ids"))
+    return {key: torch.equal(output[key], tensors[key]) for key in tensors}
+
+
+@BOTH_CLIENTS
+@pytest.mark.parametrize("auto_class", HEADS)
+def test_each_class_computes_what_it_computed_before(auto_class, hub, apart, tmp_path):
+    model, ids = tiny_model(HEADS[auto_class]), tiny_ids()
+    model.save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        outputs = {key: value for key, value in model(ids).items() if isinstance(value, torch.Tensor)}
+    save_file({"ids": ids, **outputs}, tmp_path / "expected.safetensors")
+    publish(hub, "alice/tiny", tmp_path / "model")
+    found = apart(
+        compare, auto_class, "alice/tiny", str(tmp_path / "expected.safetensors"), {"trust_remote_code": True}
+    )
+    assert found == dict.fromkeys(outputs, True)
+    code = [entry.path.rpartition("/")[2] for entry in hub.requests.matching("GET", r"\.py$")]
+    assert sorted(code) == ["configuration_scratch_gpt.py", "modeling_scratch_gpt.py"]
+    assert not [entry for entry in hub.requests.matching(path="^/lfs/|^/xorb/", port="storage") if entry.authorised]
+
+
+def load_revisions(name, revisions):
+    found = {}
+    for revision in revisions:
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=True)
+        module = sys.modules[type(model).__module__]
+        found[revision] = [getattr(module, "EDITION", 1), round(float(model.model.norm.weight.sum()), 3)]
+    return found
+
+
+def test_name_tag_branch_and_commit_have_their_own_weights_and_code(hub, tiny, base, apart):
+    """A commit, too, whose code was changed later, in the repository and in the cache."""
+    old = [1, 16.0]
+    assert apart(load_revisions, "alice/tiny", [tiny]) == {tiny: old}
+    HfApi().create_tag("alice/tiny", tag="v1")
+    weights = load_file(base / "model.safetensors") | {"model.norm.weight": torch.full((16,), 2.0)}
+    code = (base / "modeling_scratch_gpt.py").read_bytes() + b"\nEDITION = 2\n"
+    hub.commit("alice/tiny", {"modeling_scratch_gpt.py": code, "model.safetensors": save(weights, {"format": "pt"})})
+    HfApi().create_branch("alice/tiny", branch="dev", revision="v1")
+    sha = hub.repo("alice/tiny").commit_at().id
+    found = apart(load_revisions, "alice/tiny", ["main", "v1", "dev", tiny, sha])
+    assert found == {"main": [2, 32.0], "v1": old, "dev": old, tiny: old, sha: [2, 32.0]}
+    hub.requests.clear()
+    assert apart(load_revisions, "alice/tiny", [tiny]) == {tiny: old}
+    (request,) = hub.requests  # the only one that transformers does not remember the answer of
+    assert (request.method, request.path.partition(tiny)[2]) == ("HEAD", "/custom_generate/generate.py")
+
+
+def refusal(name):
+    try:
+        transformers.AutoModelForCausalLM.from_pretrained(name)
+    except ValueError as error:
+        return str(error)
+
+
+def test_code_is_not_even_fetched_without_consent(hub, tiny, apart, tmp_path):
+    assert "Please pass the argument `trust_remote_code=True`" in apart(refusal, "alice/tiny")
+    assert not hub.requests.matching(path=r"\.py$")
+    assert not list(tmp_path.rglob("*.py"))
+
+
+def run_pipelines(text, chat):
+    generate = transformers.pipeline("text-generation", "alice/tiny", trust_remote_code=True)
+    classify = transformers.pipeline("text-classification", "alice/labels", trust_remote_code=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained("alice/tiny")  # which needs no consent
+    return [
+        generate(text, max_new_tokens=8, do_sample=False)[0]["generated_text"], classify(text, top_k=None),
+        type(tokenizer).__name__, tokenizer(text)["input_ids"], tokenizer.apply_chat_template(chat, tokenize=False),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def labels(hub, base, tmp_path):
+    """alice/labels: a classifier with names for its labels."""
+    config = AutoConfig.from_pretrained(base, num_labels=3, id2label=dict(enumerate(["red", "green", "blue"])))
+    torch.manual_seed(1)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "labels")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "labels")
+    publish(hub, "alice/labels", tmp_path / "labels")
+    return tmp_path / "labels"
+
+
+def test_pipelines_say_what_they_said_before(tiny, labels, base, apart):
+    text, chat = TEXTS[0], [{"role": "user", "content": "What is 1?"}]
+    generated, classified, tokenizer_class, ids, prompt = apart(run_pipelines, text, chat)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    generate = pipeline("text-generation", str(base))
+    assert generated == generate(text, max_new_tokens=8, do_sample=False)[0]["generated_text"] != text
+    assert classified == pipeline("text-classification", str(labels))(text, top_k=None)
+    assert {row["label"] for row in classified} == {"red", "green", "blue"}
+    assert (tokenizer_class, ids) == (PreTrainedTokenizerFast.__name__, tokenizer(text)["input_ids"])
+    assert prompt == tokenizer.apply_chat_template(chat, tokenize=False)
+
+
+def logits_apart(name, revision, offline):
+    constants.HF_HUB_OFFLINE = offline
+    model = transformers.AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=True)
+    return model(torch.arange(20, 30)[None]).logits.tolist()
+
+
+@pytest.mark.parametrize("revision", ["main", "v1"])
+def test_offline_the_cache_holds_model_and_code(revision, hub, tiny, apart):
+    HfApi().create_tag("alice/tiny", tag="v1")
+    logits = apart(logits_apart, "alice/tiny", revision, False)
+    hub.requests.clear()
+    assert apart(logits_apart, "alice/tiny", revision, True) == logits
+    assert list(hub.requests) == []
+
+
+def load_as_stranger(name):
+    try:
+        transformers.AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+    except OSError as error:
+        return str(error)
+
+
+def test_private_and_gated_code_needs_the_token(hub, tiny, apart):
+    hub.repo("alice/tiny").private = True
+    stranger = apart(load_as_stranger, "alice/tiny", home="bob", token=hub.token("bob"))
+    assert "alice/tiny is not a local folder and is not a valid model identifier" in stranger
+    assert apart(load_as_stranger, "alice/tiny", home="nobody", token="") == stranger
+    assert apart(load_as_stranger, "alice/tiny", home="alice") is None
+    hub.repo("alice/tiny").private, hub.repo("alice/tiny").gated = False, "auto"
+    stranger = apart(load_as_stranger, "alice/tiny", home="bob", token=hub.token("bob"))
+    assert "You are trying to access a gated repo." in stranger
+    assert not hub.requests.matching("GET", r"\.py$")[2:]
+
+
+# Where it is
+
+
+def paths(hub, name="alice/tiny"):
+    """What was asked of the hub, with the commit left out."""
+    commit = hub.repo(name).commit_at().id
+    return [f"{entry.method} {entry.path.replace(commit, 'SHA')}" for entry in hub.requests if entry.port == "hub"]
+
+
+def test_with_the_package_no_code_is_asked_for(hub, tiny, base):
+    for trust in (None, True, False):
+        for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+            model = getattr(transformers, name).from_pretrained("alice/tiny", trust_remote_code=trust)
+            assert type(model) is HEADS[name]
+    local = AutoModelForCausalLM.from_pretrained(base)
+    assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained("alice/tiny")), logits_of(local))
+    pipeline("text-generation", "alice/tiny")(TEXTS[0], max_new_tokens=2)
+    code = {path.partition("/resolve/")[2] for path in paths(hub) if path.endswith(".py")}
+    assert code <= {"SHA/custom_generate/generate.py", "main/custom_generate/generate.py"}  # ours is not such a model
+
+
+def test_what_a_first_and_a_second_load_ask_for(hub, tiny):
+    AutoModelForCausalLM.from_pretrained("alice/tiny")
+    assert sorted(paths(hub)) == [
+        "GET /alice/tiny/resolve/SHA/config.json",
+        "GET /alice/tiny/resolve/SHA/generation_config.json",
+        "GET /api/models/alice/tiny",
+        "GET /api/models/alice/tiny/xet-read-token/SHA",
+        *(f"HEAD /alice/tiny/resolve/SHA/{name}.json" for name in ("adapter_config", "config", "generation_config")),
+        "HEAD /alice/tiny/resolve/SHA/model.safetensors",
+    ]
+    hub.requests.clear()
+    AutoModelForCausalLM.from_pretrained("alice/tiny")
+    assert [str(entry).partition(" 200")[0] for entry in hub.requests] == ["hub GET /api/models/alice/tiny"]
+    hub.requests.clear()
+    AutoModelForCausalLM.from_pretrained("alice/tiny", revision=tiny)
+    assert list(hub.requests) == []
+
+
+def test_a_second_load_of_the_tokenizer_looks_for_chat_templates_only(hub, tiny):
+    AutoTokenizer.from_pretrained("alice/tiny")
+    hub.requests.clear()
+    AutoTokenizer.from_pretrained("alice/tiny")
+    tree = "GET /api/models/alice/tiny/tree/main"
+    assert paths(hub) == ["GET /api/models/alice/tiny", f"{tree}/additional_chat_templates", tree]
+
+
+@BOTH_CLIENTS
+def test_afterwards_the_hub_is_not_needed(hub, tiny, base, monkeypatch):
+    AutoTokenizer.from_pretrained("alice/tiny")
+    online = logits_of(AutoModelForCausalLM.from_pretrained("alice/tiny"))
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained("alice/tiny")), online)
+    text = pipeline("text-generation", "alice/tiny")(TEXTS[0], max_new_tokens=8, do_sample=False)
+    assert text == pipeline("text-generation", str(base))(TEXTS[0], max_new_tokens=8, do_sample=False)
+    assert list(hub.requests) == []
+
+
+@pytest.mark.parametrize("visibility", ["private", "gated"])
+def test_strangers_are_told_why(visibility, hub, tiny, base, monkeypatch):
+    if visibility == "private":
+        hub.repo("alice/tiny").private = True
+    else:
+        hub.repo("alice/tiny").gated = "manual"
+    why = "not a valid model identifier" if visibility == "private" else "trying to access a gated repo"
+    for token in (hub.token("bob"), False):
+        for auto_class in (AutoConfig, AutoTokenizer, AutoModelForCausalLM):
+            with pytest.raises(OSError, match=why):
+                auto_class.from_pretrained("alice/tiny", token=token)
+    assert torch.equal(
+        logits_of(AutoModelForCausalLM.from_pretrained("alice/tiny")),
+        logits_of(AutoModelForCausalLM.from_pretrained(base)),
+    )
+    assert AutoTokenizer.from_pretrained("alice/tiny")(TEXTS[0]) == AutoTokenizer.from_pretrained(base)(TEXTS[0])
+
+
+# Datasets
+
+
+@pytest.fixture(params=["csv", "jsonl", "parquet"])
+def colours(request, hub, tmp_path):
+    """alice/colours: a private dataset of texts with a label each."""
+    suffix = request.param
+    table = datasets.Dataset.from_csv(str(write_labels(tmp_path / "rows.csv")), cache_dir=str(tmp_path / "cache"))
+    getattr(table, f"to_{suffix.replace('jsonl', 'json')}")(tmp_path / f"train.{suffix}")
+    hub.create("alice/colours", kind="dataset", private=True)
+    hub.commit("alice/colours", {f"train.{suffix}": (tmp_path / f"train.{suffix}").read_bytes()}, kind="dataset")
+    yield list(table)
+    viewer = "a client looked for datasets-server.127.0.0.1"  # a service beside the hub that need not be there
+    hub.errors[:] = [error for error in hub.errors if error != viewer]
+
+
+def test_rows_arrive_as_they_are(colours):
+    assert list(load_dataset("alice/colours", split="train")) == colours
+    assert list(load_dataset("alice/colours", split="train", streaming=True)) == colours
+
+
+def test_strangers_do_not_see_a_private_dataset(colours, hub, monkeypatch, base, tmp_path, capsys):
+    monkeypatch.setenv("HF_TOKEN", hub.token("bob"))
+    line = ["--tokenizer", str(base), "--output_dir", str(tmp_path / "data"), "--dataset_name", "alice/colours"]
+    assert run_command(prepare_data.main, line) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: Dataset 'alice/colours' doesn't exist on the Hub or cannot be accessed.")
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_corpus_from_the_hub(streaming, colours, base, tmp_path, capsys):
+    line = [
+        "--tokenizer",
+        base,
+        "--output_dir",
+        tmp_path / "data",
+        "--dataset_name",
+        "alice/colours",
+        "--block_size",
+        16,
+    ]
+    line += ["--validation_fraction", 0.2, "--streaming", streaming]
+    assert run_command(prepare_data.main, list(map(str, line))) == 0, capsys.readouterr().err
+    manifest = json.loads((tmp_path / "data/data.json").read_text())
+    assert sum(split["num_documents"] for split in manifest["splits"].values()) == len(colours)
+    assert {json.dumps(split["origin"]) for split in manifest["splits"].values()} == {
+        json.dumps({"dataset_name": "alice/colours", "config": None, "split": "train"})
+    }
+
+
+@pytest.mark.parametrize("colours", ["parquet"], indirect=True)
+def test_a_classifier_learns_from_the_hub_what_it_learns_from_the_table(colours, base, tmp_path, capsys):
+    """And so the rows are the same, in the same order."""
+    losses = []
+    for name, source in (("hub", {"dataset_name": "alice/colours"}), ("table", {"train_file": tmp_path / "rows.csv"})):
+        line = options(model=base, output_dir=tmp_path / name, max_new_tokens=None, **source)
+        assert run_command(finetune_classifier.main, line) == 0, capsys.readouterr().err
+        losses.append(json.loads((tmp_path / name / "test_results.json").read_text())["test_loss"])
+    assert losses[0] == losses[1]

@@ -1,0 +1,66 @@
+"""status.json tells what became of a run, whatever the launcher makes of exit codes."""
+
+import pytest
+
+from tests.support.tiny_run import records
+from train import pretrain
+from train.loop import train as loop
+from train.loop.finish import STOPPED
+from train.loop.status import read_status, write_status
+from train.settings.command import run_command
+
+
+def test_a_finished_run_is_complete(recipe, tmp_path):
+    pretrain.main([recipe()])
+    status = read_status(tmp_path / "run")
+    assert (status["state"], status["step"], status["max_steps"]) == ("complete", 6, 6)
+    assert status["checkpoint"] == "checkpoint-00000006"
+    before = (tmp_path / "run" / "status.json").read_text()
+    pretrain.main([recipe()])
+    assert (tmp_path / "run" / "status.json").read_text() == before  # nothing has happened
+
+
+def test_it_says_running_until_then_and_why_it_failed(recipe, tmp_path, monkeypatch):
+    seen = []
+
+    def step(run, state, **kwargs):
+        seen.append(read_status(run.folder)["state"])
+        if state.step == 4:
+            raise ValueError("the reason")
+        return loop_step(run, state, **kwargs)
+
+    loop_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", step)
+    assert run_command(pretrain.main, [recipe()]) == 2
+    status = read_status(tmp_path / "run")
+    assert seen == ["running"] * 5
+    assert (status["state"], status["reason"], status["step"]) == ("failed", "the reason", 4)
+    assert status["checkpoint"] == "checkpoint-00000003"
+
+
+def test_a_mistake_before_training_leaves_the_status_of_the_run(recipe, tmp_path):
+    pretrain.main([recipe()])
+    assert run_command(pretrain.main, [recipe(), "--seed=7"]) == 2
+    assert read_status(tmp_path / "run")["state"] == "complete"
+
+
+def test_a_run_that_was_asked_to_stop_is_stopped(recipe, tmp_path, monkeypatch):
+    real_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda run, state, **kw: real_step(run, state, wants_stop=state.step == 1))
+    assert pretrain.main([recipe()]) == STOPPED
+    status = read_status(tmp_path / "run")
+    assert (status["state"], status["step"]) == ("stopped", 2)
+    assert records(tmp_path / "run")[-1]["step"] == 2
+
+
+def test_no_status_is_none(tmp_path):
+    assert read_status(tmp_path) == {}
+    (tmp_path / "status.json").write_text('{"sta')
+    assert read_status(tmp_path) == {}
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_the_file_is_replaced_whole(tmp_path, state):
+    write_status(tmp_path, state, step=3)
+    assert read_status(tmp_path)["state"] == state
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]

@@ -1,0 +1,155 @@
+"""Minimal pairs: a model whose answers are known, sums by hand, and files with mistakes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.support.tiny import tiny_model
+from tests.support.tiny_loop import VOCABULARY
+from train.metrics import minimal_pairs
+from train.metrics.minimal_pairs import Accuracy, accuracies, accuracy_table, encode_pairs, read_pairs, sum_log_probs
+
+GOOD, BAD = "def f(x): return x", "def f(x): return y"
+
+
+def write(path, *pairs):
+    path.parent.mkdir(exist_ok=True)
+    rows = [{"sentence_good": good, "sentence_bad": bad, "UID": "more fields"} for good, bad in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+class Unigrams:
+    """A model in which each token has the same probability everywhere."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokenizer, favoured):
+        self.logits = torch.zeros(len(tokenizer))
+        for text, logit in favoured.items():
+            (token,) = tokenizer(text)["input_ids"]
+            self.logits[token] = logit
+
+    def __call__(self, input_ids, attention_mask, use_cache):
+        return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
+
+
+@pytest.fixture
+def favours_a(tokenizer):
+    """Finds "a" likelier than "b" and both likelier than other letters."""
+    return Unigrams(tokenizer, {"a": 5.0, "b": 4.0})
+
+
+def score(model, tokenizer, paths, batch_size=3):
+    pairs = read_pairs(paths)
+    return accuracies(pairs, sum_log_probs(model, encode_pairs(pairs, tokenizer, 64), batch_size))
+
+
+def test_known_answers(favours_a, tokenizer, tmp_path):
+    right, wrong, tie = ("aab", "abb"), ("zzab", "zzaa"), ("abz", "bza")
+    first = write(tmp_path / "blimp" / "b.jsonl", right, wrong, right, right)
+    second = write(tmp_path / "blimp" / "a.jsonl", tie, ("a", "aa"))
+    (tmp_path / "blimp" / "README.md").write_text("not a pair")
+    third = write(tmp_path / "c.jsonl", wrong)
+    found = score(favours_a, tokenizer, [tmp_path / "blimp", third])
+    assert found == [Accuracy(second, 2, 1), Accuracy(first, 4, 3), Accuracy(third, 1, 0)]
+    head, *lines = (line.rsplit(maxsplit=2) for line in accuracy_table(found).splitlines())
+    assert head == ["file", "pairs", "accuracy"]
+    assert lines[:3] == [[str(second), "2", "0.5000"], [str(first), "4", "0.7500"], [str(third), "1", "0.0000"]]
+    assert [line[-1] for line in lines[3:]] == [f"{1.25 / 3:.4f}", f"{4 / 7:.4f}"]
+
+
+def test_a_sum_is_that_of_the_tokens_one_by_one(tokenizer, tmp_path):
+    model = tiny_model(vocab_size=VOCABULARY)
+    rows = encode_pairs(read_pairs([write(tmp_path / "pairs.jsonl", (GOOD, BAD))]), tokenizer, 64)
+    sums = sum_log_probs(model, rows, batch_size=2)
+    for sentence, found in zip((GOOD, BAD), sums, strict=True):
+        ids = [tokenizer.bos_token_id, *tokenizer(sentence)["input_ids"]]
+        expected = sum(
+            float(model(torch.tensor([ids[:end]])).logits[0, -1].detach().double().log_softmax(-1)[ids[end]])
+            for end in range(1, len(ids))
+        )
+        assert float(found) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_batches_do_not_change_the_sums(position):
+    model = tiny_model(vocab_size=VOCABULARY, position_embedding_type=position)
+    rows = [torch.randint(6, VOCABULARY, (length,)).tolist() for length in (9, 2, 40, 3, 17, 17, 5)]
+    one_by_one = sum_log_probs(model, rows, batch_size=1)
+    for batch_size in (2, 7, 100):
+        torch.testing.assert_close(sum_log_probs(model, rows, batch_size), one_by_one, atol=1e-4, rtol=0)
+
+
+def test_nearly_equal_lengths_share_a_batch(tokenizer, favours_a, monkeypatch):
+    lengths, padded = [], minimal_pairs.padded
+    monkeypatch.setattr(minimal_pairs, "padded", lambda rows: lengths.append([*map(len, rows)]) or padded(rows))
+    sum_log_probs(favours_a, [[0] * length for length in (2, 9, 3, 8)], batch_size=2)
+    assert lengths == [[9, 8], [3, 2]]
+
+
+LINES = {
+    "missing field": ('{"sentence_good": "a"}', "has no 'sentence_bad', but sentence_good"),
+    "empty sentence": ('{"sentence_good": "a", "sentence_bad": " "}', "'sentence_bad' is ' ': it must be a sentence"),
+    "number": ('{"sentence_good": 1, "sentence_bad": "b"}', "'sentence_good' is 1: it must be a sentence"),
+    "twice the same": ('{"sentence_good": "a", "sentence_bad": "a"}', "both sentences are 'a'"),
+    "not JSON": ('{"sentence_good": "a",', "not JSON"),
+    "no object": ('["a", "b"]', "not a JSON object but list"),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_refuses_a_line(tmp_path, line):
+    path = write(tmp_path / "pairs.jsonl", ("a", "b"))
+    text, message = LINES[line]
+    path.write_text(path.read_text() + "\n" + text + "\n")
+    with pytest.raises(ValueError, match=message) as error:
+        read_pairs([path])
+    assert f"{path}:3" in str(error.value)
+
+
+def test_refuses_what_holds_no_pairs(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"empty\.jsonl holds no pair"):
+        read_pairs([tmp_path])
+    with pytest.raises(ValueError, match=r"folder holds no \*\.jsonl file"):
+        read_pairs([tmp_path / "folder"])
+    with pytest.raises(FileNotFoundError, match="gone does not exist"):
+        read_pairs([tmp_path / "gone"])
+
+
+def test_refuses_a_file_given_twice(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", ("a", "b"))
+    with pytest.raises(ValueError, match=r"pairs\.jsonl twice"):
+        read_pairs([tmp_path, path])
+
+
+def test_refuses_a_sentence_longer_than_the_context(tokenizer, tmp_path):
+    pairs = read_pairs([write(tmp_path / "pairs.jsonl", ("zz", "zy"), ("zzz", "zz"))])
+    assert len(encode_pairs(pairs, tokenizer, context=3)[2]) == 1 + 3
+    with pytest.raises(ValueError, match=r"pairs\.jsonl:2: a sentence has 3 tokens, but the model sees 2 at once"):
+        encode_pairs(pairs, tokenizer, context=2)
+
+
+def test_refuses_a_tokenizer_that_cannot_write_the_sentence(tmp_path):
+    pairs = read_pairs([write(tmp_path / "pairs.jsonl", ("a", "b"))])
+    with pytest.raises(ValueError, match="neither bos_token nor eos_token"):
+        encode_pairs(pairs, SimpleNamespace(bos_token_id=None, eos_token_id=None), 64)
+
+    class Failing:
+        bos_token_id, eos_token_id = None, 1
+
+        def __call__(self, text, add_special_tokens):
+            raise Exception("WordLevel error: Missing [UNK] token")
+
+    with pytest.raises(ValueError, match=r"pairs\.jsonl:1: no token for a part of 'a' \(WordLevel"):
+        encode_pairs(pairs, Failing(), 64)
+
+
+def test_refuses_damaged_weights(tokenizer, favours_a):
+    favours_a.logits[7] = float("nan")
+    with pytest.raises(ValueError, match="not finite: its weights are damaged"):
+        sum_log_probs(favours_a, [[1, 8], [1, 7]], batch_size=1)

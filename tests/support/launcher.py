@@ -1,0 +1,121 @@
+"""Starts training processes in a fraction of a second: one process imports everything, and forks each trial.
+
+A test kills them as it likes. `python launcher.py` reads a JSON list per line, [arguments of the script, number of
+processes, path of the log, hosts, script], and answers with the process ids, then with how each has ended.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Launcher:
+    """Forks trials from a process that has imported everything."""
+
+    def __init__(self):
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+        }
+        self.server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.server.stdout.readline() == "ready\n"
+        self.running = []
+
+    def start(self, arguments, processes, log, hosts=(), script="pretrain"):
+        """Starts a script of `train` in so many processes and returns their ids.
+
+        `hosts` are (network namespace, address in it) of each process; without them all are on this host.
+        """
+        print(json.dumps([arguments, processes, str(log), hosts, script]), file=self.server.stdin, flush=True)
+        self.running = json.loads(self.server.stdout.readline())
+        return self.running
+
+    def wait(self):
+        """The exit codes of all processes of the trial; minus the signal where one was killed."""
+        self.running = []
+        return json.loads(self.server.stdout.readline())
+
+    def run(self, arguments, processes, log, script="pretrain"):
+        """Starts a trial, waits, and demands that it succeeds."""
+        self.start(arguments, processes, log, script=script)
+        codes = self.wait()
+        assert codes == [0] * processes, Path(log).read_text()[-5000:]
+
+    def end(self):
+        """Kills what still runs."""
+        for process in self.running:
+            os.kill(process, signal.SIGKILL)
+        if self.running:
+            self.wait()
+
+    def close(self):
+        self.server.communicate()
+
+
+def serve():
+    import torch
+
+    torch.set_num_threads(1)
+    from train import finetune, finetune_classifier, pretrain
+    from train.settings.command import run_command
+
+    scripts = {"pretrain": pretrain, "finetune": finetune, "finetune_classifier": finetune_classifier}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        arguments, processes, log, hosts, script = json.loads(line)
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = str(listener.getsockname()[1])
+        children = []
+        for rank in range(processes):
+            if (child := os.fork()) == 0:
+                if hosts:
+                    move_to(hosts[rank][0], hosts[0][1])
+                trial(partial(run_command, scripts[script].main, arguments), rank, processes, port, log)
+            children.append(child)
+        print(json.dumps(children), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+
+
+def move_to(namespace, main_address):
+    """Puts this process into a network namespace, whose cable it then uses."""
+    file = os.open(f"/var/run/netns/{namespace}", os.O_RDONLY)
+    assert ctypes.CDLL(None).setns(file, 0x40000000) == 0  # CLONE_NEWNET; os.setns comes with Python 3.12
+    os.environ.update(MASTER_ADDR=main_address, GLOO_SOCKET_IFNAME="cable")
+
+
+def trial(main, rank, processes, port, log):
+    """What a forked process does; it never returns."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if processes > 1:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
+            MASTER_ADDR=os.environ.get("MASTER_ADDR", "127.0.0.1"), MASTER_PORT=port,
+        )  # fmt: skip
+    code = 1
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,1 @@
+"""Write, verify, find and restore everything that a run continues from."""

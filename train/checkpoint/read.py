@@ -1,0 +1,66 @@
+"""Read a verified checkpoint into a model and its optimizers, whole or split."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+from ..distributed.parallel import is_split
+from ..settings.run_folder import MODEL_FILE, OPTIMIZER_FILE, OPTIMIZER_SHARDS_FOLDER
+from .weights import is_adapter, load_adapter, named_weights, safetensors_names
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Number of finished steps."""
+        return int(self.manifest["step"])
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process wrote only its part of the model."""
+        return (self.path / OPTIMIZER_SHARDS_FOLDER).is_dir()
+
+    def load_model(self, model: nn.Module) -> None:
+        """Copy the saved weights into `model`, whole or split, in place: tied weights stay tied."""
+        try:
+            if is_adapter(model):
+                load_adapter(model, self.path)
+            elif self.is_sharded or is_split(model):
+                _read_parts(self.path, named_weights(model))
+            else:
+                safetensors.torch.load_model(model, self.path / MODEL_FILE)
+        except (RuntimeError, dcp.api.CheckpointException) as error:  # names or shapes differ
+            raise ValueError(f"{self.path} does not fit the model: {error}") from None
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the optimizer state into `tensors`, `{parameter name}.{state name}` -> tensor, in place."""
+        _read_parts(self.path / OPTIMIZER_SHARDS_FOLDER if self.is_sharded else self.path, tensors)
+
+    def optimizer_shapes(self) -> dict[str, torch.Size]:
+        """The shape of each tensor of the optimizer state."""
+        folder = self.path / OPTIMIZER_SHARDS_FOLDER if self.is_sharded else self.path
+        metadata: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        names = metadata if self.is_sharded else safetensors_names(folder / OPTIMIZER_FILE)
+        return {name: metadata[name].size for name in names}
+
+
+def _read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `tensors` in place; each process reads the parts that it holds."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read it all
+        reader = HuggingFaceStorageReader(str(folder))
+        dcp.load({name: tensor.detach() for name, tensor in tensors.items()}, storage_reader=reader)

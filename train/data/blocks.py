@@ -1,0 +1,229 @@
+"""Token blocks on disk.
+
+A split is one stream of tokens, end-of-text behind every document, cut into rows of block_size + 1
+ids. The last id of a row is the first of the next one, so a row's inputs and targets are both
+block_size long and each token but the very first is predicted exactly once. The rows lie in an Arrow
+file that is memory-mapped: memory stays flat whatever the size.
+
+Reading order: writing (`write_blocks`), reading (`open_data`, `TokenBlocks`). What a step sees of them is decided
+in `train.order`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import torch
+from datasets.arrow_writer import ArrowWriter
+from torch import Tensor
+
+FORMAT = 1
+MANIFEST = "data.json"
+TOKENIZER_FOLDER = "tokenizer"
+SPLITS = ("train", "validation")
+BLOCKS_FILE = "data-00000-of-00001.arrow"
+
+
+# Writing
+def smallest_integer_type(vocab_size: int) -> str:
+    """The integer type that holds every id below `vocab_size` in the fewest bytes."""
+    return "uint8" if vocab_size <= 1 << 8 else "uint16" if vocab_size <= 1 << 16 else "int32"
+
+
+def write_blocks(folder: Path, tokens: Iterable[np.ndarray], block_size: int, vocab_size: int) -> dict[str, Any]:
+    """Packs a stream of ids of any chunking into rows and returns the facts `open_data` checks.
+
+    Only the tokens behind the last full row are left out, and counted as `num_dropped_tokens`.
+    The folder is one that `datasets.load_from_disk` reads.
+
+    Raises:
+        ValueError: an id that is not below `vocab_size`, or fewer tokens than one row.
+    """
+    dtype = smallest_integer_type(vocab_size)
+    features = datasets.Features({"input_ids": datasets.List(datasets.Value(dtype), length=block_size + 1)})
+    _save_example(folder, features)
+    digest, num_tokens, num_rows = hashlib.sha256(), 0, 0
+    rest = np.empty(0, dtype)
+    with ArrowWriter(path=str(folder / BLOCKS_FILE), features=features) as writer:
+        for chunk in tokens:
+            _check_ids(chunk, vocab_size)
+            chunk = chunk.astype(dtype)
+            digest.update(chunk.astype("<u4").tobytes())
+            num_tokens += len(chunk)
+            rows, rest = _rows_and_rest(np.concatenate([rest, chunk]), block_size)
+            num_rows += len(rows)
+            if len(rows):
+                writer.write_table(_arrow_table(rows))
+        writer.finalize()
+    if num_rows == 0:
+        raise ValueError(
+            f"{folder.name}: the text has {num_tokens} tokens, fewer than one block of "
+            f"{block_size} + 1. Use more text, or a block_size of at most {max(num_tokens - 1, 0)}."
+        )
+    return {
+        "num_tokens": num_tokens,
+        "num_rows": num_rows,
+        "num_dropped_tokens": len(rest) - 1,
+        "file_size": (folder / BLOCKS_FILE).stat().st_size,
+        "tokens_sha256": digest.hexdigest(),
+    }
+
+
+def _save_example(folder: Path, features: datasets.Features) -> None:
+    """Writes what makes `folder` a saved dataset; its one row is then replaced by the stream of rows."""
+    example = {"input_ids": [[0] * features["input_ids"].length]}
+    is_quiet = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        datasets.Dataset.from_dict(example, features=features).save_to_disk(str(folder))
+    finally:
+        if not is_quiet:
+            datasets.enable_progress_bars()
+
+
+def _rows_and_rest(stream: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """All full rows of `stream`, (rows, block_size + 1), and the ids from which the next row starts."""
+    num_rows = max(len(stream) - 1, 0) // block_size
+    if num_rows == 0:
+        return np.empty((0, block_size + 1), stream.dtype), stream
+    windows = np.lib.stride_tricks.sliding_window_view(stream, block_size + 1)
+    return windows[: num_rows * block_size : block_size], stream[num_rows * block_size :]
+
+
+def _arrow_table(rows: np.ndarray) -> pyarrow.Table:
+    values = pyarrow.array(np.ascontiguousarray(rows).reshape(-1))
+    return pyarrow.table({"input_ids": pyarrow.FixedSizeListArray.from_arrays(values, rows.shape[1])})
+
+
+def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+        position = int(np.flatnonzero((ids < 0) | (ids >= vocab_size))[0])
+        raise ValueError(
+            f"Token {ids.flat[position]} at position {position} is not below vocab_size ({vocab_size}): "
+            "the text was made with another tokenizer. Prepare the data again."
+        )
+
+
+def tokenizer_sha256(tokenizer_json: str) -> str:
+    """Identity of a tokenizer: the hash of its tokenizer.json, whatever its spacing and order."""
+    canonical = json.dumps(json.loads(tokenizer_json), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_manifest(data_dir: str | Path, manifest: dict[str, Any]) -> None:
+    """Writes data.json; a folder without it is no prepared data."""
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (Path(data_dir) / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(data_dir: str | Path) -> dict[str, Any]:
+    """What data.json says.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged or has a format that this version does not read.
+    """
+    path = Path(data_dir) / MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(f"{data_dir} holds no prepared data: write it with scratch-gpt prepare_data.")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): prepare the data again.") from None
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}: prepare the data again."
+        )
+    return manifest
+
+
+# Reading
+@dataclass(frozen=True)
+class TokenBlocks:
+    """The rows of one split, memory-mapped."""
+
+    dataset: datasets.Dataset
+    block_size: int
+    vocab_size: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens that the model reads per row."""
+        return self.block_size
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """`input_ids` and `shift_labels`, both (len(indices), block_size)."""
+        rows = self.rows(indices)  # (len(indices), block_size + 1)
+        # the loss reshapes its labels with .view
+        return {"input_ids": rows[:, :-1].contiguous(), "shift_labels": rows[:, 1:].contiguous()}
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> torch.LongTensor:
+        """The rows at `indices`, shape (len(indices), block_size + 1), in that order.
+
+        Raises:
+            ValueError: an id that the vocabulary does not have.
+        """
+        ids = self.dataset[np.asarray(indices, dtype=np.int64)]["input_ids"]
+        _check_ids(ids, self.vocab_size)
+        return torch.from_numpy(ids)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Both splits and the manifest of a folder that train.prepare_data has written."""
+
+    train: TokenBlocks
+    validation: TokenBlocks
+    manifest: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Hashes of tokens and tokenizer: they must not change when a run continues."""
+        tokens = {split: facts["tokens_sha256"] for split, facts in self.manifest["splits"].items()}
+        facts = {name: self.manifest[name] for name in ("block_size", "tokenizer_sha256")}
+        return {"data": facts | {"tokens_sha256": tokens}}
+
+
+def open_data(data_dir: str | Path) -> PreparedData:
+    """Opens prepared data without reading its tokens into memory.
+
+    Raises:
+        FileNotFoundError: there is no prepared data.
+        ValueError: another format, truncated or exchanged files, or another tokenizer beside them.
+    """
+    data_dir = Path(data_dir)
+    manifest = read_manifest(data_dir)
+    tokenizer_file = data_dir / TOKENIZER_FOLDER / "tokenizer.json"
+    if not tokenizer_file.exists():
+        raise FileNotFoundError(f"{tokenizer_file} is missing: prepare the data again.")
+    if tokenizer_sha256(tokenizer_file.read_text(encoding="utf-8")) != manifest["tokenizer_sha256"]:
+        raise ValueError(f"{tokenizer_file} is not the tokenizer that made the tokens: prepare the data again.")
+    train, validation = (_open_split(data_dir / split, manifest) for split in SPLITS)
+    return PreparedData(train, validation, manifest)
+
+
+def _open_split(folder: Path, manifest: dict[str, Any]) -> TokenBlocks:
+    facts, path = manifest["splits"][folder.name], folder / BLOCKS_FILE
+    size = path.stat().st_size if path.exists() else 0
+    if size != facts["file_size"]:
+        raise ValueError(f"{path} has {size} bytes, not {facts['file_size']}: it is truncated. Prepare the data again.")
+    try:
+        dataset = datasets.load_from_disk(str(folder), keep_in_memory=False).with_format("numpy")
+    except (pyarrow.ArrowException, FileNotFoundError) as error:
+        raise ValueError(f"{folder} is damaged ({error}): prepare the data again.") from None
+    length = dataset.features["input_ids"].length
+    if (len(dataset), length) != (facts["num_rows"], manifest["block_size"] + 1):
+        raise ValueError(
+            f"{folder} has {len(dataset)} rows of {length} ids, not {facts['num_rows']} of "
+            f"{manifest['block_size'] + 1}: prepare the data again."
+        )
+    return TokenBlocks(dataset, manifest["block_size"], manifest["vocab_size"])

@@ -1,0 +1,1 @@
+"""Train: the loop, the run it works on, and what it logs."""

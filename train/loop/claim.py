@@ -1,0 +1,76 @@
+"""Claim a run folder for one training at a time, and set up its processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TextIO
+
+from accelerate import Accelerator
+from transformers.utils import logging as transformers_logging
+
+from ..distributed.device import build_accelerator, keep_freed_memory
+from ..distributed.heartbeat import heartbeat
+from ..settings.run_folder import LOCK_FILE
+from ..settings.training import TrainArguments, check_allow_change
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def claimed(arguments: TrainArguments) -> Iterator[Accelerator]:
+    """Yield the Accelerator of a training that alone uses its run folder.
+
+    Do the work in a function called from the block: a model that outlives the process group can hang in its destructor.
+
+    Raises:
+        ValueError: settings that do not work here, a folder in use or of something else, a process that hangs.
+        OSError: the folder cannot be written.
+    """
+    check_allow_change(arguments.allow_change, type(arguments))
+    keep_freed_memory()
+    transformers_logging.disable_progress_bar()  # of each save
+    folder = open_run_folder(arguments.output_dir)
+    accelerator = build_accelerator(
+        arguments.precision, arguments.report_to, arguments.output_dir, arguments.ddp_timeout
+    )
+    claim = lock(folder) if accelerator.is_main_process else nullcontext()
+    with claim, heartbeat(folder, accelerator):
+        yield accelerator
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
+def open_run_folder(output_dir: str) -> Path:
+    """Create the run folder, or recognize it as one, and check that it can be written.
+
+    Raises:
+        ValueError: it contains something else.
+        OSError: it cannot be written.
+    """
+    folder = Path(output_dir)
+    if folder.is_dir() and not (folder / LOCK_FILE).exists() and any(folder.iterdir()):
+        raise ValueError(f"--output_dir {folder} is not empty and not a run folder: choose a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOCK_FILE).touch()
+    return folder
+
+
+def lock(run: Path) -> TextIO:
+    """Claim the run folder until the returned file is closed or the process ends.
+
+    Raises:
+        ValueError: another process is training in it.
+    """
+    handle = (run / LOCK_FILE).open("w")
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise ValueError(
+            f"another process is training in {run}: wait for it, or choose another --output_dir."
+        ) from None
+    return handle

@@ -1,0 +1,74 @@
+"""Evaluate a model during and after training: metrics on held-out examples, and samples."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint.state import TrainState
+from ..data.examples import Examples
+from ..distributed import parallel
+from .log import RunLog
+from .run import Run
+
+
+def evaluate_and_log(run: Run, state: TrainState, log: RunLog) -> None:
+    """Evaluate, sample, and write both to the logs."""
+    metrics = evaluate(run)
+    state.eval_loss, state.eval_step = metrics["eval_loss"], state.step
+    log.write_evaluation(state, metrics, run.objective.format_metrics(metrics))
+    if run.accelerator.is_main_process:
+        run.objective.plot(metrics, run.folder, state.step)
+    log.write_samples(state.step, sample(run))
+
+
+@torch.no_grad()
+def evaluate(run: Run, examples: Examples | None = None) -> dict[str, Any]:
+    """Metrics for `max_eval_samples` validation examples spread evenly over the split, or for all of `examples`."""
+    size, shares = run.arguments.micro_batch_size, run.grid.data_size
+    limit = run.arguments.max_eval_samples if examples is None else 0
+    examples = run.validation if examples is None else examples
+    num_examples = min(len(examples), limit or len(examples))
+    starts = range(0, num_examples, size)
+    sums: list[float] = []
+    with _eval_mode(run.bare_model) as model:
+        # with a split model all processes call it equally often; the last ones may have nothing to count
+        for number in range(run.grid.data_index, math.ceil(len(starts) / shares) * shares, shares):
+            start = starts[min(number, len(starts) - 1)]
+            chosen = range(start, min(start + size, num_examples))
+            batch = examples.batch([i * len(examples) // num_examples for i in chosen])
+            batch = {name: tensor.to(run.accelerator.device) for name, tensor in batch.items()}
+            with run.accelerator.autocast():
+                counted = run.objective.evaluate_batch(model, batch)
+            counted = counted if number < len(starts) else [0.0] * len(counted)
+            sums = [a + b for a, b in zip(sums, counted, strict=True)] if sums else counted
+    return run.objective.compute_metrics(run.sum_over_processes(sums))
+
+
+@torch.no_grad()
+def sample(run: Run) -> list[tuple[str, str]]:
+    """(prompt, completion) pairs, from the main process alone unless the model is split.
+
+    The random state of training is restored afterwards.
+    """
+    if not run.accelerator.is_main_process and not run.is_split:
+        return []
+    device = run.accelerator.device
+    forked = [device] if device.type == "cuda" else []
+    eager = torch.compiler.set_stance("force_eager")  # each length would be compiled again
+    with torch.random.fork_rng(forked), _eval_mode(run.bare_model) as model, eager:
+        return run.objective.generate_samples(model)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(was_training)
+        parallel.free_gathered(model)

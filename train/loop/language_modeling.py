@@ -1,0 +1,155 @@
+"""Next-token prediction: the objective of pretraining and of fine-tuning on conversations."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.examples import IGNORE_INDEX
+from ..metrics.perplexity import bits_per_byte, perplexity, token_byte_lengths
+from ..settings.seeds import seed_at
+from ..settings.training import TrainArguments
+
+# of samples during pretraining
+SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to complete: as text for people, as ids for the model."""
+
+    shown: str
+    ids: list[int]
+
+
+@dataclass
+class LanguageModeling:
+    """The loss of each target token, -log p in nats; a batch has `input_ids` and `shift_labels`, (batch, seq).
+
+    Args:
+        token_bytes: bytes of text per token id, from `token_byte_lengths`.
+        prompts: completed at each evaluation.
+        generation: arguments of `generate` for them, with `max_new_tokens`.
+        seed: of the samples.
+        forward_kwargs: more keyword arguments for the model's forward.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    token_bytes: Tensor
+    prompts: Sequence[Prompt] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    forward_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def count_targets(self, batch: dict[str, Tensor]) -> tuple[float, int]:
+        """The number of target tokens, twice."""
+        num_targets = int((batch["shift_labels"] != IGNORE_INDEX).sum())
+        return num_targets, num_targets
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], denominator: float) -> Tensor:
+        """Sum of the losses of a micro-batch divided by `denominator`."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "shift_labels"}
+        labels = batch["shift_labels"]
+        return model(
+            **inputs,
+            labels=labels,  # makes the model return a loss; it uses shift_labels
+            shift_labels=labels,
+            num_items_in_batch=torch.tensor(float(denominator), device=labels.device),
+            use_cache=False,
+            **self.forward_kwargs,
+        ).loss
+
+    def evaluate_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> list[float]:
+        """Nats, number of target tokens, and the bytes of text they stand for."""
+        targets = batch["shift_labels"]
+        targets = targets[targets != IGNORE_INDEX].cpu()
+        nats = float(self.loss(model, batch, denominator=1))
+        return [nats, targets.numel(), int(self.token_bytes[targets].sum())]
+
+    def compute_metrics(self, sums: Sequence[float]) -> dict[str, Any]:
+        """Loss in nats per token, perplexity and bits per byte."""
+        nats, num_tokens, num_bytes = sums
+        loss = nats / num_tokens
+        return {
+            "eval_loss": loss,
+            "eval_perplexity": perplexity(loss),
+            "eval_bits_per_byte": bits_per_byte(nats, num_bytes),
+        }
+
+    def format_metrics(self, metrics: dict[str, Any]) -> str:
+        """The metrics as one line."""
+        return (
+            f"validation loss {metrics['eval_loss']:.4f} | perplexity {metrics['eval_perplexity']:.2f} | "
+            f"{metrics['eval_bits_per_byte']:.4f} bits per byte"
+        )
+
+    def plot(self, metrics: dict[str, Any], folder: Path, step: int) -> None:
+        """Nothing: the loss curve is drawn at the end of the run."""
+
+    def generate_samples(self, model: Any) -> list[tuple[str, str]]:
+        """Each prompt and its completion; the seed is fixed, so that samples of different steps are comparable."""
+        completions = []
+        for number, prompt in enumerate(self.prompts):
+            torch.manual_seed(seed_at(self.seed, "sample", number))
+            input_ids = torch.tensor([prompt.ids], device=model.device)  # (1, prompt)
+            output = model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                pad_token_id=self.tokenizer.pad_token_id,
+                **self.generation,
+            )  # (1, prompt + completion)
+            text: Any = self.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True)
+            completions.append((prompt.shown, str(text)))
+        return completions
+
+
+def next_token_objective(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainArguments
+) -> LanguageModeling:
+    """What pretraining learns; samples continue `sample_prompts`.
+
+    Raises:
+        ValueError: a prompt that leaves no room for its continuation.
+    """
+    prompts = [Prompt(text, tokenizer(text)["input_ids"] or [bos_id(tokenizer)]) for text in arguments.sample_prompts]
+    check_prompts(model.config, prompts, arguments)
+    return LanguageModeling(
+        tokenizer,
+        token_byte_lengths(tokenizer),
+        prompts,
+        SAMPLING | {"max_new_tokens": arguments.max_new_tokens},
+        arguments.seed,
+        skips_logits(model),
+    )
+
+
+def bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token from which a text is begun."""
+    found: Any = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return int(found)
+
+
+def skips_logits(model: PreTrainedModel) -> dict[str, bool]:
+    """Asks a model that can for a loss without the logits, which are most of the memory."""
+    return {"skip_logits": True} if "skip_logits" in inspect.signature(model.forward).parameters else {}
+
+
+def check_prompts(config: PreTrainedConfig, prompts: Sequence[Prompt], arguments: TrainArguments) -> None:
+    """Refuses prompts whose continuation has no positions in the model.
+
+    Raises:
+        ValueError: the prompt and both lengths.
+    """
+    longest = config.max_position_embeddings
+    for prompt in prompts:
+        length = len(prompt.ids) + arguments.max_new_tokens
+        if length > longest:
+            raise ValueError(
+                f"--sample_prompts: {prompt.shown[:40]!r} and {arguments.max_new_tokens} max_new_tokens "
+                f"are {length} tokens, but max_position_embeddings is {longest}: shorten them."
+            )

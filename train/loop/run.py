@@ -1,0 +1,250 @@
+"""A run: everything that the loop works on, built from settings, a model, an objective and examples."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.state import TrainState
+from ..checkpoint.weights import named_weights
+from ..data.examples import Examples
+from ..data.sampler import StepSampler
+from ..distributed.device import matmul_rate
+from ..distributed.parallel import Grid, build_grid, is_split, split_model, whole
+from ..model.flops import training_flops_per_token
+from ..settings.run_folder import MODEL_FOLDER, RECIPE_FILE
+from ..settings.training import MAY_CHANGE, TrainArguments
+from .log import cut_back_logs
+from .objective import Objective
+from .optimizers import build_optimizers
+from .skipped_steps import read_skip_windows
+
+NOT_PART_OF_THE_MODEL = {"transformers_version", "auto_map", "_name_or_path"}  # config entries that may change
+
+
+@dataclass
+class Run:
+    """The parts of a run; model and optimizers as `Accelerator.prepare` or `split_model` leave them.
+
+    Args:
+        sampler: the examples of each step.
+        validation: examples for evaluations.
+        grid: the position of this process among all.
+        skip_windows: (first, last) steps that `rollback` asked to skip.
+        peak_tokens_per_second: if all devices did nothing but the model's matrix products; for the MFU.
+    """
+
+    arguments: TrainArguments
+    accelerator: Accelerator
+    model: nn.Module
+    optimizers: list[Optimizer]
+    sampler: StepSampler
+    validation: Examples
+    objective: Objective
+    checkpoints: Checkpointer
+    grid: Grid = field(default_factory=Grid)
+    skip_windows: list[tuple[int, int]] = field(default_factory=list)
+    peak_tokens_per_second: float = math.inf
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.arguments.output_dir)
+
+    @property
+    def bare_model(self) -> Any:
+        """The model without the wrapper that synchronizes processes."""
+        return self.checkpoints.model
+
+    @property
+    def is_split(self) -> bool:
+        """Whether each process holds only a part of the model, so that all must take part in every use of it."""
+        return is_split(self.model)
+
+    def sum_over_processes(self, values: Sequence[float]) -> list[float]:
+        """Add up what each share of the examples has contributed."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        total = self.accelerator.reduce(total, reduction="sum")
+        return (total / self.grid.tensor_size).tolist()  # each tensor-parallel group contributed the same values
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The weights by name, gathered on the CPU; all processes must call."""
+        return {name: whole(tensor).cpu() for name, tensor in named_weights(self.bare_model).items()}
+
+
+def build_run(
+    arguments: TrainArguments,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    objective: Objective,
+    train: Examples,
+    validation: Examples,
+    facts: dict[str, Any],
+) -> Run:
+    """Split or wrap the model, build its optimizers, and put everything together.
+
+    Args:
+        facts: identity of the data and of a base model; saved with the settings that must not change.
+
+    Raises:
+        ValueError: settings that contradict each other or the number of processes.
+    """
+    precision = accelerator.mixed_precision.replace("no", "fp32")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    grid = build_grid(accelerator, arguments.dp_shard_size, arguments.tp_size)
+    arguments.check_processes(grid.data_size)
+    settings = frozen_settings(arguments, precision, model.config) | facts
+    bare_model = prepare_model(model, arguments)
+    if grid.mesh is not None:
+        check_split(arguments, precision)
+        reshard = arguments.reshard_after_forward
+        split_model(model.to(accelerator.device), grid, dtype, reshard_after_forward=reshard)
+    bare_optimizers = optimizers = build_optimizers(
+        model,
+        optimizer=arguments.optimizer,
+        learning_rate=arguments.learning_rate,
+        matrix_learning_rate=arguments.matrix_learning_rate,
+        weight_decay=arguments.weight_decay,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        matrix_dtype=dtype,
+    )
+    if grid.mesh is None:
+        model, *optimizers = accelerator.prepare(model, *optimizers)
+    batch_sizes = (arguments.global_batch_size, arguments.micro_batch_size)
+    sampler = StepSampler(train, *batch_sizes, arguments.seed, grid.data_index, grid.data_size)
+    checkpoints = Checkpointer(
+        Path(arguments.output_dir),
+        accelerator,
+        bare_model,
+        bare_optimizers,
+        settings,
+        arguments.save_total_limit,
+        arguments.async_save,
+    )
+    return Run(
+        arguments=arguments,
+        accelerator=accelerator,
+        model=model,
+        optimizers=optimizers,
+        sampler=sampler,
+        validation=validation,
+        objective=objective,
+        checkpoints=checkpoints,
+        grid=grid,
+        peak_tokens_per_second=peak_speed(accelerator, precision, model_flops(arguments, bare_model, train)),
+    )
+
+
+def prepare_model(model: PreTrainedModel, arguments: TrainArguments) -> PreTrainedModel:
+    """Switch on gradient checkpointing and compilation as asked, and training mode; returns the model."""
+    if arguments.gradient_checkpointing:
+        with warnings.catch_warnings():  # the only name that transformers before 5.23 knows too
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable()
+    if arguments.torch_compile:
+        model.compile()
+    return model.train()
+
+
+def check_split(arguments: TrainArguments, precision: str) -> None:
+    """Refuse settings that do not work with a split model.
+
+    Raises:
+        ValueError: the setting, and what to do instead.
+    """
+    sizes = f"--dp_shard_size {arguments.dp_shard_size} --tp_size {arguments.tp_size}"
+    if precision == "fp16":
+        raise ValueError(f"--precision fp16 does not work with {sizes}: use bf16 or fp32.")
+    if arguments.async_save:
+        raise ValueError(f"--async_save does not work with {sizes} yet: remove one of them.")
+    if arguments.torch_compile:
+        raise ValueError(f"--torch_compile does not work with {sizes} yet: remove one of them.")
+
+
+def frozen_settings(arguments: TrainArguments, precision: str, config: PreTrainedConfig) -> dict[str, Any]:
+    """Settings that decide the result of a run, besides its data: they must not change when the run continues."""
+    settings = {name: value for name, value in asdict(arguments).items() if name not in MAY_CHANGE}
+    shape = {name: value for name, value in config.to_dict().items() if name not in NOT_PART_OF_THE_MODEL}
+    return settings | {"precision": precision, "model": shape}
+
+
+def model_flops(arguments: TrainArguments, model: PreTrainedModel, train: Examples) -> float:
+    """Operations per token; 0 where the formula does not apply: other architectures, and frozen weights."""
+    return 0.0 if arguments.is_finetuning else training_flops_per_token(model.config, round(train.mean_length))
+
+
+def peak_speed(accelerator: Accelerator, precision: str, flops_per_token: float) -> float:
+    """Tokens per second if all devices did nothing but the model's matrix products; infinite if unknown."""
+    if not flops_per_token:
+        return math.inf
+    return accelerator.num_processes * matmul_rate(accelerator.device, precision) / flops_per_token
+
+
+def resume(run: Run, recipe: str) -> TrainState:
+    """Restore the newest checkpoint, if any, cut the logs back to it, and print what the settings amount to.
+
+    Args:
+        recipe: all settings of the command as YAML, saved to the run folder.
+
+    Raises:
+        ValueError: settings that must not change have changed.
+    """
+    state = run.checkpoints.restore(run.arguments.allow_change)
+    run.skip_windows = read_skip_windows(run.folder)
+    run.accelerator.print(summary(run, state))
+    if is_complete(run, state):
+        run.accelerator.print(f"already complete: the model is in {run.folder / MODEL_FOLDER}")
+        return state
+    if run.accelerator.is_main_process:
+        cut_back_logs(run.folder, state.step or -1)  # a run that has saved nothing yet starts over
+        (run.folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+    if run.arguments.report_to:
+        run.accelerator.init_trackers("hf_scratch_gpt")
+    return state
+
+
+def is_complete(run: Run, state: TrainState) -> bool:
+    """Whether nothing is left to do: all steps are done and the model is written."""
+    return state.step == run.arguments.max_steps and (run.folder / MODEL_FOLDER).exists()
+
+
+def summary(run: Run, state: TrainState) -> str:
+    """A table of the values that follow from the settings."""
+    arguments, examples = run.arguments, run.sampler.source
+    tokens = arguments.global_batch_size * examples.mean_length
+    epochs = arguments.max_steps * arguments.global_batch_size / len(examples) * getattr(examples, "num_versions", 1)
+    trained = sum(p.numel() for p in run.bare_model.parameters() if p.requires_grad)
+    parameters = run.bare_model.num_parameters()
+    rows = {
+        "model": f"{parameters:,} parameters" + (f", {trained:,} of them trained" if trained < parameters else ""),
+        "tokens per step": f"{tokens:,.0f} ({arguments.global_batch_size} sequences of {examples.mean_length:.4g})",
+        "micro-batches per step": f"{arguments.global_batch_size // arguments.micro_batch_size} of "
+        f"{arguments.micro_batch_size} sequences",
+        "processes": f"{run.accelerator.num_processes}{engine(arguments, run.grid)}",
+        "tokens in total": f"{tokens * arguments.max_steps:,.0f} ({epochs:.2f} epochs)",
+        "steps": f"{state.step} of {arguments.max_steps} done",
+        "optimizer": arguments.optimizer,
+        "precision": run.accelerator.mixed_precision.replace("no", "fp32"),
+        "device": str(run.accelerator.device),
+        "run folder": str(run.folder),
+    }
+    return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
+
+
+def engine(arguments: TrainArguments, grid: Grid) -> str:
+    """How processes share the model, as text."""
+    if grid.mesh is None:
+        return ""
+    replicas = grid.data_size // arguments.dp_shard_size
+    return f": {replicas} replicas x {arguments.dp_shard_size} shards (FSDP2) x {arguments.tp_size} (tensor parallel)"

@@ -1,0 +1,194 @@
+"""The training loop, for pretraining and every kind of fine-tuning. Reading order: `train`, `train_step`.
+
+The step is the only clock. Learning rate, examples, dropout and everything that happens every N steps are pure
+functions of (seed, step, micro-batch). So progress is one integer, and continuing a run takes only the weights, the
+optimizer tensors and that integer. Two more files complete the picture: `data/sampler.py` (the examples of a step)
+and `loop/language_modeling.py` (their loss).
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from ..checkpoint.find import last_good_checkpoint
+from ..checkpoint.state import TrainState
+from ..distributed import parallel
+from ..settings.seeds import seed_at
+from .evaluation import evaluate_and_log
+from .log import RunLog
+from .run import Run
+from .schedule import is_due, learning_rate_at
+from .signals import stop_on_signals
+from .spikes import reason_to_skip, remember
+
+
+@dataclass
+class StepResult:
+    """The outcome of one step, over all micro-batches and processes."""
+
+    loss: float  # nats per target
+    grad_norm: float  # before clipping
+    num_tokens: int
+    wants_stop: bool  # a process was asked to stop
+    skip_reason: str = ""  # empty if the update was made
+    seconds: float = 0.0
+
+
+def train(run: Run, state: TrainState) -> bool:
+    """Train from `state` to the last step, or until a signal asks to stop; save in both cases.
+
+    Returns whether all steps are done.
+
+    Raises:
+        ValueError: too many updates in a row were skipped, or out of memory.
+        OSError: a checkpoint or log cannot be written.
+    """
+    arguments, last = run.arguments, run.arguments.max_steps
+    log = RunLog(run.folder, run.accelerator, state.step, last, run.peak_tokens_per_second)
+    with stop_on_signals() as stop:
+        if arguments.is_finetuning and state.step == 0:
+            evaluate_and_log(run, state, log)  # what the base model can do
+        while state.step < last:
+            result = train_step(run, state, wants_stop=stop.is_set())
+            state.step += 1
+            state.tokens_seen += result.num_tokens
+            log.count(result.num_tokens, result.seconds)
+            if result.skip_reason:
+                log.write_skip(state, result.skip_reason)
+                check_diverged(run, state, result.skip_reason)
+            elif is_due(arguments.logging_steps, state.step, last):
+                rate = run.optimizers[0].param_groups[0]["lr"]
+                log.write_step(state, {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate})
+            if is_due(arguments.eval_steps, state.step, last):
+                evaluate_and_log(run, state, log)
+            if is_due(arguments.save_steps, state.step, last) or result.wants_stop:
+                run.checkpoints.save(state)
+            if result.wants_stop:
+                break
+    run.checkpoints.finish()
+    log.close(state.step)
+    return state.step == last
+
+
+def train_step(run: Run, state: TrainState, wants_stop: bool = False) -> StepResult:
+    """One update. Loss = sum over the targets of all micro-batches and processes / their number."""
+    started, step = time.perf_counter(), state.step
+    if any(first <= step + 1 <= last for first, last in run.skip_windows):
+        (num_stops,) = run.sum_over_processes([float(wants_stop)])
+        return StepResult(math.nan, math.nan, 0, bool(num_stops), "on request")
+    set_learning_rate(run, step)
+    batches = list(run.sampler.micro_batches(step))  # of this process
+    counts = [run.objective.count_targets(batch) for _, batch in batches]
+    own_denominator, own_tokens = (sum(column) for column in zip(*counts, strict=True))
+    denominator, num_tokens, num_stops = run.sum_over_processes([own_denominator, own_tokens, float(wants_stop)])
+    if denominator == 0:
+        raise ValueError(f"step {step + 1} has nothing to predict: all its labels are masked.")
+    with explained_out_of_memory(run):
+        loss = backward(run, step, batches, denominator)
+    grad_norm = clip_gradients(run)
+    (loss,) = run.sum_over_processes([loss])
+    is_scaled = run.accelerator.scaler is not None
+    skip_reason = reason_to_skip(state, loss, grad_norm, run.arguments.spike_sigmas, is_scaled)
+    if skip_reason:
+        state.skipped_in_a_row += 1
+        state.skipped_steps.append(step + 1)
+    else:
+        remember(state, loss, grad_norm)
+    for optimizer in run.optimizers:
+        if not skip_reason:
+            optimizer.step()
+        optimizer.zero_grad()
+    seconds = time.perf_counter() - started
+    return StepResult(loss, grad_norm, int(num_tokens), bool(num_stops), skip_reason, seconds)
+
+
+def set_learning_rate(run: Run, step: int) -> None:
+    """Set the learning rate of each parameter group for a step, counted from 0."""
+    arguments = run.arguments
+    factor = learning_rate_at(
+        step,
+        max_steps=arguments.max_steps,
+        warmup_steps=arguments.num_warmup_steps,
+        schedule=arguments.lr_scheduler_type,
+        decay_fraction=arguments.wsd_decay_fraction,
+        final_ratio=arguments.min_lr_ratio,
+    )
+    for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
+        group["lr"] = factor * group["peak_learning_rate"]
+
+
+def backward(run: Run, step: int, batches: list[tuple[int, dict[str, Tensor]]], denominator: float) -> float:
+    """Accumulate the gradients of all micro-batches of this process; returns its share of the loss."""
+    accelerator, model = run.accelerator, run.model
+    loss_sum = torch.zeros((), device=accelerator.device)
+    for number, batch in batches:
+        torch.manual_seed(seed_at(run.arguments.seed, step, number))  # for dropout
+        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+        with gradient_sync(run, is_last=number == batches[-1][0]):
+            with accelerator.autocast():
+                loss = run.objective.loss(model, batch, denominator)
+            # engines average gradients over the shares of the examples, but the loss is a sum over them
+            accelerator.backward(loss * run.grid.data_size)
+        loss_sum += loss.detach()
+    parallel.finish_gradients(model, run.grid)
+    return float(loss_sum)
+
+
+@contextmanager
+def gradient_sync(run: Run, is_last: bool) -> Iterator[None]:
+    """Let processes exchange gradients only after the last micro-batch of a step."""
+    if isinstance(run.model, FSDPModule):
+        run.model.set_requires_gradient_sync(is_last)
+        yield
+        return
+    with nullcontext() if is_last else run.accelerator.no_sync(run.model):
+        yield
+
+
+def clip_gradients(run: Run) -> float:
+    """Scale gradients down to `max_grad_norm`; returns their norm before."""
+    max_norm = run.arguments.max_grad_norm or math.inf
+    if run.is_split:
+        return parallel.clip_gradients(run.model.parameters(), max_norm)
+    return float(run.accelerator.clip_grad_norm_(run.model.parameters(), max_norm))
+
+
+def check_diverged(run: Run, state: TrainState, reason: str) -> None:
+    """End a run that does not recover.
+
+    Raises:
+        ValueError: `max_skipped` updates in a row were skipped.
+    """
+    if state.skipped_in_a_row < run.arguments.max_skipped:
+        return
+    good = last_good_checkpoint(run.folder)
+    raise ValueError(
+        f"training has diverged: {state.skipped_in_a_row} updates in a row were skipped, up to step {state.step} "
+        f"({reason}). The last good checkpoint is {good or 'none'}. Start a new run with a lower --learning_rate or "
+        "more --warmup_steps, or skip the steps before with scratch-gpt rollback."
+    )
+
+
+@contextmanager
+def explained_out_of_memory(run: Run) -> Iterator[None]:
+    """Add to an out-of-memory error the settings that need less memory and train the same model."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, as is the CPU's
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+            raise
+        arguments, size = run.arguments, run.arguments.micro_batch_size
+        remedies = [f"--micro_batch_size {size // 2}"] if size > 1 else []
+        remedies += [] if arguments.gradient_checkpointing else ["--gradient_checkpointing true"]
+        remedies += ["--dp_shard_size with more processes", "a smaller model"]
+        raise ValueError(
+            f"out of memory with a micro-batch of {size} sequences on {run.accelerator.device}. To run the same steps "
+            f"of {arguments.global_batch_size} sequences with less memory: {', '.join(remedies)} (to continue a started run, "
+            "add --allow_change micro_batch_size)."
+        ) from error

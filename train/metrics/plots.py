@@ -1,0 +1,92 @@
+"""TODO."""
+
+import math
+import statistics
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+INK = "#33373d"
+
+
+def draw_confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, title: str) -> None:
+    """A cell's colour is its share of the row, so that rare labels show their mistakes as clearly as frequent ones."""
+    from matplotlib.figure import Figure  # no pyplot: it would pick a window system
+
+    counts = np.array(confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(3.6, 0.5 * len(names) + 2)
+    figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(
+        range(len(names)), names, rotation=45 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center"
+    )
+    axes.set_yticks(range(len(names)), names)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.6 else INK if count else "#b8bcc2"
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("right label")
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.savefig(path)
+
+
+TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#9bb8d3", "#c4502c", "#33373d"
+
+
+def draw_loss_curve(
+    records: list[dict[str, Any]], path: Path, *, title: str, num_choices: int, per: str = "token"
+) -> None:
+    """Draw training loss (light) and validation loss (points, the last one labelled) over the tokens seen.
+
+    Args:
+        records: the lines of metrics.jsonl: `tokens_seen` with `loss` or with `eval_loss`.
+        path: the PNG to write.
+        title: what was trained.
+        per: what the loss is a mean over.
+        num_choices: its logarithm, the loss of a model that knows nothing, bounds the picture.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it would pick a window system
+
+    training = [(r["tokens_seen"] / 1e6, r["loss"]) for r in records if "loss" in r]
+    validation = [(r["tokens_seen"] / 1e6, r["eval_loss"]) for r in records if "eval_loss" in r]
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*zip(*training, strict=True), color=TRAIN_COLOUR, linewidth=0.8, alpha=0.5)  # one batch each
+    axes.plot(*zip(*smoothed(training), strict=True), color=TRAIN_COLOUR, linewidth=2, label="training")
+    if validation:
+        axes.plot(*zip(*validation, strict=True), "o-", color=VALIDATION_COLOUR, markersize=4, label="validation")
+        axes.annotate(
+            f"{validation[-1][1]:.3f}", validation[-1], xytext=(6, 0), textcoords="offset points",
+            color=VALIDATION_COLOUR, va="center", fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+    last_tokens = max(tokens for tokens, _ in training + validation)
+    axes.axhline(math.log(num_choices), color=INK, linewidth=0.8, linestyle=":")
+    axes.annotate(
+        f"guessing: ln({num_choices}) = {math.log(num_choices):.2f}", (last_tokens, math.log(num_choices)),
+        xytext=(0, -11), textcoords="offset points", ha="right", fontsize=8, color=INK,
+    )  # fmt: skip
+    axes.set_xlabel("tokens seen (millions)")
+    axes.set_ylabel(f"loss (nats per {per})")
+    axes.set_title(textwrap.fill(title, 90), loc="left", fontsize=10, color=INK)
+    axes.grid(axis="y", color="#e8e8e8")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
+    figure.savefig(path)
+
+
+def smoothed(points: list[tuple[float, float]], reach: int = 4) -> list[tuple[float, float]]:
+    """Each point's y replaced by the mean of up to `reach` neighbours on either side, equally many on both."""
+    means = []
+    for i, (x, _) in enumerate(points):
+        width = min(reach, i, len(points) - 1 - i)
+        means.append((x, statistics.fmean(y for _, y in points[i - width : i + width + 1])))
+    return means

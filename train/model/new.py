@@ -1,0 +1,99 @@
+"""TODO."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_scratch_gpt import PRESETS, ScratchGPTConfig
+
+from ..settings.seeds import seed_at
+from ..settings.training import ModelArguments
+
+
+def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> ScratchGPTConfig:
+    """The model's config; vocabulary size and special tokens are those of the tokenizer.
+
+    Raises:
+        ValueError: no such preset, unknown keys, values that do not fit each other.
+        OSError: config.json cannot be read.
+    """
+    overrides = parse_overrides(arguments.config_overrides or "")
+    from_tokenizer = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    for name in overrides.keys() & from_tokenizer.keys():
+        raise ValueError(f"--config_overrides sets {name}, which comes from the tokenizer: remove it.")
+    if arguments.config in PRESETS:
+        return ScratchGPTConfig.from_preset(arguments.config, **overrides, **from_tokenizer)
+    return ScratchGPTConfig.from_values(read_config(arguments.config) | overrides | from_tokenizer)
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The values of a config.json, given by its path or its folder.
+
+    Raises:
+        ValueError: `name` is neither, or holds no JSON object.
+        OSError: it cannot be read.
+    """
+    path = Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    if path.suffix != ".json":
+        raise ValueError(f"--config {name} is neither a preset ({', '.join(PRESETS)}) nor a config.json.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path} must hold a JSON object, not {values!r:.80}")
+    return values
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """`"num_hidden_layers=4,qk_norm=false"` as a dictionary; values as in YAML.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    try:
+        values = yaml.safe_load("{" + text.replace("=", ": ") + "}")
+    except yaml.YAMLError:
+        values = {None: None}
+    if None in values.values() and "null" not in text:
+        raise ValueError(f'--config_overrides {text!r} must look like "name=value,name=value".')
+    return {name: _number_or_same(value) for name, value in values.items()}
+
+
+def _number_or_same(value: Any) -> Any:
+    try:  # YAML takes 1e-6 for text
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def check_block_size(config: PreTrainedConfig, block_size: int) -> None:
+    """Refuses sequences for which the model has no positions.
+
+    Raises:
+        ValueError: both lengths, and how to raise the model's.
+    """
+    longest = config.max_position_embeddings
+    if block_size > longest:
+        raise ValueError(
+            f"the data has sequences of {block_size} tokens, but max_position_embeddings is "
+            f"{longest}: raise it with --config_overrides max_position_embeddings={block_size}, "
+            "or prepare the data with a shorter block."
+        )
+
+
+def new_model(config: PreTrainedConfig, seed: int, auto_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
+    """A model with new weights in float32, which depend on the seed alone."""
+    torch.manual_seed(seed_at(seed, "model"))
+    model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
+    return model

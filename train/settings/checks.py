@@ -1,0 +1,36 @@
+"""Checks that several settings share."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def requires(name: str, value: Any, condition: str) -> str:
+    """The message for a setting that has no effect unless `condition` holds."""
+    return f"--{name} ({value}) requires {condition}."
+
+
+def check_bounds(arguments: Any, at_least: Mapping[str, float], at_most: Mapping[str, float] | None = None) -> None:
+    """Refuse settings out of range. None stands for "not set".
+
+    Raises:
+        ValueError: the setting, its value and the bound.
+    """
+    for name, lowest in at_least.items():
+        value = getattr(arguments, name)
+        if value is not None and not (value >= lowest and math.isfinite(value)):
+            raise ValueError(f"--{name} is {value}: it must be a number of at least {lowest}.")
+    for name, highest in (at_most or {}).items():
+        value = getattr(arguments, name)
+        if value is not None and value > highest:
+            raise ValueError(f"--{name} is {value}: it must be at most {highest}.")
+
+
+def check_fraction(name: str, value: float | None) -> None:
+    """Refuse a fraction that selects nothing or everything.
+
+    Raises:
+        ValueError: the setting and its value.
+    """
+    if value is not None and not 0 < value < 1:
+        raise ValueError(f"--{name} is {value}: it must be between 0 and 1, both excluded.")

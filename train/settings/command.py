@@ -1,0 +1,31 @@
+"""Run a command: exit codes, and errors as one line."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+
+def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run the `main` of a command and return its exit code.
+
+    A user's mistake is one line on stderr and exit code 2; `python -X dev` shows its traceback.
+    """
+    try:
+        return main(argv) or 0
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to continue from the last checkpoint", file=sys.stderr)
+        return 130
+    # safetensors reports a full disk as its own error, which is not an OSError
+    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
+        if sys.flags.dev_mode:
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)

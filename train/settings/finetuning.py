@@ -1,0 +1,209 @@
+"""Options of fine-tuning: the base model, the parameters to train, the rows, and for how long."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from .checks import check_bounds, check_fraction, requires
+from .recipe import option, option_list, required
+from .training import LoopArguments, TrainArguments
+
+DEFAULT_EPOCHS = 3.0
+DEFAULT_FRACTION = 0.1  # of the rows, held out for validation and for the test
+NUM_EVALUATIONS = 10  # per run, unless --eval_steps is given
+# options that require one value of --trainable
+REQUIRED_TRAINABLE = {
+    "num_trainable_layers": "layers",
+    "lora_r": "lora",
+    "lora_alpha": "lora",
+    "lora_dropout": "lora",
+}
+
+
+@dataclass
+class BaseArguments:
+    """The model to start from, and which of its parameters are trained."""
+
+    model: str = required("Pretrained model: a folder, or a name on the Hugging Face Hub.", is_path=True)
+    tokenizer: str | None = option("Folder or name of its tokenizer (default: that of --model).", is_path=True)
+    random_weights: bool = option("Take only the shape and tokenizer of --model, and start from new weights.", False)
+    config_overrides: str | None = option('Changes to the config of --model, such as "residual_dropout=0.1".')
+    trainable: Literal["all", "layers", "head", "lora"] = option(
+        "all: every weight; layers: the last --num_trainable_layers layers and everything after them; head: the new "
+        "head alone; lora: low-rank adapters for all matrices (requires peft).",
+        "all",
+    )
+    num_trainable_layers: int | None = option("Number of layers to train with --trainable layers (default: 1).")
+    lora_r: int | None = option("Rank of the adapters (default: 8).")
+    lora_alpha: float | None = option("Adapters are scaled by lora_alpha / lora_r (default: twice the rank).")
+    lora_dropout: float | None = option("Dropout before the adapters (default: 0).")
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"num_trainable_layers": 1, "lora_r": 1, "lora_alpha": 0, "lora_dropout": 0})
+        for name, trainable in REQUIRED_TRAINABLE.items():
+            if getattr(self, name) is not None and self.trainable != trainable:
+                raise ValueError(requires(name, getattr(self, name), f"--trainable {trainable}"))
+        if self.lora_dropout is not None and self.lora_dropout >= 1:
+            raise ValueError(f"--lora_dropout is {self.lora_dropout}: it must be below 1.")
+        if self.random_weights and self.trainable != "all":
+            raise ValueError(f"--random_weights with --trainable {self.trainable} would leave most weights random.")
+
+    def check_engine(self, arguments: LoopArguments) -> None:
+        """Refuse adapters in a split model.
+
+        Raises:
+            ValueError: the settings that exclude each other.
+        """
+        for name in ("dp_shard_size", "tp_size"):
+            if self.trainable == "lora" and getattr(arguments, name) > 1:
+                raise ValueError(
+                    f"--trainable lora does not work with --{name} {getattr(arguments, name)} yet: use DDP."
+                )
+
+
+@dataclass
+class TuneArguments(LoopArguments):
+    """How a pretrained model is fine-tuned, and for how long."""
+
+    num_train_epochs: float | None = option("Passes over the training examples (default: 3, or as --max_steps says).")
+    max_steps: int | None = option("Optimizer steps of the whole run, instead of --num_train_epochs.")
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "adamw"
+    )
+    learning_rate: float = option("Peak learning rate.", 3e-4)
+    weight_decay: float = option("Decoupled weight decay of matrices and embeddings.", 0.01)
+    adam_beta2: float = option("AdamW's beta2.", 0.98)
+    eval_steps: int | None = option(
+        "Steps between evaluations (default: a tenth of the run); 0: only before the first and after the last step."
+    )
+    save_steps: int | None = option("Steps between checkpoints (default: --eval_steps, so that the best is saved).")
+    max_eval_samples: int = option("Validation examples per evaluation; 0: all.", 0)
+    load_best_model_at_end: bool = option(
+        "Finish with the weights of the lowest validation loss instead of the last ones.", True
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_train_epochs is not None and self.max_steps is not None:
+            raise ValueError(
+                f"--num_train_epochs ({self.num_train_epochs}) and --max_steps ({self.max_steps}) exclude each other: "
+                "remove one of them."
+            )
+        if self.num_train_epochs is not None and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"--num_train_epochs is {self.num_train_epochs}: it must be a positive number.")
+        check_bounds(self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0})
+        super().__post_init__()
+        if self.max_steps is not None:
+            self.check_schedule(self.max_steps)
+
+    def for_examples(self, num_examples: int) -> "FinetuneArguments":
+        """The settings of the run, with everything that follows from the number of training examples."""
+        steps = self.max_steps
+        if steps is None:
+            epochs = DEFAULT_EPOCHS if self.num_train_epochs is None else self.num_train_epochs
+            steps = max(1, math.ceil(epochs * num_examples / self.global_batch_size))
+        eval_steps = math.ceil(steps / NUM_EVALUATIONS) if self.eval_steps is None else self.eval_steps
+        shared: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(LoopArguments)}
+        return FinetuneArguments(
+            **shared,
+            max_steps=steps,
+            eval_steps=eval_steps,
+            save_steps=eval_steps if self.save_steps is None else self.save_steps,
+            load_best_model_at_end=self.load_best_model_at_end,
+        )
+
+
+@dataclass
+class FinetuneArguments(TrainArguments):
+    """`TuneArguments` after the number of examples is known: the settings that the loop reads."""
+
+    is_finetuning: ClassVar[bool] = True
+
+    load_best_model_at_end: bool = True
+
+
+@dataclass
+class RowsArguments:
+    """The training and validation rows."""
+
+    train_file: list[str] = option_list("Tables to train on: .jsonl, .csv, .tsv or .parquet files.", is_path=True)
+    dataset_name: str | None = option("Instead: a dataset on the Hugging Face Hub, or a saved one.", is_path=True)
+    dataset_config_name: str | None = option("Configuration of --dataset_name.")
+    dataset_split: str = option("Split of --dataset_name to train on.", "train")
+    validation_file: list[str] = option_list(
+        "Tables to validate on (default: a held-out part of the rows).", is_path=True
+    )
+    validation_split: str | None = option("Split of --dataset_name to validate on.")
+    validation_fraction: float | None = option("Fraction of the rows held out for validation (default: 0.1).")
+
+    def __post_init__(self) -> None:
+        if bool(self.train_file) == bool(self.dataset_name):
+            raise ValueError(
+                f"--train_file ({' '.join(self.train_file) or 'not set'}) and --dataset_name "
+                f"({self.dataset_name or 'not set'}): exactly one of them is required."
+            )
+        for name in ("dataset_config_name", "validation_split"):
+            if getattr(self, name) and not self.dataset_name:
+                raise ValueError(requires(name, getattr(self, name), "--dataset_name"))
+        self.check_part("validation")
+
+    def check_part(self, part: str) -> None:
+        """Refuse several sources for one part, or a fraction out of range.
+
+        Raises:
+            ValueError: the settings that exclude each other.
+        """
+        sources = [f"{part}_file", f"{part}_split", f"{part}_fraction"]
+        given = [name for name in sources if getattr(self, name) not in (None, [])]
+        if len(given) > 1:
+            raise ValueError(f"--{given[0]} and --{given[1]} exclude each other: remove one of them.")
+        check_fraction(f"{part}_fraction", getattr(self, f"{part}_fraction"))
+
+
+@dataclass
+class ConversationArguments(RowsArguments):
+    """The conversations, and how they become rows of tokens."""
+
+    max_length: int | None = option("Maximum tokens per row (default: the maximum length of the model).")
+    too_long: Literal["error", "truncate", "skip"] = option(
+        "Conversations longer than --max_length. error: refuse; truncate: shorten, ending with a complete answer; "
+        "skip: leave them out.",
+        "error",
+    )
+    packing: bool = option("Put several conversations into one row; they do not see each other.", True)
+    chat_template: Literal["model", "own"] = option(
+        "model: that of the tokenizer, if it has one; own: ours, with its control tokens.", "model"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bounds(self, {"max_length": 2})
+
+
+@dataclass
+class LabelArguments(RowsArguments):
+    """The labelled texts."""
+
+    text_column: str = option("Column with the text.", "text")
+    label_column: str = option("Column with the label.", "label")
+    test_file: list[str] = option_list(
+        "Tables to test the finished model on (default: a held-out part of the rows).", is_path=True
+    )
+    test_split: str | None = option("Split of --dataset_name to test the finished model on.")
+    test_fraction: float | None = option("Fraction of the rows held out for the test (default: 0.1).")
+    max_length: int | None = option("Maximum tokens per text (default: the maximum length of the model).")
+    bpe_dropout: float = option(
+        "Fraction of BPE merges dropped when encoding training texts, drawn again for each epoch; helps with few texts.",
+        0.0,
+    )
+    class_weights: Literal["none", "balanced"] = option(
+        "balanced: each label has the same total weight in the loss, however rare it is.", "none"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_part("test")
+        if self.test_split and not self.dataset_name:
+            raise ValueError(requires("test_split", self.test_split, "--dataset_name"))
+        check_bounds(self, {"max_length": 1, "bpe_dropout": 0})
+        if self.bpe_dropout >= 1:
+            raise ValueError(f"--bpe_dropout is {self.bpe_dropout}: it must be below 1.")

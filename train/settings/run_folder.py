@@ -1,0 +1,47 @@
+"""Every file and folder name of a run folder: the one answer to "what does a run folder hold?".
+
+run/recipe.yaml                 the settings, as YAML
+run/status.json                 what became of the run: running, stopped, complete or failed
+run/metrics.jsonl               losses, learning rates and evaluations, one JSON object per line
+run/samples.jsonl               completions of the sample prompts
+run/confusion_matrices/         pictures of a classifier's evaluations
+run/test_results.json           a classifier's scores on its test set
+run/skipped_steps.json          steps that `rollback` excludes
+run/checkpoint-00000250/        everything that a run continues from
+    config.json model.safetensors       loads with AutoModelForCausalLM
+    adapter_model.safetensors           instead of model.safetensors where only an adapter is trained
+    optimizer.safetensors               optimizer state, {parameter name}.{state name}
+    shard-*.safetensors optimizer/      instead, where processes hold parts of the model
+    manifest.json                       step, progress, settings, size and SHA-256 of each file
+run/adapter/                    the trained adapter, with the fingerprint of its base model
+run/model/                      the trained model, its tokenizer, model card and loss curve
+"""
+
+RECIPE_FILE = "recipe.yaml"
+STATUS_FILE = "status.json"
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+CONFUSION_MATRICES_FOLDER = "confusion_matrices"
+TEST_RESULTS_FILE = "test_results.json"
+SKIPPED_STEPS_FILE = "skipped_steps.json"
+LOCK_FILE = ".lock"
+HEARTBEAT_FOLDER = ".heartbeat"
+
+CHECKPOINT_PREFIX = "checkpoint-"
+MANIFEST_FILE = "manifest.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER_SHARDS_FOLDER = "optimizer"
+
+MODEL_FOLDER = "model"
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+MODEL_INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILE = "tokenizer.json"
+CARD_FILE = "README.md"
+LOSS_CURVE_FILE = "loss_curve.png"
+CONFUSION_MATRIX_FILE = "confusion_matrix.png"
+
+ADAPTER_FOLDER = "adapter"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+BASE_MODEL_FILE = "base_model.json"
