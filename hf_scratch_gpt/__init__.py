@@ -1,7 +1,8 @@
-"""A GPT written from scratch that is a transformers model like any other.
+"""A GPT written from scratch that works everywhere a Hugging Face model does.
 
-Importing this package registers its classes with transformers' Auto classes (and with PEFT's default LoRA targets), so
-that `AutoModelForCausalLM.from_pretrained` and `pipeline` know `model_type = "scratch_gpt"`.
+Importing this package registers its classes with transformers' Auto classes, so that for example
+`AutoModelForCausalLM.from_pretrained` and `pipeline` load models with `model_type = "scratch_gpt"`. PEFT's adapters get
+default target modules.
 """
 
 from transformers import (
@@ -15,7 +16,7 @@ from transformers import (
 
 from ._version import __version__
 from .configuration_scratch_gpt import PRESETS, ScratchGPTConfig
-from .integrations import on_import, register_adapter_targets
+from .integrations import register_with_peft
 from .modeling_scratch_gpt import (
     ScratchGPTForCausalLM,
     ScratchGPTForQuestionAnswering,
@@ -36,9 +37,9 @@ for _auto_class, _model_class in (
     (AutoModelForQuestionAnswering, ScratchGPTForQuestionAnswering),
 ):
     _auto_class.register(ScratchGPTConfig, _model_class, exist_ok=True)
-    _model_class.register_for_auto_class(_auto_class.__name__)  # save_pretrained then copies the code
+    _model_class.register_for_auto_class(_auto_class.__name__)  # makes save_pretrained copy the code
 ScratchGPTConfig.register_for_auto_class()
-on_import("peft.utils.constants", register_adapter_targets)
+register_with_peft()
 
 __all__ = [
     "PRESETS",

@@ -1,3 +1,3 @@
-"""The version, apart from the package so that building it needs no torch."""
+"""The version, in a separate module so that building the package does not import torch."""
 
 __version__ = "0.1.0"

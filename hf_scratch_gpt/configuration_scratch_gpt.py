@@ -1,4 +1,4 @@
-"""What a ScratchGPT model is: every choice of the architecture as one typed, validated field."""
+"""The configuration of a ScratchGPT model: each architecture choice is a typed, validated field."""
 
 import dataclasses
 import difflib
@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-# Which file and class of a saved folder an Auto class loads when this package is not installed.
+# The classes in a saved folder that the Auto classes load when this package is not installed.
 AUTO_MAP = {
     "AutoConfig": "configuration_scratch_gpt.ScratchGPTConfig",
     "AutoModel": "modeling_scratch_gpt.ScratchGPTModel",
@@ -38,7 +38,7 @@ _GPT2 = {
     "eos_token_id": 50256,
 }
 
-# Sizes by name. `vocab_size` of our own presets is replaced by that of the tokenizer in use.
+# Architectures by name. When training from scratch, the size of the tokenizer replaces `vocab_size`.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocab_size": 512,
@@ -90,7 +90,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Keys that `save_pretrained` writes and transformers reads although they are no dataclass fields.
+# Keys that `save_pretrained` writes or transformers reads, but that are not dataclass fields.
 _SERIALISED_KEYS = {
     "model_type", "auto_map", "id2label", "label2id", "num_labels", "_name_or_path", "name_or_path",
     "attn_implementation", "torch_dtype", "rope_theta", "rope_scaling", "output_attentions",
@@ -102,23 +102,25 @@ _SERIALISED_KEYS = {
 class ScratchGPTConfig(PreTrainedConfig):
     """The architecture of a ScratchGPT model, saved as config.json.
 
-    The default is the modern decoder: rotary positions, RMSNorm before each sub-layer, SwiGLU and
-    normalised queries and keys. `ScratchGPTConfig.from_preset("gpt2")` is the classic one.
+    The default is a modern decoder: rotary positions, RMSNorm before each sub-layer, SwiGLU, and normalized
+    queries and keys. `ScratchGPTConfig.from_preset("gpt2")` is the classic one.
 
     Args:
-        vocab_size: rows of the embedding; any number, not only multiples of 64.
+        vocab_size: number of rows of the embedding; need not be a multiple of 64.
         hidden_size: width of the residual stream.
-        intermediate_size: inner width of the MLP. None: 8/3 of hidden_size (swiglu) or 4 times.
-        num_hidden_layers: number of blocks.
-        num_attention_heads: query heads per block.
-        num_key_value_heads: key/value heads per block (grouped-query attention). None: as queries.
-        head_dim: width of one head. None: hidden_size / num_attention_heads.
+        intermediate_size: inner width of the MLP (default: 8/3 of hidden_size with swiglu, rounded to a multiple of 16;
+            otherwise 4 * hidden_size).
+        num_hidden_layers: number of layers.
+        num_attention_heads: query heads per layer.
+        num_key_value_heads: key/value heads per layer; fewer than query heads is grouped-query attention
+            (default: num_attention_heads).
+        head_dim: width of one head (default: hidden_size / num_attention_heads).
         max_position_embeddings: longest sequence in tokens (a hard limit for learned positions).
         position_embedding_type: "rope" (https://huggingface.co/papers/2104.09864), "learned" (GPT-2) or
             "sinusoidal" (https://huggingface.co/papers/1706.03762).
-        rope_parameters: rope_theta, rope_type and its options as transformers names them; only with "rope".
+        rope_parameters: rope_theta, rope_type and its options, as in transformers; requires "rope" positions.
         norm_type: "rmsnorm" (https://huggingface.co/papers/1910.07467) or "layernorm" (with bias).
-        rms_norm_eps: epsilon inside the square root of either norm.
+        rms_norm_eps: epsilon inside the square root, for either norm type.
         mlp_type: "swiglu" (https://huggingface.co/papers/2002.05202), "gelu" (two layers, tanh form) or
             "relu2" (two layers, https://huggingface.co/papers/2109.08668).
         qk_norm: RMSNorm over each head of queries and keys (https://huggingface.co/papers/2302.05442).
@@ -127,16 +129,18 @@ class ScratchGPTConfig(PreTrainedConfig):
         attention_dropout: probability of dropping an attention weight.
         residual_dropout: probability of dropping an element of a sub-layer's output.
         embedding_dropout: probability of dropping an element of the embedded input.
-        tie_word_embeddings: the output head is the embedding matrix.
-        layer_types: "full_attention" or "sliding_attention" for each block.
-        sliding_window: how many positions, its own included, a sliding block sees.
-        final_logit_softcapping: logits = cap * tanh(logits / cap) (https://huggingface.co/papers/2408.00118).
-        initializer_range: standard deviation of the initial weights; the projections that write to the
-            residual stream get it divided by sqrt(2 * num_hidden_layers), as in GPT-2.
-        use_cache: return keys and values for decoding; never in training mode.
+        tie_word_embeddings: use the embedding matrix as the output head.
+        layer_types: "full_attention" or "sliding_attention" for each layer (default: sliding in all layers if
+            sliding_window is set, else full).
+        sliding_window: number of positions, including its own, that a token attends to in a sliding layer.
+        final_logit_softcapping: logits = cap * tanh(logits / cap) (https://huggingface.co/papers/2408.00118);
+            None disables it.
+        initializer_range: standard deviation of the initial weights; divided by sqrt(2 * num_hidden_layers), as in
+            GPT-2, in the projections that write to the residual stream.
+        use_cache: return keys and values for decoding; ignored in training mode.
 
     Raises:
-        StrictDataclassError: a field has the wrong type or contradicts another one.
+        StrictDataclassError: a field has the wrong type or conflicts with another field.
     """
 
     model_type: ClassVar[str] = "scratch_gpt"
@@ -167,7 +171,7 @@ class ScratchGPTConfig(PreTrainedConfig):
     head_dim: int | None = None
     max_position_embeddings: int = 2048
     position_embedding_type: Literal["rope", "learned", "sinusoidal"] = "rope"
-    rope_parameters: dict | None = None
+    rope_parameters: dict[str, Any] | None = None
     norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     rms_norm_eps: float | int = 1e-6
     mlp_type: Literal["swiglu", "gelu", "relu2"] = "swiglu"
@@ -209,19 +213,19 @@ class ScratchGPTConfig(PreTrainedConfig):
         if self.position_embedding_type != "rope":
             if rope_was_given:
                 raise ValueError(
-                    f"rope_parameters has no effect with position_embedding_type="
-                    f"'{self.position_embedding_type}'; remove it or use position_embedding_type='rope'"
+                    f"rope_parameters requires position_embedding_type='rope', "
+                    f"but it is '{self.position_embedding_type}'"
                 )
-            self.rope_parameters = None  # the base class fills in a default
+            self.rope_parameters = None  # the base class sets a default
 
     def _default_intermediate_size(self) -> int:
-        """Inner width with about 8 * hidden_size ** 2 weights per MLP, whatever its type."""
+        """Inner width that gives about 8 * hidden_size ** 2 weights per MLP for every mlp_type."""
         if self.mlp_type != "swiglu":
             return 4 * self.hidden_size
         return 16 * round(self.hidden_size * 8 / 3 / 16)
 
     def validate_architecture(self) -> None:
-        """Check what no single field can tell; runs when a config is built and when it is saved."""
+        """Check ranges and combinations of fields; called when a config is built and when it is saved."""
         self._require_positive(
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range",
@@ -240,7 +244,7 @@ class ScratchGPTConfig(PreTrainedConfig):
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0 and below 1")
         if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
             raise ValueError(
-                f"final_logit_softcapping ({self.final_logit_softcapping}) must be positive, or None to switch it off"
+                f"final_logit_softcapping ({self.final_logit_softcapping}) must be positive, or None to disable it"
             )
 
     def _validate_rope(self) -> None:
@@ -248,22 +252,20 @@ class ScratchGPTConfig(PreTrainedConfig):
             raise ValueError(f"head_dim ({self.head_dim}) must be even with position_embedding_type='rope'")
         allowed = sorted({"default", *ROPE_INIT_FUNCTIONS})
         if (rope_type := self.rope_parameters.get("rope_type")) not in allowed:
-            raise ValueError(f"rope_parameters['rope_type'] is {rope_type!r}; allowed are {', '.join(allowed)}")
+            raise ValueError(f"rope_parameters['rope_type'] is {rope_type!r}; allowed values: {', '.join(allowed)}")
 
     def validate_sliding_window(self) -> None:
-        """`sliding_window` and `layer_types` only make sense together."""
+        """Check that `sliding_window` and `layer_types` agree."""
         allowed = {"full_attention", "sliding_attention"}
         if unknown := sorted(set(self.layer_types) - allowed):
-            raise ValueError(f"layer_types holds {unknown}; allowed are {sorted(allowed)}")
+            raise ValueError(f"layer_types contains {unknown}; allowed values: {sorted(allowed)}")
         has_sliding = "sliding_attention" in self.layer_types
         if has_sliding and (self.sliding_window is None or self.sliding_window < 1):
             raise ValueError(
-                f"layer_types holds 'sliding_attention', so sliding_window ({self.sliding_window}) must be at least 1"
+                f"sliding_window ({self.sliding_window}) must be at least 1 with 'sliding_attention' in layer_types"
             )
         if self.sliding_window is not None and not has_sliding:
-            raise ValueError(
-                f"sliding_window ({self.sliding_window}) has no effect: no entry of layer_types is 'sliding_attention'"
-            )
+            raise ValueError(f"sliding_window ({self.sliding_window}) requires 'sliding_attention' in layer_types")
 
     def _require_positive(self, *names: str) -> None:
         for name in names:
@@ -272,12 +274,13 @@ class ScratchGPTConfig(PreTrainedConfig):
 
     @property
     def embedding_std(self) -> float:
-        """Standard deviation of new embeddings: `initializer_range`, and less above a width of 512."""
-        return self.initializer_range * min(1.0, (512 / self.hidden_size) ** 0.5)
+        """Standard deviation of the initial embeddings: `initializer_range`, reduced if hidden_size exceeds 512."""
+        scale: float = (512 / self.hidden_size) ** 0.5
+        return self.initializer_range * min(1.0, scale)
 
     @property
     def parameter_count(self) -> int:
-        """Number of parameters of the causal language model, tied weights counted once (closed formula)."""
+        """Number of parameters of the causal language model, by formula; tied weights count once."""
         hidden, inner = self.hidden_size, self.intermediate_size
         query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         norm = hidden * (2 if self.norm_type == "layernorm" else 1)
@@ -291,21 +294,21 @@ class ScratchGPTConfig(PreTrainedConfig):
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> "ScratchGPTConfig":
-        """Build a config from plain values, refusing what `PreTrainedConfig` would silently keep.
+        """Build a config from plain values and reject unknown keys, which `PreTrainedConfig` would silently keep.
 
         Raises:
-            ValueError: a key is unknown (the nearest known one is named) or a value is not allowed.
+            ValueError: a key is unknown or a value is not allowed.
         """
         fields = {field.name for field in dataclasses.fields(cls)}
         for key in values:
             if key not in fields | _SERIALISED_KEYS:
                 own = [name for name in cls.__annotations__ if name in fields]
                 nearest = difflib.get_close_matches(key, own, n=1)
-                hint = f"did you mean '{nearest[0]}'?" if nearest else f"known are {', '.join(own)}"
+                hint = f"did you mean '{nearest[0]}'?" if nearest else f"known keys: {', '.join(own)}"
                 raise ValueError(f"unknown config key '{key}'; {hint}")
         model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
-            raise ValueError(f"model_type is '{model_type}', but this package builds '{cls.model_type}'")
+            raise ValueError(f"model_type is '{model_type}', but must be '{cls.model_type}'")
         try:
             return cls(**{key: value for key, value in values.items() if key != "model_type"})
         except StrictDataclassError as error:
@@ -313,13 +316,13 @@ class ScratchGPTConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "ScratchGPTConfig":
-        """Build the config of a named size; `overrides` are merged before anything is derived.
+        """Build the config of a preset; `overrides` are applied before derived fields are computed.
 
         Raises:
-            ValueError: the name or a key of `overrides` is unknown, or a value is not allowed.
+            ValueError: the preset or a key of `overrides` is unknown, or a value is not allowed.
         """
         if name not in PRESETS:
-            raise ValueError(f"unknown preset '{name}'; allowed are {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset '{name}'; allowed values: {', '.join(PRESETS)}")
         return cls.from_values({**PRESETS[name], **overrides})
 
 

@@ -1,58 +1,51 @@
-"""Hooks into libraries that may be imported before or after this package, or never."""
+"""Default adapter targets for PEFT, which may be imported before this package, after it, or never.
+
+PEFT has no function to register them, only one dictionary per adapter type. Importing PEFT here would add more than a
+second to the import of this package, so an import hook waits for the module that defines these dictionaries.
+"""
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+PEFT_DEFAULTS = "peft.utils.constants"
 
-def on_import(name: str, callback: Callable[[ModuleType], None]) -> None:
-    """Call `callback(module)` as soon as the module `name` is imported: at once if it already is."""
-    if name in sys.modules:
-        callback(sys.modules[name])
+
+def register_with_peft() -> None:
+    """Give ScratchGPT the default targets of PEFT's adapters: now if PEFT is loaded, else when it is imported."""
+    if PEFT_DEFAULTS in sys.modules:
+        _add_targets(sys.modules[PEFT_DEFAULTS])
     else:
-        sys.meta_path.insert(0, _ImportWatcher(name, callback))
+        sys.meta_path.insert(0, _PeftHook())
 
 
-class _ImportWatcher(MetaPathFinder):
-    """Lets the usual finders load one module, then calls back and is gone."""
+def _add_targets(peft_defaults: ModuleType) -> None:
+    """Copy the targets of Llama, whose projections have the same names."""
+    for name, targets in vars(peft_defaults).items():
+        if name.endswith("_MODULES_MAPPING") and "llama" in targets:
+            targets.setdefault("scratch_gpt", targets["llama"])
 
-    def __init__(self, name: str, callback: Callable[[ModuleType], None]) -> None:
-        self.name = name
-        self.callback = callback
+
+class _PeftHook(MetaPathFinder, Loader):
+    """Loads one module as usual, then adds our targets; the hook removes itself before that."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self.name:
+        if fullname != PEFT_DEFAULTS:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _NotifyingLoader(spec.loader, self.callback)
+            self.loader, spec.loader = spec.loader, self
         return spec
-
-
-class _NotifyingLoader(Loader):
-    def __init__(self, loader: Loader, callback: Callable[[ModuleType], None]) -> None:
-        self.loader = loader
-        self.callback = callback
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        self.callback(module)
-
-
-def register_adapter_targets(peft_constants: ModuleType) -> None:
-    """Give PEFT's adapters the default targets they have for Llama: our projections carry the same names.
-
-    PEFT offers no registration; its documented table of defaults is a dictionary per adapter kind.
-    """
-    for name, targets in vars(peft_constants).items():
-        if name.endswith("_MODULES_MAPPING") and "llama" in targets:
-            targets.setdefault("scratch_gpt", targets["llama"])
+        _add_targets(module)

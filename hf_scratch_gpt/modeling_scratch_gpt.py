@@ -1,24 +1,24 @@
-"""The whole ScratchGPT network, leaf first: norms, positions, attention, MLP, block, model, loss, heads.
+"""The ScratchGPT network: norms, positions, attention, MLP, layer, model, loss, heads.
 
-Read it from top to bottom. Every layer is written here from torch operations; transformers supplies the base
-classes and the contracts (saving, generation, caches, masks, attention kernels), so that a model from this file
-is a model like any other to the whole ecosystem. The architecture is the decoder of
-https://huggingface.co/papers/1706.03762 as GPT-2 and Llama made it; each class names the paper of its part.
+Read it from top to bottom: each part uses only the parts above it. The network is written in plain torch operations.
+transformers supplies the base classes and the contracts (saving, generation, caches, masks, attention kernels), so
+these models work wherever a Hugging Face model does. The architecture is the decoder of
+https://huggingface.co/papers/1706.03762 with the changes made by GPT-2 and Llama; each class cites its paper.
 
-Shapes stand behind the lines that change them, in these words (a test compares them with the real ones); a line
-that makes several tensors has several shapes, or one for all:
+A comment gives the shape of every tensor that a line reshapes, in the terms below (a test checks them against the real
+shapes). A line that makes several tensors lists several shapes, or one if they are equal.
     batch       sequences processed together
-    seq         tokens of each sequence in this call (the queries)
-    key_seq     tokens that are attended to: `seq` plus what the cache holds
+    seq         tokens per sequence in this call (the queries)
+    key_seq     tokens attended to: the cached ones plus `seq`
     hidden      config.hidden_size, the width of the residual stream
     heads       config.num_attention_heads
-    kv_heads    config.num_key_value_heads;  group: query heads that share one, `heads` / `kv_heads`
-    head_dim    config.head_dim;  half: half of the rotated part of it
+    kv_heads    config.num_key_value_heads;  group: query heads per key/value head, `heads` / `kv_heads`
+    head_dim    config.head_dim;  half: half of its rotated part
     inner       config.intermediate_size
     vocab       config.vocab_size
-    chunk       tokens whose logits exist at the same time when `skip_logits` is set
+    chunk       tokens per chunk of logits when `skip_logits` is set
     1           a dimension of size one that broadcasts
-    ...         leading dimensions that the line does not touch
+    ...         leading dimensions that the line does not change
 """
 
 import math
@@ -27,9 +27,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
@@ -40,13 +40,12 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_scratch_gpt import ScratchGPTConfig
 
-IGNORE_INDEX = -100  # labels with this value take no part in the loss
+IGNORE_INDEX = -100  # labels with this value are ignored by the loss
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -95,8 +94,8 @@ NORMS = {"rmsnorm": ScratchGPTRMSNorm, "layernorm": ScratchGPTLayerNorm}
 class ScratchGPTRotaryEmbedding(nn.Module):
     """Cosine and sine of the rotation angles position / theta ** (2 i / head_dim).
 
-    https://huggingface.co/papers/2104.09864. `rope_type` selects transformers' scalings for longer contexts. The names
-    of the class and of its buffers are a contract: `from_pretrained` refills the buffers by them.
+    https://huggingface.co/papers/2104.09864. `rope_type` selects one of transformers' scalings for longer contexts.
+    `from_pretrained` recomputes the buffers, which it finds by the names of this class and of the buffers.
     """
 
     inv_freq: torch.Tensor
@@ -119,7 +118,7 @@ class ScratchGPTRotaryEmbedding(nn.Module):
     def compute_default_rope_parameters(
         config: ScratchGPTConfig, device: torch.device | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, float]:
-        """Angle per position of each rotated pair, (half,), and the factor on cosine and sine."""
+        """Angle per position of each rotated pair, (half,), and the factor applied to cosine and sine."""
         rotated = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
         exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device=device) / rotated
         return config.rope_parameters["rope_theta"] ** -exponents, 1.0
@@ -135,11 +134,11 @@ class ScratchGPTRotaryEmbedding(nn.Module):
 
 
 def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotate each pair (x[i], x[i + half]) of every head by its angle; what lies behind the pairs stays.
+    """Rotate each pair (x[i], x[i + half]) of every head by its angle; dimensions after the pairs are unchanged.
 
     Args:
         x: queries or keys, (batch, seq, heads, head_dim).
-        cosine, sine: of the angles, (batch, seq, half), batch may be 1.
+        cosine, sine: of the angles, (batch, seq, half); batch may be 1.
     """
     half = cosine.shape[-1]
     cosine, sine = cosine.unsqueeze(2), sine.unsqueeze(2)  # (..., seq, 1, half)
@@ -161,7 +160,7 @@ def sinusoidal_positions(position_ids: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def repeat_heads(x: torch.Tensor, group: int) -> torch.Tensor:
-    """Copy each key/value head for the `group` query heads that share it: kv_heads becomes heads."""
+    """Repeat each key/value head for the `group` query heads that share it: kv_heads becomes heads."""
     if group == 1:
         return x
     batch, kv_heads, key_seq, head_dim = x.shape
@@ -170,7 +169,7 @@ def repeat_heads(x: torch.Tensor, group: int) -> torch.Tensor:
 
 
 def causal_mask(scores: torch.Tensor) -> torch.Tensor:
-    """0 where a query may look and the smallest finite number where the key lies in its future."""
+    """Additive mask: 0 where a query may attend to a key, the smallest finite number at later keys."""
     seq, key_seq = scores.shape[-2:]
     future = torch.ones(seq, key_seq, dtype=torch.bool, device=scores.device).triu(key_seq - seq + 1)
     mask = torch.zeros(seq, key_seq, dtype=scores.dtype, device=scores.device)
@@ -187,10 +186,10 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(query key^T * scaling + mask) value, written out: the readable twin of the fused kernels.
+    """softmax(query key^T * scaling + mask) value: the readable version of the fused kernels.
 
-    The mask is additive and finite, so that a row in which everything is masked stays a number. Without a mask
-    attention is causal.
+    The mask is additive and finite, so that a fully masked row does not become NaN. Without a mask, attention is
+    causal unless `is_causal=False`.
     """
     key = repeat_heads(key, module.num_key_value_groups)  # (batch, heads, key_seq, head_dim)
     value = repeat_heads(value, module.num_key_value_groups)  # (batch, heads, key_seq, head_dim)
@@ -206,7 +205,7 @@ def eager_attention_forward(
 
 
 def residual_projection(input_size: int, output_size: int, bias: bool) -> nn.Linear:
-    """A linear layer whose output is added to the residual stream; `_init_weights` knows it by its mark."""
+    """A linear layer whose output is added to the residual stream, marked for `_init_weights`."""
     linear = nn.Linear(input_size, output_size, bias=bias)
     linear.is_residual_projection = True  # type: ignore[assignment]
     return linear
@@ -215,8 +214,8 @@ def residual_projection(input_size: int, output_size: int, bias: bool) -> nn.Lin
 class ScratchGPTAttention(nn.Module):
     """Multi-head causal self-attention (https://huggingface.co/papers/1706.03762, 3.2).
 
-    softmax(Q K^T / sqrt(head_dim)) V for each head, with Q, K and V linear in the input. Key and value heads may be
-    fewer than query heads (https://huggingface.co/papers/2305.13245).
+    softmax(Q K^T / sqrt(head_dim)) V for each head, where Q, K and V are linear in the input. Several query heads may
+    share a key/value head (https://huggingface.co/papers/2305.13245).
     """
 
     def __init__(self, config: ScratchGPTConfig, layer_idx: int) -> None:
@@ -262,7 +261,7 @@ class ScratchGPTAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (batch, kv_heads, key_seq, head_dim)
 
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         output, weights = attention_interface(
@@ -281,7 +280,7 @@ class ScratchGPTAttention(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# MLP and block
+# MLP and layer
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -299,20 +298,6 @@ class ScratchGPTSwiGLU(nn.Module):
         return self.down_proj(gate * self.up_proj(hidden_states))  # (batch, seq, hidden)
 
 
-class ScratchGPTMLP(nn.Module):
-    """down(activation(up(x))): the two layers of GPT-2."""
-
-    def __init__(self, config: ScratchGPTConfig) -> None:
-        super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = residual_projection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.activation = ACTIVATIONS[config.mlp_type]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        inner = self.activation(self.up_proj(hidden_states))  # (batch, seq, inner)
-        return self.down_proj(inner)  # (batch, seq, hidden)
-
-
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (https://huggingface.co/papers/1606.08415)."""
     return nn.functional.gelu(x, approximate="tanh")
@@ -326,8 +311,22 @@ def relu2(x: torch.Tensor) -> torch.Tensor:
 ACTIVATIONS = {"gelu": gelu, "relu2": relu2}
 
 
+class ScratchGPTMLP(nn.Module):
+    """down(activation(up(x))): the MLP of GPT-2."""
+
+    def __init__(self, config: ScratchGPTConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = residual_projection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.activation = ACTIVATIONS[config.mlp_type]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        inner = self.activation(self.up_proj(hidden_states))  # (batch, seq, inner)
+        return self.down_proj(inner)  # (batch, seq, hidden)
+
+
 class ScratchGPTDecoderLayer(GradientCheckpointingLayer):
-    """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block (https://huggingface.co/papers/2002.04745)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm layer (https://huggingface.co/papers/2002.04745)."""
 
     def __init__(self, config: ScratchGPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -351,7 +350,7 @@ class ScratchGPTDecoderLayer(GradientCheckpointingLayer):
 
 
 class ScratchGPTPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know about every ScratchGPT model, and the initial weights."""
+    """The capabilities that every ScratchGPT model declares to transformers, and the initial weights."""
 
     config: ScratchGPTConfig
     base_model_prefix = "model"
@@ -369,10 +368,10 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights and zero biases, as in GPT-2.
 
-        2 * num_hidden_layers outputs add up in the residual stream, so the projections that write to it start smaller
-        by the root of that. They carry a mark because this method is not called on modules without own weights.
-        In wide models the embeddings, which may also be the head, start smaller, so that the first logits do not
-        spread with the width and the first loss is that of guessing.
+        The residual stream sums 2 * num_hidden_layers outputs, so the projections that write to it start smaller by the
+        square root of that number. They are marked because transformers calls this method only on modules that own
+        weights, not on the attention or MLP around them. In wide models the embeddings, which may be tied to the head,
+        start smaller too: the initial logits do not grow with the width, and the initial loss is that of guessing.
         """
         super()._init_weights(module)
         if isinstance(module, nn.Embedding):
@@ -384,8 +383,18 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std)
 
 
+def check_range(name: str, values: torch.Tensor, limit: int, limit_name: str, remedy: str) -> None:
+    """Raise if an index is outside a table of `limit` rows. CPU only: elsewhere the check would wait for the device."""
+    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= limit:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name} contains {wrong}, but must be between 0 and {limit - 1} ({limit_name} - 1); {remedy}")
+
+
 class ScratchGPTModel(ScratchGPTPreTrainedModel):
-    """Token ids to final hidden states: embedding, blocks, norm."""
+    """Token ids to final hidden states: embedding, layers, norm."""
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         super().__init__(config)
@@ -415,21 +424,22 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
         """Compute the hidden states of every position.
 
         Args:
-            input_ids: (batch, seq); or `inputs_embeds`, (batch, seq, hidden), instead.
+            input_ids: (batch, seq). Alternatively, pass `inputs_embeds`, (batch, seq, hidden).
             attention_mask: (batch, key_seq), 0 at padding; or a prepared 4-D mask.
-            position_ids: (batch, seq). Where they restart at 0 a new document begins, and documents packed into one
-                row do not see each other if there is neither an attention_mask nor a filled cache.
+            position_ids: (batch, seq). A restart at 0 begins a new document: documents packed into one row do not
+                attend to each other, provided that there is no attention_mask and no filled cache.
             past_key_values: keys and values of earlier tokens; extended in place.
-            use_cache: make a cache if none is given and return it. In training mode none is ever made.
+            use_cache: return the cache, and create one if none is given. Never creates one in training mode.
 
         Raises:
-            ValueError: ids outside the vocabulary (checked on CPU), both or neither kind of input, or positions
-                beyond max_position_embeddings where positions are learned.
+            ValueError: both or neither of input_ids and inputs_embeds, or (checked on CPU only) ids outside the
+                vocabulary or learned positions beyond max_position_embeddings.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
-            check_range("input_ids", input_ids, self.config.vocab_size, "vocab_size; is this the model's tokenizer?")
+            limit = self.config.vocab_size
+            check_range("input_ids", input_ids, limit, "vocab_size", "use the tokenizer of this model")
             inputs_embeds = self.embed_tokens(input_ids)  # (batch, seq, hidden)
 
         masks = self._attention_masks(inputs_embeds, attention_mask, past_key_values, position_ids, kwargs)
@@ -440,7 +450,7 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
         if self.config.position_embedding_type == "rope":
             position_embeddings = self.rotary_emb(hidden_states, position_ids)
         if use_cache and past_key_values is None and not self.training:
-            # Made only after the masks, which would otherwise not see packed documents (a cache switches that off).
+            # Created after the masks: given a cache, transformers does not look for packed documents.
             past_key_values = DynamicCache(config=self.config)
 
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
@@ -465,10 +475,10 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
         position_ids: torch.Tensor | None,
         kwargs: dict[str, Any],
     ) -> dict[str, torch.Tensor | None]:
-        """The mask of each layer type; None lets the kernel be causal by itself, which is faster than any mask.
+        """The mask of each layer type; None if the kernel's own causal mode is enough, which is faster than a mask.
 
-        Only `position_ids` that the caller gave count here: those that we make hold no document boundary, but under
-        torch.compile they would force a dense mask.
+        `position_ids` are those passed by the caller: the default ones contain no document boundaries, but would force
+        a dense mask under torch.compile.
         """
         if isinstance(attention_mask, dict):  # prepared by `generate`
             return attention_mask
@@ -481,7 +491,7 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
             "past_key_values": past_key_values,
             "position_ids": position_ids,
         }
-        masks: dict[str, Any] = {}  # tensors, or the block masks of flex attention
+        masks: dict[str, Any] = {}  # tensors, or BlockMask objects with flex attention
         if "full_attention" in self.config.layer_types:
             masks["full_attention"] = None if is_plain else create_causal_mask(**arguments)
         if "sliding_attention" in self.config.layer_types:
@@ -492,7 +502,7 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
     def _default_positions(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
     ) -> torch.Tensor:
-        """Count on from the cache; where absolute positions matter, do not count padding on the left."""
+        """Continue the count of the cache; absolute positions do not count left padding."""
         seq = inputs_embeds.shape[1]
         is_absolute = self.config.position_embedding_type != "rope"
         if is_absolute and isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
@@ -503,47 +513,37 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
         return positions[None]  # (1, seq)
 
     def _add_positions(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-        """Add absolute positions to the embeddings; rotary ones come in later, inside attention."""
+        """Add absolute positions to the embeddings; rotary positions are applied inside attention."""
         if self.config.position_embedding_type == "learned":
             limit = self.config.max_position_embeddings
-            check_range("position_ids", position_ids, limit, "max_position_embeddings; shorten the sequence")
-            return inputs_embeds + self.embed_positions(position_ids)  # (batch, seq, hidden)
-        if self.config.position_embedding_type == "sinusoidal":
-            # The paper scales the embeddings up, so that positions of size one do not drown them (section 3.4).
+            check_range("position_ids", position_ids, limit, "max_position_embeddings", "shorten the sequence")
+            inputs_embeds = inputs_embeds + self.embed_positions(position_ids)  # (batch, seq, hidden)
+        elif self.config.position_embedding_type == "sinusoidal":
+            # The paper (section 3.4) scales the embeddings up; positions of magnitude 1 would otherwise dominate them.
             positions = sinusoidal_positions(position_ids, self.config.hidden_size)  # (..., seq, hidden)
-            return inputs_embeds * math.sqrt(self.config.hidden_size) + positions.to(inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds * math.sqrt(self.config.hidden_size) + positions.to(inputs_embeds.dtype)
         return inputs_embeds
 
 
-def check_range(name: str, values: torch.Tensor, limit: int, remedy: str) -> None:
-    """Refuse indices that a table of `limit` rows does not have, where looking costs no device synchronisation."""
-    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
-        return
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= limit:
-        wrong = low if low < 0 else high
-        raise ValueError(f"{name} holds {wrong}, but must lie in 0 ... {limit - 1}, below {remedy}")
-
-
 # ----------------------------------------------------------------------------------------------------------------------
-# Language modelling: loss and head
+# Language modeling: loss and head
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
-    """Shift labels so that position t holds the token to be predicted there; the last position predicts none."""
+    """Shift labels left, so that position t has the label of token t + 1; the last position is ignored."""
     return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, seq)
 
 
 def token_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum of -log softmax(logits)[target] over the targets that are not IGNORE_INDEX, in float32 nats."""
+    """Sum of -log softmax(logits)[target] over targets other than IGNORE_INDEX, in nats, computed in float32."""
     return nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def normalise_loss(
     loss_sum: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
-    """Divide by the number of targets: of the whole batch if the trainer tells it, else of this call (at least 1)."""
+    """Divide by the number of targets: of the whole batch if the trainer passes it, else of this call (at least 1)."""
     if num_items_in_batch is None:
         num_items_in_batch = (targets != IGNORE_INDEX).sum().clamp(min=1)
     elif isinstance(num_items_in_batch, torch.Tensor):
@@ -563,10 +563,10 @@ def causal_lm_loss(
 
     Args:
         logits: (batch, seq, vocab).
-        labels: (batch, seq), the input ids again; the shift happens here. IGNORE_INDEX leaves a position out.
-        vocab_size: unused, part of transformers' contract for loss functions.
-        num_items_in_batch: number of targets by which the sum is divided; default: those of `labels`.
-        shift_labels: (batch, seq), labels that are shifted already; they replace `labels`.
+        labels: (batch, seq), aligned with the input ids; shifted here. IGNORE_INDEX excludes a position.
+        vocab_size: unused; part of transformers' contract for loss functions.
+        num_items_in_batch: number of targets to divide the sum by (default: those in this call).
+        shift_labels: (batch, seq), labels that are already shifted; used instead of `labels`.
     """
     targets = shift_labels if shift_labels is not None else next_token_labels(labels)
     targets = targets.to(logits.device).reshape(-1)  # (batch * seq)
@@ -574,11 +574,37 @@ def causal_lm_loss(
     return normalise_loss(loss_sum, targets, num_items_in_batch)
 
 
-class ChunkedLossSum(torch.autograd.Function):
-    """token_loss_sum of all tokens without ever holding the logits of more than one chunk of them.
+def cap_logits(logits: torch.Tensor, softcapping: float | None) -> torch.Tensor:
+    """softcapping * tanh(logits / softcapping); None returns the logits (https://huggingface.co/papers/2408.00118)."""
+    return logits if softcapping is None else torch.tanh(logits / softcapping) * softcapping
 
-    The gradient with respect to the logits is softmax(logits) - one_hot(target). It is taken on the way, while a
-    chunk's logits exist, so that nothing is kept for the backward pass and nothing is computed twice.
+
+def chunk_loss_and_gradient(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    softcapping: float | None,
+    needs_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Summed loss of a chunk, (chunk, hidden), and its gradient with respect to the logits, (chunk, vocab)."""
+    raw_logits = nn.functional.linear(hidden_states, weight)  # (chunk, vocab)
+    logits = cap_logits(raw_logits.float(), softcapping)
+    is_target = (targets != IGNORE_INDEX)[:, None]  # (chunk, 1)
+    index = targets.clamp(min=0)[:, None]  # (chunk, 1)
+    log_normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (chunk, 1)
+    loss_sum = ((log_normaliser - logits.gather(1, index)) * is_target).sum()
+    if not needs_gradient:
+        return loss_sum, None
+    slope = 1.0 if softcapping is None else 1 - (logits / softcapping).square()
+    gradient = logits.sub_(log_normaliser).exp_().scatter_add_(1, index, -torch.ones_like(log_normaliser))
+    return loss_sum, gradient.mul_(is_target).mul_(slope).to(raw_logits.dtype)
+
+
+class ChunkedLossSum(torch.autograd.Function):
+    """token_loss_sum of all tokens, with the logits of only one chunk of tokens in memory at a time.
+
+    The gradient with respect to the logits, softmax(logits) - one_hot(target), is computed in the forward pass, while
+    the logits of a chunk exist. No logits are kept for the backward pass, and none are computed twice.
     """
 
     @staticmethod
@@ -603,7 +629,7 @@ class ChunkedLossSum(torch.autograd.Function):
             if gradient is not None:
                 hidden_gradients.append(gradient @ weight)  # (chunk, hidden)
                 weight_gradient += gradient.T @ chunk  # (vocab, hidden)
-            del gradient  # before the next chunk's logits are made
+            del gradient  # free it before the logits of the next chunk are computed
         if hidden_gradients:
             hidden_gradient = torch.cat(hidden_gradients)  # (batch * seq, hidden)
             ctx.save_for_backward(hidden_gradient.to(hidden_states.dtype), weight_gradient.to(weight.dtype))
@@ -611,46 +637,20 @@ class ChunkedLossSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Scale the gradients of the sum."""
+        """Scale the gradients computed in the forward pass."""
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return hidden_gradient * loss_gradient, weight_gradient * loss_gradient, None, None, None
 
 
-def chunk_loss_and_gradient(
-    hidden_states: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    softcapping: float | None,
-    needs_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The summed loss of a chunk of tokens, (chunk, hidden), and its gradient by their logits, (chunk, vocab)."""
-    raw_logits = nn.functional.linear(hidden_states, weight)  # (chunk, vocab)
-    logits = cap_logits(raw_logits.float(), softcapping)
-    is_target = (targets != IGNORE_INDEX)[:, None]  # (chunk, 1)
-    index = targets.clamp(min=0)[:, None]  # (chunk, 1)
-    log_normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (chunk, 1)
-    loss_sum = ((log_normaliser - logits.gather(1, index)) * is_target).sum()
-    if not needs_gradient:
-        return loss_sum, None
-    slope = 1.0 if softcapping is None else 1 - (logits / softcapping).square()
-    gradient = logits.sub_(log_normaliser).exp_().scatter_add_(1, index, -torch.ones_like(log_normaliser))
-    return loss_sum, gradient.mul_(is_target).mul_(slope).to(raw_logits.dtype)
-
-
-def cap_logits(logits: torch.Tensor, softcapping: float | None) -> torch.Tensor:
-    """softcapping * tanh(logits / softcapping), or the logits themselves (https://huggingface.co/papers/2408.00118)."""
-    return logits if softcapping is None else torch.tanh(logits / softcapping) * softcapping
-
-
 class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
-    """The language model: hidden states to a score for every token of the vocabulary."""
+    """The language model: a linear head scores every token of the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     _loss_function = staticmethod(causal_lm_loss)
-    loss_chunk_tokens = 1024  # tokens whose logits exist at the same time when `skip_logits` is set
+    loss_chunk_tokens = 1024  # tokens per chunk of logits when `skip_logits` is set
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         super().__init__(config)
@@ -676,15 +676,16 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: see ScratchGPTModel.
-            labels: (batch, seq), usually the input ids themselves; shifted here. -100 leaves a position out.
-                `shift_labels` among the further arguments gives labels that are shifted already, and
-                `num_items_in_batch` the number of targets to divide by.
+            labels: (batch, seq), usually the input ids; shifted here. -100 excludes a position. The keyword argument
+                `shift_labels` passes labels that are already shifted, and `num_items_in_batch` the number of targets
+                to divide by.
             logits_to_keep: score only the last n positions (0: all), or the positions in a 1-D tensor.
-            skip_logits: with labels, never hold all logits at once and return none: same loss and gradients at a
-                fraction of the memory.
+            skip_logits: compute the loss in chunks and return no logits: same loss and gradients in a fraction of the
+                memory. Requires `labels`.
 
         Raises:
-            ValueError: `skip_logits` without `labels` or with `logits_to_keep`; see also ScratchGPTModel.
+            ValueError: `skip_logits` without `labels`, with `logits_to_keep`, or with a head that is not a plain
+                nn.Linear; see also ScratchGPTModel.
         """
         loss_arguments = {name: kwargs.pop(name, None) for name in ("shift_labels", "num_items_in_batch")}
         if use_cache is None and labels is not None:
@@ -702,7 +703,7 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         logits, loss = None, None
         if skip_logits:
             if labels is None or not isinstance(logits_to_keep, int) or logits_to_keep:
-                raise ValueError("skip_logits needs labels and excludes logits_to_keep: only the loss is computed")
+                raise ValueError("skip_logits=True requires labels and cannot be combined with logits_to_keep")
             loss = self._chunked_loss(hidden_states, labels, **loss_arguments)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -729,8 +730,8 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         head = self.lm_head
         if type(head) is not nn.Linear or head._forward_pre_hooks or head._forward_hooks:
             raise ValueError(
-                f"skip_logits reads the weight of a plain nn.Linear, but lm_head is a {type(head).__name__} that an "
-                "adapter, quantisation or parallelism has changed; train without skip_logits"
+                f"skip_logits=True requires lm_head to be a plain nn.Linear, but it is a {type(head).__name__} changed "
+                "by an adapter, quantization or parallelism; pass skip_logits=False"
             )
         hidden_states = hidden_states.flatten(0, 1)  # (batch * seq, hidden)
         targets = shift_labels if shift_labels is not None else next_token_labels(labels)
@@ -742,18 +743,18 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Other heads: transformers' forward passes over our base model
+# Other heads: transformers' mixins on our base model
 #
-# The mixins' own constructors ask AutoModel for the base model, which knows none where this file comes from a
-# checkpoint (trust_remote_code); so each head calls only ScratchGPTPreTrainedModel's and builds its parts itself.
+# The constructors of the mixins get the base model from AutoModel, which does not know it if this file was loaded from
+# a checkpoint (trust_remote_code). So each head calls only ScratchGPTPreTrainedModel.__init__ and builds its own parts.
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 class LossOfWholeBatch:
-    """Divides the loss of a head by the number of labels in the whole batch, where the trainer tells it.
+    """Divides the loss of a head by the number of labels in the whole batch, if the trainer passes it.
 
-    The mixins take the mean over their own labels, and swallow `num_items_in_batch`. Trainer believes that it was used:
-    with gradient accumulation, loss and gradients would be as many times too large as there are parts.
+    The mixins average over the labels of one call and ignore `num_items_in_batch`, but Trainer assumes that they use
+    it: with gradient accumulation over n micro-batches, loss and gradients would be n times too large.
     """
 
     @can_return_tuple
@@ -769,7 +770,7 @@ class LossOfWholeBatch:
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the mixin, with `num_items_in_batch`, the number of labels of the whole batch."""
+        """Run the mixin's forward pass; `num_items_in_batch` is the number of labels in the whole batch."""
         outputs = super().forward(  # type: ignore[misc]
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -782,7 +783,7 @@ class LossOfWholeBatch:
             **kwargs,
         )
         if outputs.loss is not None and num_items_in_batch is not None:
-            own_items = (labels != IGNORE_INDEX).sum().to(outputs.loss.device)  # () a tensor
+            own_items = (labels != IGNORE_INDEX).sum().to(outputs.loss.device)
             outputs.loss = outputs.loss * own_items / num_items_in_batch
         return outputs
 
@@ -790,7 +791,7 @@ class LossOfWholeBatch:
 class ScratchGPTForSequenceClassification(
     LossOfWholeBatch, GenericForSequenceClassification, ScratchGPTPreTrainedModel
 ):
-    """One label (or value) per text, from the last token that is not padding."""
+    """One label (or value) per sequence, from the last token that is not padding."""
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         ScratchGPTPreTrainedModel.__init__(self, config)
@@ -813,7 +814,7 @@ class ScratchGPTForTokenClassification(LossOfWholeBatch, GenericForTokenClassifi
 
 
 class ScratchGPTForQuestionAnswering(GenericForQuestionAnswering, ScratchGPTPreTrainedModel):
-    """Start and end of an answer inside the text."""
+    """Start and end of an answer in the sequence."""
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         ScratchGPTPreTrainedModel.__init__(self, config)

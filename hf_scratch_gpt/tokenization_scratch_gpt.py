@@ -1,7 +1,7 @@
-"""Byte-level BPE: trained on any text, exactly reversible, readable by every Hugging Face runtime.
+"""Byte-level BPE tokenizer: trains on any text, decodes exactly, loads in every Hugging Face runtime.
 
-Reading order: the constants (how text is split, the special tokens, the chat template), training,
-encoding, saving, and how `AutoTokenizer` finds the class.
+In this order: constants (split pattern, special tokens, chat template), training, encoding, saving,
+and registration with `AutoTokenizer`.
 """
 
 import itertools
@@ -23,10 +23,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Qwen2's pattern in the spelling of llama.cpp, where it is called "qwen2": a GGUF file can name it.
-# Against GPT-2's: digits stand alone, so that a number splits the same way wherever it appears and
-# no vocabulary goes to groups of digits; an indentation is one run, and a line break ends it;
-# the sign before a word (".append", "_name", "(self") may join the word.
+# Qwen2's pattern as written in llama.cpp, so a GGUF file can refer to it by name ("qwen2").
+# Differences from GPT-2's: each digit is a word, so a number always splits the same way and no
+# tokens are spent on groups of digits; indentation is a single word that ends at a line break;
+# a sign before a word (".append", "_name", "(self") may be part of the word.
 SPLIT_PATTERN = "|".join(
     (
         r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])",
@@ -39,22 +39,22 @@ SPLIT_PATTERN = "|".join(
     )
 )
 
-END_OF_TEXT = "<|endoftext|>"  # between documents: end and beginning of text in one
-PAD = "<|pad|>"  # not end-of-text: a padded label is ignored, and then nothing would learn to stop
+END_OF_TEXT = "<|endoftext|>"  # separates documents: both end and beginning of text
+PAD = "<|pad|>"  # not END_OF_TEXT: labels at padding are ignored, so the model would not learn to stop
 END_OF_TURN = "<|end|>"
 CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
-SPECIAL_TOKENS = (END_OF_TEXT, PAD, *CHAT_TOKENS)  # their ids are 0, 1, 2, ... in this order
+SPECIAL_TOKENS = (END_OF_TEXT, PAD, *CHAT_TOKENS)  # with ids 0, 1, 2, ... in this order
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
-# No text of its own around the content: special tokens cut the text, so the tokens of a prompt
-# are always the first tokens of the whole conversation.
+# Only special tokens surround the content. They split the text, so the tokens of a prompt are always
+# a prefix of the tokens of the whole conversation.
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
     {%- if message['role'] not in ['system', 'user', 'assistant'] %}
         {{- raise_exception("role must be system, user or assistant, not " + message['role']) }}
     {%- endif %}
     {%- if message['content'] is not string %}
-        {{- raise_exception("content must be text: this template knows no images or tools") }}
+        {{- raise_exception("content must be a string: this template supports no images or tools") }}
     {%- endif %}
     {{- '<|' + message['role'] + '|>' }}
     {%- if message['role'] == 'assistant' -%}
@@ -68,26 +68,26 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 """
 
-# Places where every word of SPLIT_PATTERN ends: behind a line break, before white space or a
-# digit, and where letters or digits are followed by something else. But never behind a space: how
-# a run of spaces is split depends on what follows it.
+# Positions at which SPLIT_PATTERN always ends a word: after a line break, before whitespace or a
+# digit, and between a letter or digit and any other character. Never after a space: how a run of
+# spaces splits depends on the text that follows.
 _WORD_END = re.compile(r"(?<=[\r\n])(?=\S)|(?<=\S)(?=[ \t\d])|(?<=[^\W_])(?=[\W_])")
-PIECE_LENGTH = 1 << 11  # characters; longer pieces are slower, shorter ones save nothing
+PIECE_LENGTH = 1 << 11  # characters; longer pieces are slower, shorter ones are not faster
 BATCH_LENGTH = 1 << 20  # characters
 
-# What from_pretrained adds about this machine and this call; none of it belongs to the tokenizer.
+# Entries that from_pretrained adds for this machine and this call; not properties of the tokenizer.
 _PRIVATE_KEYS = ("backend", "is_local", "local_files_only", "name_or_path", "token", "cache_dir")
 
 
 class ScratchGPTTokenizer(TokenizersBackend):
-    """Byte-level BPE over the words of `SPLIT_PATTERN`; decoding gives back any text exactly.
+    """Byte-level BPE over the words of `SPLIT_PATTERN`; decoding restores any text exactly.
 
-    There is no `__init__`: with one, transformers would rebuild the tokenizer from vocabulary and
-    merges alone instead of reading tokenizer.json. Corpus text is encoded with
-    `split_special_tokens=True`, so that "<|endoftext|>" written in a document stays plain text.
+    There is no `__init__`: with one, transformers would rebuild the tokenizer from the vocabulary and
+    merges instead of reading tokenizer.json. To keep "<|endoftext|>" in a document plain text, encode
+    it with `encode_texts` or `split_special_tokens=True`.
     """
 
-    # rank of each merge, and vocabulary: read when `encode_with_dropout` first needs them
+    # rank of each merge, and the vocabulary; set by the first call of `encode_with_dropout`
     _merges: tuple[dict[tuple[str, str], int], dict[str, int]] | None = None
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
     model_input_names = ["input_ids", "attention_mask"]
@@ -101,13 +101,14 @@ class ScratchGPTTokenizer(TokenizersBackend):
         model_max_length: int = 1024,
         show_progress: bool = True,
     ) -> "ScratchGPTTokenizer":
-        """A new tokenizer; ids: special tokens, 256 bytes, then merges, the most frequent first.
+        """Train a tokenizer; ids are special tokens, 256 bytes, then merges, most frequent first.
 
-        `texts` is read once and never held: memory grows with the number of distinct words only.
-        A corpus without enough pairs that occur twice gives a smaller vocabulary and a warning.
+        `texts` is read once and not kept: memory grows only with the number of distinct words.
+        If too few pairs occur twice in the corpus, the vocabulary is smaller and a warning is logged.
 
         Raises:
-            ValueError: no text, `vocab_size` below bytes and special tokens, or a lone surrogate.
+            ValueError: the texts are empty or contain a lone surrogate, or `vocab_size` is smaller
+                than the number of bytes and special tokens.
         """
         if vocab_size < SMALLEST_VOCABULARY:
             raise ValueError(
@@ -117,7 +118,7 @@ class ScratchGPTTokenizer(TokenizersBackend):
         backend = _untrained_backend()
         trainer = BpeTrainer(
             vocab_size=vocab_size,
-            min_frequency=2,  # a pair that occurs once is not a pattern
+            min_frequency=2,  # a pair that occurs once does not generalize
             special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=show_progress,
@@ -125,9 +126,10 @@ class ScratchGPTTokenizer(TokenizersBackend):
         backend.train_from_iterator(_checked_pieces(texts), trainer)
         if backend.get_vocab_size() < vocab_size:
             logger.warning(
-                "The tokenizer has %d tokens, not vocab_size=%d: no other pair of tokens occurs "
-                "twice in the corpus. Use more text for more tokens.",
-                *(backend.get_vocab_size(), vocab_size),
+                "The tokenizer has %d tokens instead of vocab_size=%d: no further pair of tokens occurs "
+                "twice in the corpus. Use more text for a larger vocabulary.",
+                backend.get_vocab_size(),
+                vocab_size,
             )
         return cls(
             tokenizer_object=backend,
@@ -137,18 +139,18 @@ class ScratchGPTTokenizer(TokenizersBackend):
             extra_special_tokens=list(CHAT_TOKENS),
             chat_template=CHAT_TEMPLATE,
             model_max_length=model_max_length,
-            padding_side="left",  # a decoder continues the end of its prompt
+            padding_side="left",  # a decoder continues from the end of the prompt
             clean_up_tokenization_spaces=False,
         )
 
     def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text as a corpus holds it: special tokens are neither added nor recognised.
+        """Encode corpus texts: special tokens are neither added nor recognized.
 
-        Faster than `self(texts, ...)`, which also makes offsets and masks. Every core works
-        on pieces of the texts, and beside the ids memory is bound, however long a text is.
+        Faster than `self(texts, ...)`, which also computes offsets and masks. All cores work on pieces
+        of the texts, so memory, apart from the ids, does not grow with the length of a text.
 
         Raises:
-            ValueError: a lone surrogate.
+            ValueError: a text contains a lone surrogate.
         """
         backend = self.backend_tokenizer
         backend.no_truncation()
@@ -166,20 +168,24 @@ class ScratchGPTTokenizer(TokenizersBackend):
         return [np.concatenate(part) for part in parts]
 
     def encode_with_dropout(self, text: str, dropout: float, seed: int) -> list[int]:
-        """Ids of a text in which each merge of two tokens is left out with probability `dropout`.
+        """Encode a text, skipping each merge of two tokens with probability `dropout`.
 
-        BPE-dropout (https://huggingface.co/papers/1910.13267): the same text is cut differently with each seed, so that
-        a model which sees few texts learns from the parts of words too. With `dropout=0` these are the ids of
-        `encode_texts`; decoding always gives back the text.
+        BPE-dropout (https://huggingface.co/papers/1910.13267): each seed splits the text differently, so that a model
+        trained on few texts also learns from parts of words. `dropout=0` gives the ids of `encode_texts`; decoding
+        always restores the text. Written here because the dropout of the tokenizers library cannot be seeded.
 
         Raises:
-            ValueError: `dropout` is not in [0, 1], or the tokenizer is no BPE.
+            ValueError: `dropout` is not in [0, 1], or the tokenizer is not a BPE with a pre-tokenizer.
         """
         if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is {dropout}: it must lie between 0 and 1.")
+            raise ValueError(f"dropout ({dropout}) must be between 0 and 1")
         backend = self.backend_tokenizer
         if not isinstance(backend.model, BPE) or backend.pre_tokenizer is None:
-            raise ValueError(f"BPE-dropout needs a BPE tokenizer that splits text into words, not {backend.model}.")
+            model = type(backend.model).__name__
+            raise ValueError(
+                f"BPE-dropout requires a BPE tokenizer with a pre-tokenizer; this one has the model {model} "
+                f"and the pre-tokenizer {backend.pre_tokenizer}"
+            )
         if self._merges is None:
             merges = json.loads(backend.to_str())["model"]["merges"]
             self._merges = {tuple(merge): rank for rank, merge in enumerate(merges)}, backend.get_vocab()
@@ -190,20 +196,20 @@ class ScratchGPTTokenizer(TokenizersBackend):
     def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
         try:
             return super()._encode_plus(text, *args, **kwargs)
-        except TypeError:  # all that tokenizers says is "TextInputSequence must be str"
+        except TypeError:  # the message of tokenizers is only "TextInputSequence must be str"
             _refuse_lone_surrogates([text] if isinstance(text, str) else text)
             raise
 
     def _save_pretrained(
         self, save_directory: Any, file_names: tuple[str, ...], *args: Any, **kwargs: Any
     ) -> tuple[str, ...]:
-        """Rewrites tokenizer_config.json, which lies there already, in words all runtimes know."""
+        """Save, then rewrite tokenizer_config.json with names that all runtimes support."""
         file_names = super()._save_pretrained(save_directory, file_names, *args, **kwargs)
         path = Path(file_names[0])
         entries = json.loads(path.read_text(encoding="utf-8"))
         for key in _PRIVATE_KEYS:
             entries.pop(key, None)
-        # transformers 4 knows neither another class name nor a list under the new name
+        # transformers 4 supports no other class name, and no list under the new name
         entries["tokenizer_class"] = "PreTrainedTokenizerFast"
         if extra := entries.pop("extra_special_tokens", None):
             entries["additional_special_tokens"] = extra
@@ -213,11 +219,11 @@ class ScratchGPTTokenizer(TokenizersBackend):
 
 
 def text_pieces(text: str, length: int = PIECE_LENGTH) -> Iterator[str]:
-    """Cuts `text` where a word ends, into pieces of `length` to twice `length` characters.
+    """Cut `text` at ends of words into pieces of `length` to 2 * `length` characters.
 
-    The tokens of the pieces are the tokens of the text, unless twice `length` characters hold no
-    place to cut: then a word may be divided. Memory and time of training and encoding are thereby
-    bound per piece, however long a document is.
+    This bounds the memory and time that training and encoding need per piece, however long a
+    document is. The tokens of the pieces are the tokens of the text, unless 2 * `length` characters
+    contain no end of a word: then a word may be cut.
     """
     start = 0
     while len(text) - start > 2 * length:
@@ -229,9 +235,9 @@ def text_pieces(text: str, length: int = PIECE_LENGTH) -> Iterator[str]:
 
 
 def merged(tokens: list[str], ranks: dict[tuple[str, str], int], dropout: float, generator: Random) -> list[str]:
-    """Byte-pair encoding of one word: merge the pair that training merged first, until no pair is left.
+    """Byte-pair encode one word: repeatedly merge the pair that training merged first, until none is left.
 
-    In each round every pair is overlooked with probability `dropout`.
+    In each round, every pair is skipped with probability `dropout`.
     """
     while True:
         found = [
@@ -246,7 +252,7 @@ def merged(tokens: list[str], ranks: dict[tuple[str, str], int], dropout: float,
 
 
 def _batches(texts: Sequence[str], can_be_cut: bool) -> Iterator[list[tuple[int, str]]]:
-    """All pieces with the number of their text, in lists of about BATCH_LENGTH characters."""
+    """Pairs of text index and piece, in lists of about BATCH_LENGTH characters."""
     batch, length = [], 0
     for number, text in enumerate(texts):
         for piece in text_pieces(text) if can_be_cut else (text,):
@@ -260,18 +266,18 @@ def _batches(texts: Sequence[str], can_be_cut: bool) -> Iterator[list[tuple[int,
 
 
 def _has_our_words(backend: Tokenizer) -> bool:
-    """Whether `text_pieces` cuts between words of this tokenizer, which a user may have brought along."""
+    """Whether the tokenizer, possibly loaded from elsewhere, splits words as `text_pieces` assumes."""
     ours = _untrained_backend().pre_tokenizer.__getstate__()
     theirs = backend.pre_tokenizer and backend.pre_tokenizer.__getstate__()
     return backend.normalizer is None and theirs == ours
 
 
 def register_for_auto_tokenizer(config_class: type[PreTrainedConfig]) -> None:
-    """Lets `AutoTokenizer` load folders of models with `config_class` as `ScratchGPTTokenizer`.
+    """Make `AutoTokenizer` load models with `config_class` as `ScratchGPTTokenizer`.
 
-    Our files name the generic class, which every runtime knows, and `AutoTokenizer` prefers what
-    the file names to a registered class, unless the model type is listed as one whose files are
-    wrong about it. Without this package the same files load as a plain fast tokenizer.
+    Our files name the generic class, which every runtime supports. `AutoTokenizer` prefers the class
+    named in the file to a registered one, unless the model type is in the list of those whose files
+    name the wrong class. Without this package, the same files load as a plain fast tokenizer.
     """
     name = ScratchGPTTokenizer.__name__
     tokenization_auto.AutoTokenizer.register(config_class, tokenizer_class=ScratchGPTTokenizer, exist_ok=True)
@@ -298,7 +304,7 @@ def _checked_pieces(texts: Iterable[str]) -> Iterator[str]:
         is_empty = is_empty and not text
         yield from text_pieces(text)
     if is_empty:
-        raise ValueError("The corpus is empty (0 bytes): there is nothing to learn tokens from.")
+        raise ValueError("The corpus is empty (0 bytes). A tokenizer needs text to train on.")
 
 
 def _refuse_lone_surrogates(texts: Iterable[Any]) -> None:
@@ -309,7 +315,7 @@ def _refuse_lone_surrogates(texts: Iterable[Any]) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"The text holds a lone surrogate (U+{ord(text[error.start]):04X}) at character "
-                f"{error.start}: it is not Unicode text and has no UTF-8 bytes. "
+                f"The text contains a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+                f"{error.start}, so it is not valid Unicode and cannot be encoded as UTF-8. "
                 'Decode its source again, for example with errors="replace".'
             ) from None

@@ -1,4 +1,4 @@
-"""What transformers expects of a model: files, Auto classes, heads."""
+"""The contracts of a transformers model: files, Auto classes, heads."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_a_loaded_model_gives_bit_equal_logits(overrides, tmp_path):
         assert torch.equal(loaded(ids).logits, model(ids).logits)
     buffers = dict(model.named_buffers())
     assert buffers.keys() == dict(loaded.named_buffers()).keys()
-    for name, buffer in loaded.named_buffers():  # of rotary positions; they are in no file
+    for name, buffer in loaded.named_buffers():  # of rotary positions, which are not saved
         assert torch.equal(buffer, buffers[name]), name
 
 

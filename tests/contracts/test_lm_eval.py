@@ -1,4 +1,4 @@
-"""EleutherAI's harness takes the model as its `hf` model and finds the same figures as we do."""
+"""EleutherAI's harness loads the model as its `hf` model and computes the same metrics as we do."""
 
 import json
 import random
@@ -43,7 +43,7 @@ def model():
 
 @pytest.fixture(params=["object", "path"])
 def harness_model(request, model, tokenizer, tmp_path):
-    """The two ways to name the model to the harness."""
+    """The two ways to pass the model to the harness."""
     if request.param == "object":
         return {"model": HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, device="cpu")}
     model.save_pretrained(tmp_path / "model")

@@ -21,7 +21,7 @@ STEPS, BATCH = 6, 4
 
 
 class Ragged(Rows):
-    """Rows of which more and more targets are left out, so that a mean of means would be another number."""
+    """Rows with different numbers of ignored targets, so that a mean of means would give another loss."""
 
     def batch(self, indices):
         batch = {name: tensor.clone() for name, tensor in super().batch(indices).items()}
@@ -31,7 +31,7 @@ class Ragged(Rows):
 
 
 class InOrder(IterableDataset):
-    """The rows of our run, one by one, as Trainer takes them: labels are shifted by the model."""
+    """The rows of our run, one by one, for Trainer: the model shifts the labels."""
 
     def __init__(self, run):
         self.run = run
@@ -40,7 +40,7 @@ class InOrder(IterableDataset):
         for step in range(STEPS):
             for _, batch in self.run.sampler.micro_batches(step):
                 for ids, labels in zip(batch["input_ids"], batch["shift_labels"], strict=True):
-                    # the target of the last position lies outside of input_ids: one more token holds it
+                    # the target of the last position is not in input_ids: append it as one more token
                     last = labels[-1:] if labels[-1] != IGNORE_INDEX else ids[:1]
                     row = torch.cat([ids, last])
                     yield {"input_ids": row, "labels": torch.cat([torch.tensor([IGNORE_INDEX]), labels])}

@@ -1,4 +1,4 @@
-"""transformers' Trainer takes our models as it takes any other: losses, resuming, folders, the Hub's hooks, heads."""
+"""transformers' Trainer works with our models: losses, resuming, saved folders, pushing to the Hub, heads."""
 
 import json
 from concurrent.futures import Future
@@ -40,7 +40,7 @@ IS_LOADABLE = {
 
 
 class MaskedRows(torch.utils.data.Dataset):
-    """16 rows of 5 tokens with 1 to 4 targets: of row i the first i % 5 labels are left out."""
+    """16 rows of 5 tokens with 1 to 4 targets: the first i % 5 labels of row i are ignored."""
 
     def __len__(self):
         return 16
@@ -55,12 +55,12 @@ def stacked(rows):
 
 
 def build(folder, model=None, train_dataset=None, eval_dataset=None, parts=None, **settings):
-    """A Trainer on one core that logs every step; `parts` are further arguments of Trainer."""
+    """A Trainer on CPU that logs every step; `parts` are further arguments of Trainer."""
     settings = {
         "per_device_train_batch_size": 8, "per_device_eval_batch_size": 16, "max_steps": 2, "learning_rate": 1e-2,
         "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "seed": 1,
         "dataloader_pin_memory": False,
-        "adam_epsilon": 1e-4,  # without it, the rounding of a gradient of almost zero makes a step of full size
+        "adam_epsilon": 1e-4,  # by default, rounding errors in gradients near zero cause full-size updates
     } | settings  # fmt: skip
     return Trainer(
         model=model or tiny_model(tie_word_embeddings=False),
@@ -123,7 +123,7 @@ def test_gradient_accumulation_does_not_change_training(batch_size, accumulation
     assert_trained_alike(split, whole)
 
 
-# 5.23 calls it activation_checkpointing; 5.17 knows only the old name
+# renamed to activation_checkpointing in transformers 5.23; 5.17 has only the old name
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 def test_gradient_checkpointing_does_not_change_training(tmp_path):
     assert_trained_alike(train(tmp_path, gradient_checkpointing=True), train(tmp_path))
@@ -157,7 +157,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2}
     settings |= {"per_device_train_batch_size": 2}
     whole = train(tmp_path, model=tiny_model(**DROPOUT), **settings)
-    other = shake(tiny_model(**DROPOUT))  # what it holds is replaced
+    other = shake(tiny_model(**DROPOUT))  # its weights are replaced
     resumed = train(tmp_path, tmp_path / "checkpoint-3", model=other, **settings)
     assert resumed.state.global_step == 6
     assert losses(resumed) == losses(whole)
@@ -174,13 +174,13 @@ def test_a_checkpoint_loads_by_its_path_and_generates_with_a_cache(tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, trainer.model.eval()(ids).logits)
     settings = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
-    # Trainer writes `use_cache: false` into config.json; what generate reads is generation_config.json
+    # Trainer writes `use_cache: false` into config.json, but generate reads generation_config.json
     cached = loaded.generate(ids, **settings)
     assert cached.past_key_values.get_seq_length() == ids.shape[1] + 5
     assert torch.equal(cached.sequences, loaded.generate(ids, use_cache=False, **settings).sequences)
 
 
-def test_save_model_writes_all_that_loading_needs(tmp_path, tokenizer):
+def test_save_model_writes_all_files_needed_to_load(tmp_path, tokenizer):
     model = tiny_model(vocab_size=len(tokenizer))
     trainer = build(tmp_path / "run", model=model, parts={"processing_class": tokenizer})
     trainer.save_model(tmp_path / "model")
@@ -219,7 +219,7 @@ def commits(monkeypatch):
 
     for name, fake in (("create_repo", create_repo), ("upload_folder", upload_folder)):
         monkeypatch.setattr(HfApi, name, fake)
-        monkeypatch.setattr(transformers.trainer, name, fake, raising=False)  # what older ones call
+        monkeypatch.setattr(transformers.trainer, name, fake, raising=False)  # called by older versions
     return received
 
 
@@ -261,7 +261,7 @@ CODE, IMPORT = 0, 1
 
 
 def texts(tokenizer, is_per_token=False, **truncation):
-    """16 snippets of two lengths and kinds; a token's label is whether its id is odd, the first token has none."""
+    """16 snippets of two lengths and kinds; the label of a token is id % 2, and the first token has none."""
     labels = [CODE if text.startswith("def") else IMPORT for text in SNIPPETS]
     rows = Dataset.from_dict({"text": SNIPPETS, "label": labels})
 
@@ -271,7 +271,7 @@ def texts(tokenizer, is_per_token=False, **truncation):
             encoded["labels"] = [-100] + [token % 2 for token in encoded["input_ids"][1:]]
         return encoded
 
-    # "text" stays: Trainer drops what forward does not take
+    # "text" stays: Trainer drops columns that forward does not accept
     return rows.map(encode, remove_columns=["label"] if is_per_token else None)
 
 
@@ -325,7 +325,7 @@ def test_sequence_classification_learns_and_answers_with_label_names(padding_sid
 
 
 def mean_loss_per_text(model, rows):
-    """Each text by itself, so that nothing is padded."""
+    """One text at a time, without padding."""
     with torch.no_grad():
         scores = torch.cat([model.eval()(torch.tensor([ids])).logits for ids in rows["input_ids"]])
     return torch.nn.functional.cross_entropy(scores, torch.tensor(rows["label"])).item()
@@ -346,7 +346,7 @@ def test_token_classification_learns(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("train_classifier", [train_sequences, train_tokens])
 def test_accumulation_does_not_change_the_training_of_classifiers(train_classifier, tmp_path, tokenizer):
-    """Texts of different lengths, so that the parts have different numbers of labels."""
+    """The texts differ in length, so the micro-batches differ in the number of labels."""
     whole = train_classifier(tmp_path, tokenizer)
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     assert_trained_alike(train_classifier(tmp_path, tokenizer, **settings), whole)

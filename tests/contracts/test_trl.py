@@ -1,6 +1,6 @@
-"""TRL's trainers take our models and our tokenizer as they take any others: as the path of a folder and as objects.
+"""TRL's trainers work with our models and tokenizer, passed as a path or as objects.
 
-All models are random and tiny; what is checked are losses that can be computed by hand and weights that move.
+All models are random and tiny. The tests compare losses with hand-written ones and check which weights change.
 """
 
 import math
@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, Re
 from hf_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTTokenizer
 from tests.support.tiny import shake, tiny_config
 
-# TRL and PEFT use names that transformers 5.23 gave up
+# TRL and PEFT use names that are deprecated in transformers 5.23
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_.*)?` is deprecated:FutureWarning")
 SETTINGS = {
     "per_device_train_batch_size": 4, "max_steps": 8, "learning_rate": 5e-3, "logging_steps": 1, "report_to": [],
@@ -45,7 +45,7 @@ PREFERENCES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A language model and its tokenizer, as they lie on the Hub."""
+    """A saved language model and its tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     texts = [f"{name}? {text}\n" for name, text in FACTS] * 20
     tokenizer = ScratchGPTTokenizer.train_from_texts(texts, 290, model_max_length=64, show_progress=False)
@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 
 def model_arguments(folder, given, adapter=False):
-    """What a user passes: the path, or the model and the tokenizer; and perhaps LoRA with its default targets."""
+    """The path, or the model and the tokenizer as objects; optionally LoRA with its default targets."""
     arguments = {"model": str(folder)}
     if given == "object":
         arguments["model"] = AutoModelForCausalLM.from_pretrained(folder)
@@ -68,7 +68,7 @@ def model_arguments(folder, given, adapter=False):
 
 
 def train(trainer):
-    """Train and return a function that lists a logged figure, one per step."""
+    """Train and return a function that lists the values of a logged metric, one per step."""
     before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
     trainer.train()
     for name, tensor in trainer.model.named_parameters():
@@ -107,7 +107,7 @@ def mean_loss(folder, rows):
 
 
 def turns(folder, messages):
-    """A conversation as our template writes it: role, text, end; what the assistant says is a target, and the end."""
+    """A conversation in our template: role, text, end. Text and end of the assistant's turns are targets."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     row = []
     for message in messages:
@@ -119,7 +119,7 @@ def turns(folder, messages):
 
 @BY_PATH_OR_AS_OBJECT
 @WITH_AND_WITHOUT_ADAPTER
-def test_sft_learns_what_the_assistant_says_and_nothing_else(given, adapter, folder, tmp_path):
+def test_sft_learns_only_the_turns_of_the_assistant(given, adapter, folder, tmp_path):
     trainer = SFTTrainer(
         **model_arguments(folder, given, adapter),
         args=SFTConfig(str(tmp_path), **SETTINGS, assistant_only_loss=True),
@@ -170,24 +170,24 @@ def test_sft_learns_completions_and_their_end(given, folder, tmp_path):
 
 @BY_PATH_OR_AS_OBJECT
 @WITH_AND_WITHOUT_ADAPTER
-def test_dpo_starts_at_its_reference_and_moves_to_what_is_preferred(given, adapter, folder, tmp_path):
+def test_dpo_starts_at_its_reference_and_moves_to_the_preferred_answers(given, adapter, folder, tmp_path):
     trainer = DPOTrainer(
         **model_arguments(folder, given, adapter),
         args=DPOConfig(str(tmp_path), **SETTINGS),
         train_dataset=Dataset.from_list(PREFERENCES),
     )
-    figures = train(trainer)
+    metrics = train(trainer)
     assert_trained_what_was_given(trainer, folder, adapter)
-    losses, margins = figures("loss"), figures("rewards/margins")
+    losses, margins = metrics("loss"), metrics("rewards/margins")
     assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
     assert margins[0] == pytest.approx(0, abs=1e-5)
     assert losses[-1] < 0.9 * losses[0]
     assert margins[-1] > 0.1
-    assert figures("rewards/accuracies")[-1] == 1
+    assert metrics("rewards/accuracies")[-1] == 1
 
 
 @BY_PATH_OR_AS_OBJECT
-def test_a_reward_model_learns_what_is_preferred(given, folder, tmp_path):
+def test_a_reward_model_learns_preferences(given, folder, tmp_path):
     arguments = model_arguments(folder, given)
     if given == "object":
         arguments["model"] = ScratchGPTForSequenceClassification.from_pretrained(folder, num_labels=1)
@@ -198,12 +198,12 @@ def test_a_reward_model_learns_what_is_preferred(given, folder, tmp_path):
     )
     assert type(trainer.model) is ScratchGPTForSequenceClassification
     assert trainer.model.score.out_features == 1
-    figures = train(trainer)
-    losses, margins = figures("loss"), figures("margin")
+    metrics = train(trainer)
+    losses, margins = metrics("loss"), metrics("margin")
     assert losses[0] == pytest.approx(math.log(2), abs=0.5)
     assert losses[-1] < 0.5 * losses[0]
     assert margins[-1] > margins[0] + 0.5
-    assert figures("accuracy")[-1] == 1
+    assert metrics("accuracy")[-1] == 1
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_a_reward_model_learns_what_is_preferred(given, folder, tmp_path):
 
 
 @BY_PATH_OR_AS_OBJECT
-def test_grpo_writes_more_of_what_is_rewarded(given, folder, tmp_path):
+def test_grpo_increases_the_reward(given, folder, tmp_path):
     def share_of_letters(completions, **columns):
         return [sum(map(str.isalpha, text)) / max(len(text), 1) for text in completions]
 

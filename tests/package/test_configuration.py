@@ -12,7 +12,7 @@ from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 from tests.support.tiny import GPT2, SLIDING, TINY, VARIANTS, tiny_config
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What is derived
+# Derived fields
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -24,7 +24,7 @@ def test_the_default_is_the_modern_decoder():
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
 
 
-def test_what_is_not_given_is_derived():
+def test_missing_fields_are_derived():
     config = ScratchGPTConfig(hidden_size=48, num_attention_heads=6, num_hidden_layers=3)
     assert (config.head_dim, config.num_key_value_heads, config.intermediate_size) == (8, 6, 128)
     assert config.layer_types == ["full_attention"] * 3
@@ -35,7 +35,7 @@ def test_what_is_not_given_is_derived():
 
 
 def test_nothing_derived_goes_stale():
-    """Overrides are merged before anything is derived; fields that would disagree are refused when saved."""
+    """Overrides are applied before fields are derived; fields that were changed later and conflict are rejected."""
     assert ScratchGPTConfig.from_preset("tiny", hidden_size=96).head_dim == 24
     assert ScratchGPTConfig.from_preset("tiny", num_hidden_layers=5).layer_types == ["full_attention"] * 5
     assert ScratchGPTConfig.from_preset("gpt2", mlp_type="swiglu").intermediate_size == 2048
@@ -50,7 +50,7 @@ def test_old_names_of_rotary_options_are_understood():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What is refused, with the numbers that disagree
+# Errors name the fields and their values
 # ----------------------------------------------------------------------------------------------------------------------
 
 MISTAKES = [
@@ -61,24 +61,24 @@ MISTAKES = [
         {"hidden_size": 45, "position_embedding_type": "sinusoidal"},
         r"hidden_size \(45\) must be even with position_embedding_type='sinusoidal'",
     ),
-    ({"rope_parameters": {"rope_type": "linaer"}}, r"rope_type'\] is 'linaer'; allowed are default, dynamic, linear"),
+    ({"rope_parameters": {"rope_type": "linaer"}}, r"rope_type'\] is 'linaer'; .*: default, dynamic, linear"),
     (
         {"position_embedding_type": "learned", "rope_parameters": {"rope_theta": 9.0}},
-        r"rope_parameters has no effect with position_embedding_type='learned'",
+        r"rope_parameters requires position_embedding_type='rope', but it is 'learned'",
     ),
     (
         {"position_embedding_type": "sinusoidal", "rope_theta": 9.0},
-        r"rope_parameters has no effect with position_embedding_type='sinusoidal'",
+        r"rope_parameters requires position_embedding_type='rope', but it is 'sinusoidal'",
     ),
     ({"attention_dropout": 1.0}, r"attention_dropout \(1.0\) must be at least 0 and below 1"),
     ({"residual_dropout": -0.1}, r"residual_dropout \(-0.1\) must be at least 0 and below 1"),
     ({"embedding_dropout": 2}, r"embedding_dropout \(2\) must be at least 0 and below 1"),
     ({"final_logit_softcapping": 0.0}, r"final_logit_softcapping \(0.0\) must be positive, or None"),
     ({"layer_types": ["full"] * 4}, r"layer_types.*must be in .*'full_attention'.*got \['full'"),
-    ({"layer_types": ["chunked_attention"] * 4}, r"layer_types holds \['chunked_attention'\]; allowed"),
+    ({"layer_types": ["chunked_attention"] * 4}, r"layer_types contains \['chunked_attention'\]; allowed"),
     ({"layer_types": ["sliding_attention"] * 4}, r"sliding_window \(None\) must be at least 1"),
     ({"sliding_window": 0}, r"sliding_window \(0\) must be at least 1"),
-    ({"sliding_window": 4, "layer_types": ["full_attention"] * 4}, r"sliding_window \(4\) has no effect"),
+    ({"sliding_window": 4, "layer_types": ["full_attention"] * 4}, r"sliding_window \(4\) requires 'sliding_att"),
     ({"layer_types": ["full_attention"] * 3}, r"num_hidden_layers.*4.*layer_types.*3"),
     ({"hidden_size": "48"}, r"hidden_size.*48"),
     ({"hidden_size": 48.0}, r"hidden_size.*48.0"),
@@ -111,7 +111,7 @@ def test_mistakes_are_named_with_their_values(values, message):
             "dropout",
             "did you mean 'residual_dropout'|did you mean 'embedding_dropout'|did you mean 'attention_dropout'",
         ),
-        ("zzz", "known are vocab_size, hidden_size, "),
+        ("zzz", "known keys: vocab_size, hidden_size, "),
     ],
 )
 def test_unknown_keys_are_refused_by_our_loaders(key, hint):
@@ -121,9 +121,9 @@ def test_unknown_keys_are_refused_by_our_loaders(key, hint):
 
 
 def test_other_model_types_and_presets_are_refused():
-    with pytest.raises(ValueError, match="model_type is 'llama', but this package builds 'scratch_gpt'"):
+    with pytest.raises(ValueError, match="model_type is 'llama', but must be 'scratch_gpt'"):
         ScratchGPTConfig.from_values({"model_type": "llama"})
-    with pytest.raises(ValueError, match="unknown preset 'gpt3'; allowed are tiny, laptop, small, gpt2, "):
+    with pytest.raises(ValueError, match="unknown preset 'gpt3'; allowed values: tiny, laptop, small, gpt2, "):
         ScratchGPTConfig.from_preset("gpt3")
 
 
@@ -169,7 +169,7 @@ def test_the_smallest_preset_is_small():
     assert 50_000 < ScratchGPTConfig.from_preset("tiny").parameter_count < 200_000
 
 
-FLAGS = [  # every pair of values of every two of four flags
+FLAGS = [  # contain all four combinations of every two flags
     (True, True, True, True),
     (True, False, False, False),
     (False, True, False, True),

@@ -1,4 +1,4 @@
-"""Two ways to the same result: attention kernels, packing, checkpointing, kinds of input and output."""
+"""Different paths to the same result: attention kernels, packing, gradient checkpointing, inputs and outputs."""
 
 import math
 
@@ -19,7 +19,7 @@ from tests.support.tiny import (
     tiny_model,
 )
 
-# Torch's own compiler and flex attention warn; not compiled, as here, flex is quick and the same
+# Warnings of torch's own compiler and of flex attention, which runs uncompiled here: fast, and the same results
 ignore_flex = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore:flex_attention called without torch.compile:UserWarning"
 )
@@ -73,7 +73,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(variant):
     results = []
     for checkpointing in (False, True):
         model.train().zero_grad()
-        if checkpointing:  # the name until transformers 5.22 and the one since
+        if checkpointing:  # renamed in transformers 5.23
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
             assert model.model.layers[0].gradient_checkpointing
         torch.manual_seed(0)
@@ -100,14 +100,14 @@ def test_exactly_one_kind_of_input():
 
 
 def test_ids_and_positions_out_of_range_are_refused_with_both_numbers():
-    with pytest.raises(ValueError, match=r"input_ids holds 97, but must lie in 0 \.\.\. 96, below vocab_size"):
+    with pytest.raises(ValueError, match=r"input_ids contains 97, .* between 0 and 96 \(vocab_size - 1\)"):
         tiny_model()(torch.tensor([[5, 97]]))
-    with pytest.raises(ValueError, match=r"input_ids holds -1, "):
+    with pytest.raises(ValueError, match=r"input_ids contains -1, "):
         tiny_model()(torch.tensor([[5, -1]]))
     long = tiny_ids(1, 65)
-    with pytest.raises(ValueError, match=r"position_ids holds 64, .* 0 \.\.\. 63, below max_position_embeddings"):
+    with pytest.raises(ValueError, match=r"position_ids contains 64, .* 0 and 63 \(max_position_embeddings - 1\)"):
         tiny_model(position_embedding_type="learned")(long)
-    assert tiny_model()(long).logits.isfinite().all()  # rotary positions have no end
+    assert tiny_model()(long).logits.isfinite().all()  # rotary positions have no limit
 
 
 def test_hidden_states_and_attentions():
@@ -133,7 +133,7 @@ def test_logits_to_keep():
 
 
 def packed_rows(model, **arguments):
-    """Logits of two documents in one row, and of each in a row of its own."""
+    """Logits of two documents in one row, and of each document in a separate row."""
     first, second = tiny_ids(1, 9, seed=1), tiny_ids(1, 6, seed=2)
     positions = torch.cat((torch.arange(9), torch.arange(6)))[None]
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -152,7 +152,7 @@ def test_packed_documents_equal_separate_ones(overrides, implementation, mode):
 
 
 def test_an_attention_mask_of_ones_switches_packing_off():
-    """What the docstring says: without this, the tests above would not show what isolates the documents."""
+    """As documented. Also shows that the tests above can fail: these positions alone do not isolate the documents."""
     packed, separate = packed_rows(tiny_model(), attention_mask=torch.ones(1, 15))
     assert (packed - separate).abs().max() > 0.01
 

@@ -1,4 +1,4 @@
-"""Decoding: every cache and every strategy gives what the plain forward pass gives."""
+"""Decoding: every cache and every strategy gives the same tokens as plain forward passes."""
 
 import threading
 
@@ -16,7 +16,7 @@ GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_
 
 
 def greedy_by_hand(model, ids, length=NEW):
-    """Take the best token again and again, without any cache."""
+    """Append the most likely token `length` times, without a cache."""
     with torch.no_grad():
         for _ in range(length):
             best = model(ids, use_cache=False).logits[:, -1].argmax(-1)
@@ -25,7 +25,7 @@ def greedy_by_hand(model, ids, length=NEW):
 
 
 def padded(rows):
-    """Rows of different lengths, filled up on the left, and their attention mask."""
+    """Rows of different lengths, padded on the left, and their attention mask."""
     length = max(row.shape[1] for row in rows)
     ids = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0)) for row in rows])
     mask = torch.cat([(torch.arange(length) >= length - row.shape[1])[None].long() for row in rows])
@@ -65,7 +65,7 @@ def test_left_padded_batches_generate_what_single_rows_do(overrides, implementat
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_left_padding_changes_no_logits(position):
-    """Without `generate`, which counts the positions itself."""
+    """Without `generate`, which computes the positions itself."""
     model = tiny_model(position_embedding_type=position)
     rows = [tiny_ids(1, length, seed=length) for length in (3, 8, 5)]
     ids, mask = padded(rows)
@@ -164,17 +164,17 @@ def test_compiled_by_inductor():
 
 
 def log_probability(model, ids, start):
-    """Of the tokens from `start` on, given those before."""
+    """Log-probability of the tokens from `start` on, given the earlier ones."""
     with torch.no_grad():
         scores = model(ids, use_cache=False).logits[:, start - 1 : -1].log_softmax(-1)
     return scores.gather(-1, ids[:, start:, None]).sum((1, 2))
 
 
-def test_beam_search_finds_what_is_at_least_as_likely_as_greedy():
+def test_beam_search_is_at_least_as_likely_as_greedy():
     model, ids = tiny_model(), tiny_ids()
     beams = model.generate(ids, **GREEDY, num_beams=8)
     likely, greedy = log_probability(model, beams, 5), log_probability(model, greedy_by_hand(model, ids), 5)
-    assert (likely >= greedy - 1e-4).float().mean() > 0.7  # beam search is a heuristic, too
+    assert (likely >= greedy - 1e-4).float().mean() > 0.7  # beam search is a heuristic
     assert likely.sum() > greedy.sum()
     uncached = model.generate(ids, **GREEDY, num_beams=8, use_cache=False)
     assert torch.equal(beams, uncached)
@@ -218,7 +218,7 @@ def test_streamers_see_every_token():
 
 
 class Numbers:
-    """As much of a tokenizer as a streamer needs."""
+    """The part of a tokenizer that a streamer uses."""
 
     def decode(self, ids, **kwargs):
         return "".join(f"{int(token)} " for token in ids)

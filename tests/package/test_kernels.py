@@ -1,4 +1,4 @@
-"""Attention kernels, compilers, serving engines and the plans that spread a model over devices."""
+"""Attention kernels, compilers, serving engines and the plans that distribute a model over devices."""
 
 import ast
 import inspect
@@ -72,14 +72,14 @@ def test_the_attention_source_is_what_vllm_looks_for():
 
 
 def test_forward_hides_no_label_argument_from_trainer():
-    """A named argument with "label" in its name, other than `labels`, makes Trainer drop eval_loss."""
+    """Trainer drops eval_loss if another argument than `labels` has "label" in its name."""
     names = inspect.signature(ScratchGPTForCausalLM.forward).parameters
     assert [name for name in names if "label" in name] == ["labels"]
     assert "kwargs" in names
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The dense mask that plain training must not make
+# Plain training must not create a dense mask
 # ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The network against oracles: other implementations, formulas and numbers worked out by hand."""
+"""The network against oracles: other implementations, formulas and numbers calculated by hand."""
 
 import itertools
 import math
@@ -60,7 +60,7 @@ def test_qwen3_twin():
 
 
 def as_gpt2(state):
-    """Rename our tensors to GPT-2's, whose projections are stored transposed and q, k, v in one."""
+    """Rename our tensors to GPT-2's, which stores projections transposed and q, k, v in one tensor."""
     renamed = {}
     for name in [name for name in state if ".k_proj." not in name and ".v_proj." not in name]:
         tensor = state[name]
@@ -94,7 +94,7 @@ def test_gpt2_twin():
 
 
 def test_norms_equal_those_of_torch():
-    x = 1e-3 * torch.randn(BATCH, SEQ, 48)  # so small that epsilon counts
+    x = 1e-3 * torch.randn(BATCH, SEQ, 48)  # so small that epsilon matters
     rms = shake(modeling.ScratchGPTRMSNorm(48, 1e-6))
     assert_same(rms(x), F.rms_norm(x, (48,), rms.weight, 1e-6))
     layer = shake(modeling.ScratchGPTLayerNorm(48, 1e-5))
@@ -153,7 +153,7 @@ def test_rope_types_equal_those_of_transformers(rope_type):
         positions = torch.arange(length)[None]
         cosine, sine = ours(torch.zeros(1), positions)
         expected_cosine, expected_sine = theirs(torch.zeros(1), positions)
-        assert_same(cosine, expected_cosine[..., : cosine.shape[-1]])  # transformers holds each angle twice
+        assert_same(cosine, expected_cosine[..., : cosine.shape[-1]])  # transformers repeats each angle
         assert_same(sine, expected_sine[..., : sine.shape[-1]])
 
 
@@ -193,7 +193,7 @@ def test_attention_equals_an_einsum_oracle(implementation):
 
 
 def attention_oracle(attention, x):
-    """Rotation by complex numbers, each head on its own, the sum over keys up to the query written as a loop."""
+    """Rotation by complex numbers; a loop over heads and queries; softmax over the keys up to each query."""
     query, key, value = (
         F.linear(x, projection.weight, projection.bias).unflatten(-1, (-1, 8))
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -215,7 +215,7 @@ def attention_oracle(attention, x):
 def test_attention_computed_by_hand(implementation):
     """Two tokens (1, 0) and (0, 1), one head of width 2.
 
-    queries = c x with c = sqrt(2) ln 3, keys = x, values = (4, 0) and (0, 8), output = values mixed.
+    queries = c x with c = sqrt(2) ln 3, keys = x, values = (4, 0) and (0, 8), output = weighted values.
     scores = q k / sqrt(2): the second query gives c * 0 / sqrt(2) = 0 and c * 1 / sqrt(2) = ln 3;
     softmax (0, ln 3) = (1, 3) / (1 + 3) = (1/4, 3/4), so its output is 1/4 (4, 0) + 3/4 (0, 8) = (1, 6).
     The first query sees only itself: (4, 0).
@@ -236,7 +236,7 @@ def test_attention_computed_by_hand(implementation):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Causality, proved twice
+# Causality, tested with changed tokens and with gradients
 # ----------------------------------------------------------------------------------------------------------------------
 
 

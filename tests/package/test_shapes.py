@@ -1,4 +1,4 @@
-"""The shape comments of the modeling file: complete, and true when it runs."""
+"""The shape comments of the modeling file are complete, and correct at run time."""
 
 import ast
 import itertools
@@ -21,7 +21,7 @@ WORDS = {
     "batch": BATCH, "seq": SEQ, "key_seq": SEQ + PAST, "hidden": 50, "heads": 6, "kv_heads": 3, "group": 2,
     "head_dim": 20, "half": 9, "inner": 80, "vocab": 97, "chunk": CHUNK,
 }  # fmt: skip
-# Methods, functions and layers that change a shape; @, .T and an index with None or several parts do so, too
+# Methods, functions and layers that change a shape; so do @, .T and an index with None or with several slices
 RESHAPING = {
     "view", "reshape", "transpose", "expand", "unsqueeze", "squeeze", "permute", "flatten", "unflatten", "split",
     "chunk", "cat", "stack", "pad", "repeat", "repeat_interleave", "einsum", "matmul", "linear", "embedding",
@@ -66,7 +66,7 @@ def shape_comments():
 
 
 def commented_statements():
-    """(statement, its groups or None) for every statement of the file; the comment stands on the last line."""
+    """(statement, its last line, the shapes in the comment on that line or None) for every statement of the file."""
     comments = shape_comments()
     for statement in ast.walk(TREE):
         if isinstance(statement, ast.stmt) and (nodes := header(statement)):
@@ -83,7 +83,7 @@ def test_every_line_that_changes_a_shape_says_so():
     assert not silent, "\n".join(silent)
 
 
-def test_every_comment_stands_behind_a_statement_and_uses_the_words_of_the_legend():
+def test_every_comment_follows_a_statement_and_uses_the_terms_of_the_legend():
     attached = {last for _, last, groups in commented_statements() if groups}
     assert set(shape_comments()) == attached
     legend = re.findall(r"^    ([a-z_]+) {2,}|;  ([a-z_]+):", modeling.__doc__, flags=re.MULTILINE)
@@ -102,7 +102,7 @@ def test_all_dimensions_of_the_check_are_different():
 
 
 class ShapeWatcher:
-    """A tracer that compares each commented statement's result with its comment, right after it ran."""
+    """A tracer that compares the result of each commented statement with its comment, right after it ran."""
 
     def __init__(self, words):
         self.words = words
@@ -159,7 +159,7 @@ class ShapeWatcher:
 
 
 def values_of(statement, variables):
-    """The tensors that a statement has just made, looked up in the local variables."""
+    """The values that a statement has just assigned or appended, looked up in the local variables."""
     if isinstance(statement, ast.Expr):  # parts.append(part)
         return [variables[statement.value.func.value.id][-1]]
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -167,12 +167,12 @@ def values_of(statement, variables):
     return [variables.get(name) for name in names]
 
 
-# The rotated part of a head is 18 wide, so that `half` is 9 and something remains behind the rotated pairs
+# 18 of the 20 dimensions of a head are rotated, so that `half` is 9 and 2 dimensions remain unrotated
 PARTIAL = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.9}}
 
 
 def runs():
-    """(module, arguments, is_cached) that reach every commented line between them."""
+    """(module, arguments, is_cached) that together reach every commented line."""
     ids, positions = tiny_ids(), torch.arange(SEQ).expand(BATCH, SEQ)
     base = {"hidden_size": 50, "head_dim": 20, "attn_implementation": "eager"}
     rope = tiny_model(**base, **PARTIAL)
@@ -195,7 +195,7 @@ def runs():
 
 
 def watch_all_runs():
-    """What was compared, and what was wrong."""
+    """The comments that were compared, and those that were wrong."""
     seen, wrong = set(), set()
     for module, arguments, is_cached in runs():
         if is_cached and "past_key_values" not in arguments:

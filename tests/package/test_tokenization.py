@@ -1,3 +1,5 @@
+"""The tokenizer: training and encoding against an oracle, exact decoding, chat template, files, BPE-dropout."""
+
 import itertools
 import json
 import logging
@@ -50,7 +52,7 @@ def words_as_bytes(text: str) -> list[str]:
 
 
 def byte_signs() -> dict[int, str]:
-    """GPT-2's table: printable bytes stand for themselves, the others for signs from U+0100 on."""
+    """GPT-2's table: printable bytes map to themselves, the others to characters from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return {byte: chr(byte if byte in printable else next(others)) for byte in range(256)}
@@ -70,9 +72,9 @@ def joined(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def oracle_merges(texts: list[str], vocab_size: int) -> list[tuple[str, str]]:
-    """BPE as in the paper: count all pairs anew, merge the most frequent, repeat.
+    """BPE as in the paper: count all pairs, merge the most frequent one, repeat.
 
-    Ties go to the pair with the smallest ids, older tokens first.
+    Ties go to the pair with the smallest ids, which are those of older tokens.
     """
     ids = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *sorted(BYTE_SIGNS.values())])}
     words = Counter(tuple(word) for text in texts for word in words_as_bytes(text))
@@ -175,7 +177,7 @@ def test_pieces_are_only_for_our_words(tokenizer):
     foreign = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     foreign.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     foreign = ScratchGPTTokenizer(tokenizer_object=foreign)
-    text = "the quick brown fox\n" * 500  # a prefix space at each cut would change the ids
+    text = "the quick brown fox\n" * 500  # a space prefixed at each cut would change the ids
     assert foreign.encode_texts([text])[0].tolist() == foreign.encode(text)
 
 
@@ -190,7 +192,7 @@ def test_special_tokens_in_corpus_text_stay_text(tokenizer):
     for ids in (tokenizer(text, split_special_tokens=True)["input_ids"], tokenizer.encode_texts([text])[0]):
         assert min(ids) >= len(SPECIAL_TOKENS)
         assert tokenizer.decode(ids) == text
-    assert {0, 1} <= set(tokenizer(text)["input_ids"])  # the next call is as before
+    assert {0, 1} <= set(tokenizer(text)["input_ids"])  # later calls are unaffected
 
 
 def test_training_reads_special_tokens_as_text():
@@ -236,8 +238,8 @@ def test_empty_corpus_is_refused(texts):
 def test_vocabulary_larger_than_the_corpus_supports_warns(caplog):
     with caplog.at_level(logging.WARNING):
         tokenizer = ScratchGPTTokenizer.train_from_texts(["hello hello"], 9999, show_progress=False)
-    assert len(tokenizer) == 262 + 4  # he ll hell hello
-    assert "has 266 tokens, not vocab_size=9999" in caplog.text
+    assert len(tokenizer) == 262 + 4  # he, ll, hell, hello
+    assert "has 266 tokens instead of vocab_size=9999" in caplog.text
 
 
 def test_training_streams_and_passes_errors_on():
@@ -313,7 +315,7 @@ def test_saving_a_loaded_tokenizer_gives_the_same_files(folder, tmp_path, monkey
         assert str(tmp_path) not in path.read_text()
 
 
-def test_auto_tokenizer_loads_our_class_beside_our_config(tokenizer, folder):
+def test_auto_tokenizer_loads_our_class_next_to_our_config(tokenizer, folder):
     hf_scratch_gpt.ScratchGPTConfig().save_pretrained(folder)
     loaded = AutoTokenizer.from_pretrained(folder)
     assert type(loaded) is ScratchGPTTokenizer
@@ -364,5 +366,5 @@ def test_dropout_cuts_text_differently_and_loses_nothing(tokenizer, dropout):
 
 
 def test_dropout_out_of_range_is_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"dropout is 1\.5: it must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"dropout \(1\.5\) must be between 0 and 1"):
         tokenizer.encode_with_dropout("x", 1.5, seed=0)
