@@ -1,0 +1,1 @@
+"""How processes share a model: devices, precision, sharding, heartbeats, and errors on all of them."""

@@ -1,0 +1,1 @@
+"""Model cards: metadata, text and templates."""

@@ -1,0 +1,1 @@
+"""Create a model, or find, load and adapt a pretrained one."""
