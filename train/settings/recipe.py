@@ -19,20 +19,27 @@ from transformers import HfArgumentParser
 
 from .renamed import RENAMED, RENAMED_VALUES
 
+PATH = "PATH"  # the placeholder of a path in `--help`, which also marks the field
+
 
 def option(help: str, default: Any = None, *, is_path: bool = False) -> Any:
     """A dataclass field with its `--help` text. In a path, `~` stands for the home folder."""
-    return field(default=default, metadata={"help": help, "is_path": is_path})
+    return field(default=default, metadata=_metadata(help, is_path))
 
 
 def required(help: str, *, is_path: bool = False) -> Any:
     """A dataclass field that a recipe or the command line must set."""
-    return field(metadata={"help": help, "is_path": is_path})
+    return field(metadata=_metadata(help, is_path))
 
 
 def option_list(help: str, *, is_path: bool = False) -> Any:
     """A dataclass field that takes several values; empty by default."""
-    return field(default_factory=list, metadata={"help": help, "is_path": is_path})
+    return field(default_factory=list, metadata=_metadata(help, is_path))
+
+
+def _metadata(help: str, is_path: bool) -> dict[str, str]:
+    """Keyword arguments of `add_argument`."""
+    return {"help": help, "metavar": PATH} if is_path else {"help": help}
 
 
 def parse_recipe(
@@ -67,7 +74,7 @@ def parse_recipe(
     if unknown:
         raise ValueError(_unknown_name(unknown[0], known, prefix="--"))
     values = {
-        name: _expanded(value) if known[name].metadata.get("is_path") else value
+        name: _expanded(value) if known[name].metadata.get("metavar") == PATH else value
         for name, value in vars(namespace).items()
     }
     return parser.parse_dict(values)
