@@ -172,8 +172,8 @@ def limit_length(
         first = long[0]
         raise ValueError(
             f"{len(long)} of {len(conversations)} conversations are longer than --max_length ({max_length} tokens), "
-            f"the first at {conversations[first].place} with {len(encoded[first].ids)}: set --too_long to truncate or "
-            "skip, or choose a model with more positions."
+            f"the first at {conversations[first].place} with {len(encoded[first].ids)}: set --too_long truncate or "
+            "--too_long skip, or choose a model with more positions."
         )
     counts = {"truncated": 0, "skipped": 0}
     kept: list[Encoded] = []
