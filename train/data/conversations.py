@@ -1,7 +1,7 @@
-"""Conversations for fine-tuning: rows in several formats, encoded with a mask of the answers, packed into sequences.
+"""Conversations for fine-tuning: parsed from rows of tables, encoded with a mask of the answers, packed into rows.
 
 Only the assistant's tokens have a loss, including the end of each turn; the chat template marks them. Several
-conversations share a sequence: position ids that restart at 0 keep them from attending to each other.
+conversations share a row of tokens: position ids that restart at 0 keep them from attending to each other.
 """
 
 import bisect
@@ -161,7 +161,7 @@ def limit_length(
 ) -> tuple[list[Encoded], dict[str, int]]:
     """Encode conversations to at most `max_length` tokens, and count those "truncated" and "skipped".
 
-    A conversation whose first question leaves no room for an answer is skipped in any case.
+    "truncate" also skips conversations whose first question leaves no room for an answer.
 
     Raises:
         ValueError: a conversation is too long, and `too_long` is "error".
@@ -204,7 +204,7 @@ def truncate(one: Encoded, max_length: int) -> Encoded | None:
     return Encoded(ids, np.append(one.is_answer[: max_length - 1], True))
 
 
-# Tokens to sequences
+# Rows of tokens
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """The numbers of the conversations that share each row of `capacity` tokens.
 

@@ -104,7 +104,9 @@ def tokenize(
     for row in rows:
         text, label = row.cells[text_column], _label(row, label_column)
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{row.place}: column {text_column!r} must be text, not {text!r:.40}. Remove the row.")
+            raise ValueError(
+                f"{row.place}: column {text_column!r} must be non-empty text, not {text!r:.40}. Remove the row."
+            )
         if label not in numbers:
             raise ValueError(
                 f"{row.place}: the label {label!r} is not in the training rows, which have {', '.join(names)}. "
