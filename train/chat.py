@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
+from .data.conversations import Message
 from .model.pretrained import load_model
 from .settings.command import run_command
 from .settings.recipe import option, parse_recipe, required
-
-Message = dict[str, str]
 
 
 @dataclass

@@ -20,12 +20,13 @@ from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TEMPLATE, CHAT_TOKENS
 
 from .data.conversations import (
     Conversation,
+    Message,
     PackedConversations,
-    conversations,
     count_tokens,
     end_of_turn,
-    fit,
+    limit_length,
     pack,
+    parse_conversations,
     prompt_ids,
 )
 from .data.rows import read_parts
@@ -111,7 +112,7 @@ def load(
         ValueError: rows, a tokenizer or a model that cannot be used.
     """
     rows = read_parts(data_arguments, {"validation": DEFAULT_FRACTION}, arguments.seed)
-    parts = {part: conversations(some) for part, some in rows.items()}
+    parts = {part: parse_conversations(some) for part, some in rows.items()}
     base = load_base(base_arguments, arguments.seed, AutoModelForCausalLM)
     known_tokens = base.model.config.vocab_size
     new_ids = learn_to_chat(base, data_arguments.chat_template)
@@ -173,7 +174,7 @@ def make_rows(
         raise ValueError(f"--max_length is {max_length}, but the model reads at most {longest} tokens: lower it.")
     rows, ends, notes = {}, set(), []
     for part, found in parts.items():
-        encoded, counts = fit(found, base.tokenizer, max_length, settings.too_long)
+        encoded, counts = limit_length(found, base.tokenizer, max_length, settings.too_long)
         if not encoded:
             raise ValueError(f"No {part} conversation fits into --max_length ({max_length}) tokens.")
         lengths = [len(one.ids) - 1 for one in encoded]
@@ -234,7 +235,7 @@ def fits_with_answer(one: Conversation, base: BaseModel, max_new_tokens: int) ->
     return len(prompt_ids(base.tokenizer, before_answer(one))) <= room
 
 
-def before_answer(one: Conversation) -> list[dict[str, str]]:
+def before_answer(one: Conversation) -> list[Message]:
     """The messages before the first answer."""
     first = next(i for i, message in enumerate(one.messages) if message["role"] == "assistant")
     return one.messages[:first] or [{"role": "user", "content": ""}]

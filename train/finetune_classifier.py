@@ -21,7 +21,14 @@ from transformers import AutoModelForSequenceClassification
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
-from .data.labelled_texts import LabelledTexts, balanced_weights, in_versions, label_names, texts_in_both, tokenize
+from .data.labelled_texts import (
+    LabelledTexts,
+    balanced_weights,
+    count_training_texts,
+    label_names,
+    tokenize,
+    with_bpe_dropout,
+)
 from .data.rows import read_parts
 from .hub.cards.finetuned import adapter_card, classifier_card, table_of_labels
 from .hub.cards.metadata import LABEL_METRICS, Origin, model_tags, named_metrics, origin_of, tuned_data
@@ -76,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if labels.bpe_dropout:
         epochs = math.ceil(arguments.max_steps * arguments.global_batch_size / len(data.originals))
         longest = base.tokenizer.model_max_length
-        train = in_versions(data.parts["train"], data.originals, base.tokenizer, labels.bpe_dropout, epochs, longest)
-        data.parts["train"] = train
+        data.parts["train"] = with_bpe_dropout(
+            data.parts["train"], data.originals, base.tokenizer, labels.bpe_dropout, epochs, longest
+        )
     with claimed(arguments) as accelerator:
         run = build_classifier(base_arguments, labels, arguments, base, data, accelerator)
         origin = origin_of("finetune_classifier", recipe, base_arguments, labels, "test")
@@ -130,7 +138,7 @@ def load(base_arguments: BaseArguments, labels: LabelArguments, seed: int) -> tu
     base.tokenizer.model_max_length = max_length
     parts = {part: tokenize(some, columns, names, base.tokenizer, max_length) for part, some in rows.items()}
     others = {part: some for part, some in rows.items() if part != "train"}
-    shared = texts_in_both(rows["train"], others, labels.text_column)
+    shared = count_training_texts(rows["train"], others, labels.text_column)
     notes = [
         f"{count} of {len(rows[part])} {part} texts are also in the training rows" for part, count in shared.items()
     ]

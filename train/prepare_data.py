@@ -1,4 +1,11 @@
-"""Tokenizes a corpus into blocks on disk: `scratch-gpt prepare_data --tokenizer DIR --output_dir DIR`."""
+"""Tokenize a corpus into blocks for pretraining.
+
+    scratch-gpt prepare_data --tokenizer runs/tokenizer --output_dir runs/data
+    scratch-gpt prepare_data --tokenizer gpt2 --output_dir runs/data --text book.txt --block_size 512
+
+The text is that of --text or --dataset_name; by default, Python's own standard library and documentation. The output
+folder then contains the blocks of training and validation, the tokenizer, and data.json with counts and hashes.
+"""
 
 import shutil
 import sys
@@ -17,13 +24,13 @@ from .data.blocks import (
     PreparedData,
     open_data,
     read_manifest,
-    tokenizer_sha256,
     write_blocks,
     write_manifest,
 )
 from .data.corpora import Corpus, open_corpora
 from .data.progress import CorpusProgress
-from .data.tokens import load_data_tokenizer, token_stream
+from .data.tokens import load_data_tokenizer, token_stream, tokenizer_sha256
+from .settings.checks import check_bounds
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
 from .settings.recipe import option, parse_recipe, required
@@ -31,44 +38,44 @@ from .settings.recipe import option, parse_recipe, required
 
 @dataclass
 class PrepareArguments:
-    """What to make of the corpus, and where."""
+    """The tokenizer, the blocks, and their folder."""
 
-    tokenizer: str = required("Folder of train.train_tokenizer, or any fast tokenizer of the Hugging Face Hub.")
-    output_dir: str = required("Folder for the blocks; equal ones that lie there already are kept.")
-    block_size: int = option("Tokens that the model sees at once.", 256)
+    tokenizer: str = required(
+        "Folder written by scratch-gpt train_tokenizer, or any fast tokenizer on the Hugging Face Hub.", is_path=True
+    )
+    output_dir: str = required("Folder for the blocks. If it contains the same blocks, they are kept.", is_path=True)
+    block_size: int = option("Tokens that the model reads at once.", 256)
 
     def __post_init__(self) -> None:
-        if self.block_size < 1:
-            raise ValueError(f"--block_size is {self.block_size}: it must be at least 1.")
+        check_bounds(self, {"block_size": 1})
 
 
-def main(argv: Sequence[str] | None = None) -> int | None:
-    """The script; see --help."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the blocks of both splits."""
     arguments, corpus = parse_recipe((PrepareArguments, CorpusArguments), argv, description=__doc__ or "")
     tokenizer = load_data_tokenizer(arguments.tokenizer)
     prepare_data(arguments.output_dir, tokenizer, open_corpora(corpus), arguments.block_size)
-    return None
 
 
 def prepare_data(
     output_dir: str | Path, tokenizer: ScratchGPTTokenizer, corpora: tuple[Corpus, Corpus], block_size: int
 ) -> PreparedData:
-    """Writes the blocks of both corpora whole or not at all, or finds them done already.
+    """Write the blocks of both corpora completely or not at all; keep them if they exist already.
 
     Raises:
-        ValueError: the folder holds something else, or a corpus is shorter than one block.
+        ValueError: the folder contains other files, or a corpus is shorter than one block.
     """
     folder = Path(output_dir)
     settings = _settings(tokenizer, corpora, block_size)
     if (folder / MANIFEST).exists():
         _check_same_settings(folder, settings)
         data = open_data(folder)
-        print(f"All is done already: {folder} holds these blocks.")
+        print(f"Nothing to do: {folder} already contains these blocks.")
         return data
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--output_dir {folder} holds other files: choose a new folder.")
+        raise ValueError(f"--output_dir {folder} contains other files: choose a new folder.")
     partial = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted call
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     try:
         partial.mkdir(parents=True)
         _write(partial, tokenizer, corpora, settings)
@@ -83,7 +90,7 @@ def prepare_data(
 
 
 def _settings(tokenizer: ScratchGPTTokenizer, corpora: tuple[Corpus, Corpus], block_size: int) -> dict[str, Any]:
-    """What decides the blocks; equal settings give equal blocks."""
+    """Everything that determines the blocks: equal settings give equal blocks."""
     return {
         "format": FORMAT,
         "block_size": block_size,
@@ -99,13 +106,13 @@ def _settings(tokenizer: ScratchGPTTokenizer, corpora: tuple[Corpus, Corpus], bl
 def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
     manifest = read_manifest(folder)
     differences = [
-        f"{name} {manifest.get(name)!r} there, {value!r} now"
+        f"{name} was {manifest.get(name)!r}, is now {value!r}"
         for name, value in settings.items()
         if manifest.get(name) != value
     ]
     if differences:
         raise ValueError(
-            f"--output_dir {folder} holds blocks made with other settings ({'; '.join(differences)}): "
+            f"--output_dir {folder} contains blocks made with other settings ({'; '.join(differences)}): "
             "choose a new folder, or remove this one."
         )
 
@@ -129,15 +136,16 @@ def _summary(folder: Path, manifest: dict[str, Any]) -> str:
     seconds = sum(facts["seconds"] for facts in splits.values())
     num_bytes = sum(facts["num_bytes"] for facts in splits.values())
     size = sum(facts["file_size"] for facts in splits.values())
-    lines = [
-        f"{name}: {facts['num_documents']} documents, {facts['num_bytes'] / 1e6:.1f} MB, "
-        f"{facts['num_tokens']} tokens ({facts['num_bytes'] / facts['num_tokens']:.2f} bytes per token), "
-        f"{facts['num_rows']} blocks of {manifest['block_size']}; "
-        f"{facts['num_dropped_tokens']} tokens behind the last block left out"
-        for name, facts in splits.items()
-    ]
     rate = num_bytes / 1e6 / max(seconds, 1e-9)
-    return "\n".join([f"Blocks in {folder} ({size / 1e6:.1f} MB) in {seconds:.1f} s ({rate:.2f} MB/s)", *lines])
+    lines = [f"Saved to {folder}: {size / 1e6:.1f} MB of blocks, in {seconds:.1f} s ({rate:.2f} MB/s)"]
+    for split, facts in splits.items():
+        lines.append(
+            f"{split}: {facts['num_documents']:,} documents, {facts['num_bytes'] / 1e6:.1f} MB, "
+            f"{facts['num_tokens']:,} tokens ({facts['num_bytes'] / facts['num_tokens']:.2f} bytes per token), "
+            f"{facts['num_rows']:,} blocks of {manifest['block_size']}; "
+            f"{facts['num_dropped_tokens']} tokens after the last full block dropped"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,11 @@
-"""Trains a byte-level BPE tokenizer on a corpus: `scratch-gpt train_tokenizer --output_dir DIR`."""
+"""Train a byte-level BPE tokenizer.
+
+    scratch-gpt train_tokenizer --output_dir runs/tokenizer
+    scratch-gpt train_tokenizer --output_dir runs/tokenizer --text book.txt --vocab_size 4096
+
+The text is that of --text or --dataset_name; by default, Python's own standard library and documentation.
+`AutoTokenizer.from_pretrained` loads the output folder.
+"""
 
 import itertools
 import os
@@ -22,32 +29,31 @@ COMPRESSION_SAMPLE = 256  # held-out documents
 
 @dataclass
 class OutputArguments:
-    """Where the tokenizer goes."""
+    """The folder of the tokenizer."""
 
-    output_dir: str = required("Folder for the tokenizer; one that holds a tokenizer is refused.")
+    output_dir: str = required("Folder for the tokenizer; it must not contain one yet.", is_path=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int | None:
-    """The script; see --help."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train on the training part of the corpus, and save."""
     output, settings, corpus = parse_recipe(
         (OutputArguments, TokenizerArguments, CorpusArguments), argv, description=__doc__ or ""
     )
     check_output(output.output_dir)
     train_corpus, validation_corpus = open_corpora(corpus)
     train_tokenizer(output.output_dir, settings, train_corpus, validation_corpus)
-    return None
 
 
 def check_output(output_dir: str | Path) -> None:
-    """Makes the folder, before any work is done.
+    """Create the folder, before any work is done.
 
     Raises:
-        ValueError: it holds a tokenizer.
-        OSError: it cannot be written.
+        ValueError: it contains a tokenizer.
+        OSError: it is not writable.
     """
     folder = Path(output_dir)
     if (folder / TOKENIZER_FILE).exists():
-        raise ValueError(f"--output_dir {folder} holds a tokenizer already: remove it or choose another folder.")
+        raise ValueError(f"--output_dir {folder} already contains a tokenizer: remove it or choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"--output_dir {folder} is not writable: choose another folder.")
@@ -56,34 +62,34 @@ def check_output(output_dir: str | Path) -> None:
 def train_tokenizer(
     output_dir: str | Path, settings: TokenizerArguments, train_corpus: Corpus, validation_corpus: Corpus
 ) -> ScratchGPTTokenizer:
-    """Trains on one corpus, saves, and prints size, time and the compression of the other."""
+    """Train on one corpus, save, and print size, time, and the compression of the other corpus."""
     print(f"Training a tokenizer on {train_corpus.description}")
-    counted = CorpusProgress("read", train_corpus.num_bytes)
+    progress = CorpusProgress("read", train_corpus.num_bytes)
     tokenizer = ScratchGPTTokenizer.train_from_texts(
-        _texts(counted.over(train_corpus), settings.vocab_size),
+        _texts(progress.over(train_corpus), settings.vocab_size),
         settings.vocab_size,
         model_max_length=settings.model_max_length,
         show_progress=False,
     )
     save_tokenizer(tokenizer, Path(output_dir))
-    ratio = bytes_per_token(tokenizer, itertools.islice(validation_corpus, COMPRESSION_SAMPLE))
-    megabytes = counted.num_bytes / 1e6
+    compression = bytes_per_token(tokenizer, itertools.islice(validation_corpus, COMPRESSION_SAMPLE))
+    megabytes = progress.num_bytes / 1e6
     print(
-        f"Tokenizer in {output_dir}: {len(tokenizer)} tokens from {counted.num_documents} documents "
-        f"({megabytes:.1f} MB) in {counted.seconds:.1f} s ({megabytes / counted.seconds:.2f} MB/s); "
-        f"{ratio:.2f} bytes per token on held-out text."
+        f"Saved to {output_dir}: {len(tokenizer):,} tokens, learned from {progress.num_documents:,} documents "
+        f"({megabytes:.1f} MB) in {progress.seconds:.1f} s ({megabytes / progress.seconds:.2f} MB/s); "
+        f"{compression:.2f} bytes per token on held-out text"
     )
     return tokenizer
 
 
 def _texts(documents: Iterable[Document], vocab_size: int) -> Iterator[str]:
     yield from (document.text for document in documents)
-    # here the words are counted; what follows takes seconds, and longer only with the vocabulary
-    print(f"Learning merges up to {vocab_size} tokens", flush=True)
+    # all words are counted now; learning merges takes seconds, and only grows with the vocabulary
+    print(f"Learning merges for {vocab_size:,} tokens", flush=True)
 
 
 def save_tokenizer(tokenizer: ScratchGPTTokenizer, folder: Path) -> None:
-    """Writes the files whole or not at all; tokenizer.json, which makes the folder a tokenizer, last."""
+    """Write the files completely or not at all; last tokenizer.json, which marks the folder as complete."""
     with TemporaryDirectory(prefix=".tmp-tokenizer-", dir=folder) as temporary:
         tokenizer.save_pretrained(temporary)
         for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == TOKENIZER_FILE):
@@ -91,7 +97,7 @@ def save_tokenizer(tokenizer: ScratchGPTTokenizer, folder: Path) -> None:
 
 
 def bytes_per_token(tokenizer: ScratchGPTTokenizer, documents: Iterable[Document]) -> float:
-    """UTF-8 bytes per token, larger is better; nan without text."""
+    """UTF-8 bytes per token, the higher the better; nan without text."""
     num_bytes = num_tokens = 0
     for document in documents:
         num_bytes += len(document.text.encode())

@@ -1,13 +1,12 @@
-"""Which package of the standard library does this function come from: a data set that every Python carries.
+"""Make a dataset of Python functions, labelled with the package of the standard library that they come from.
 
-python -m examples.package_classifier.make_data
+    python -m examples.package_classifier.make_data
 
-A row is one function or method of 3 to 30 lines and the top-level package that it was taken from. Left out are:
-functions that name their package (`logging` in a function of `logging`), since the answer would stand in the question;
-copies; and functions that two packages share. A file lies on one side only, so that no class is seen in training with
-one method and in the test with the next. Which packages are labels follows from rules, so another version of Python
-may have others. The quickstart trains on the same sources, so its model has read most of these functions, the test's
-too, but never where they come from.
+A row is a function or method of 3 to 30 lines and its top-level package. Skipped are duplicates, functions that two
+packages share, and functions that name their package (`logging` in a function of `logging`). All functions of a file
+are in the same split, so that methods of one class are never in both training and test. Rules select the packages, so
+another version of Python may have other labels. The quickstart trains on the same files: its model has read most of
+these functions, including the test's, but not where they come from.
 """
 
 import ast
@@ -25,18 +24,18 @@ from train.data.corpora import python_corpus
 from train.settings.command import run_command
 from train.settings.recipe import option, parse_recipe
 
-SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
-LEAST_ROWS = {"train": 40, "validation": 5, "test": 10}  # per label
-MOST_LABELS = 16  # those with the most rows
-MOST_ROWS = 300  # per label: the largest has then about four times the rows of the smallest
-MOST_ROWS_OF_FILE = 60  # else tkinter would be one file
+FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
+MIN_ROWS = {"train": 40, "validation": 5, "test": 10}  # per label
+MAX_LABELS = 16  # those with the most rows
+MAX_ROWS = 300  # per label: the largest then has about four times the rows of the smallest
+MAX_ROWS_PER_FILE = 60  # otherwise one file would be most of tkinter
 LINES = range(3, 31)
-LEFT_OUT = {"encodings"}  # a hundred files that differ in a table and repeat the same functions
+SKIPPED = {"encodings"}  # a hundred files with the same functions and different tables
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """One function, with the package and the file that it comes from."""
+    """A function, with its package and file."""
 
     label: str
     file: str
@@ -45,43 +44,45 @@ class Snippet:
 
 @dataclass
 class PackageArguments:
-    """Where the functions come from and where the tables go."""
+    """The library to read, and the folder for the tables."""
 
-    output_dir: str = option("Folder for train.csv, validation.csv and test.csv.", "runs/package_classifier/data")
-    library: str | None = option("Folder of a standard library; without it that of this Python.")
+    output_dir: str = option(
+        "Folder for train.csv, validation.csv and test.csv.", "runs/package_classifier/data", is_path=True
+    )
+    library: str | None = option("Folder of a standard library (default: that of this Python).", is_path=True)
 
     def __post_init__(self) -> None:
         if self.library is not None and not any(Path(self.library).rglob("*.py")):
-            raise ValueError(f"--library {self.library} is no folder with .py files: name one of a standard library.")
+            raise ValueError(f"--library {self.library} contains no .py files: name the folder of a standard library.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the three tables and print how many rows each label has."""
     (arguments,) = parse_recipe([PackageArguments], argv, description=__doc__ or "")
     library = Path(arguments.library) if arguments.library else None
-    sides = split_by_file(limit_rows(without_copies(python_snippets(library))))
+    splits = split_by_file(limit_rows(without_copies(python_snippets(library))))
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for side, snippets in sides.items():
-        write_table(folder / f"{side}.csv", snippets)
-    print(table_of_counts(sides))
-    print(f"Written to {folder}: " + ", ".join(f"{side}.csv" for side in sides))
+    for split, snippets in splits.items():
+        write_table(folder / f"{split}.csv", snippets)
+    print(table_of_counts(splits))
+    print(f"Saved to {folder}: " + ", ".join(f"{split}.csv" for split in splits))
 
 
 def python_snippets(library: Path | None = None) -> Iterator[Snippet]:
-    """Functions and methods of all packages (a file that is no part of one cannot be split by file)."""
+    """Functions and methods of all packages; modules outside of packages have one file, which cannot be split."""
     for document in python_corpus(library):
         label = document.name.partition("/")[0]
-        if document.name.endswith(".py") and label not in {document.name, *LEFT_OUT}:
+        if document.name.endswith(".py") and label not in {document.name, *SKIPPED}:
             for text in functions_of(document.text, document.name):
                 if not names_package(text, label):
                     yield Snippet(label, document.name, text)
 
 
 def functions_of(source: str, name: str) -> Iterator[str]:
-    """The text of each function with as many lines as LINES allows, decorators included, not indented.
+    """The source of each function with a number of lines in LINES, with its decorators and without indentation.
 
-    Functions within functions are part of the outer one and not given again.
+    A function inside a function is part of the outer one only.
 
     Raises:
         ValueError: `source`, the content of file `name`, is not Python.
@@ -99,7 +100,7 @@ def functions_of(source: str, name: str) -> Iterator[str]:
 
 
 def outer_functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Functions of modules and classes, also below an `if` or `try`, in the order of the file."""
+    """Functions of modules and classes, also inside `if` and `try`, in the order of the file."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield child
@@ -108,12 +109,12 @@ def outer_functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFuncti
 
 
 def names_package(text: str, label: str) -> bool:
-    """Whether the package's name stands in the text, in capitals and between underscores too."""
+    """Whether the text contains the package's name, in any case, also between underscores."""
     return re.search(rf"(?<![a-z0-9]){re.escape(label)}(?![a-z0-9])", text.lower()) is not None
 
 
 def without_copies(snippets: Iterator[Snippet]) -> list[Snippet]:
-    """Each text once, and none that stands in two packages."""
+    """Each text once; texts that occur in two packages are dropped."""
     found: dict[str, Snippet] = {}
     labels: dict[str, set[str]] = defaultdict(set)
     for snippet in snippets:
@@ -123,56 +124,56 @@ def without_copies(snippets: Iterator[Snippet]) -> list[Snippet]:
 
 
 def limit_rows(snippets: list[Snippet]) -> dict[str, list[Snippet]]:
-    """The rows of each label, at most MOST_ROWS, and of each file, at most MOST_ROWS_OF_FILE; by hash."""
+    """At most MAX_ROWS of each label and MAX_ROWS_PER_FILE of each file: those with the smallest hashes."""
     ordered = sorted(snippets, key=lambda snippet: digest(snippet.text))
     in_file: Counter[str] = Counter()
     in_label: dict[str, list[Snippet]] = defaultdict(list)
     for snippet in ordered:
-        if in_file[snippet.file] < MOST_ROWS_OF_FILE and len(in_label[snippet.label]) < MOST_ROWS:
+        if in_file[snippet.file] < MAX_ROWS_PER_FILE and len(in_label[snippet.label]) < MAX_ROWS:
             in_file[snippet.file] += 1
             in_label[snippet.label].append(snippet)
     return in_label
 
 
 def split_by_file(in_label: dict[str, list[Snippet]]) -> dict[str, list[Snippet]]:
-    """The rows of train, validation and test: the labels with the most rows that have LEAST_ROWS on each side.
+    """The rows of train, validation and test, for the largest labels that have MIN_ROWS in each split.
 
     Raises:
-        ValueError: fewer than two labels are left.
+        ValueError: fewer than two labels remain.
     """
     parts = {label: split_label(snippets) for label, snippets in in_label.items()}
     filled = [
-        label for label, part in parts.items() if all(len(part[side]) >= least for side, least in LEAST_ROWS.items())
+        label for label, part in parts.items() if all(len(part[split]) >= least for split, least in MIN_ROWS.items())
     ]
-    labels = sorted(filled, key=lambda label: (-len(in_label[label]), label))[:MOST_LABELS]
+    labels = sorted(filled, key=lambda label: (-len(in_label[label]), label))[:MAX_LABELS]
     if len(labels) < 2:
         raise ValueError(
             f"The library has {len(labels)} packages ({', '.join(labels) or 'none'}) with at least "
-            f"{sum(LEAST_ROWS.values())} functions in three files or more; a classifier needs two. "
-            "Leave --library out to take that of this Python."
+            f"{sum(MIN_ROWS.values())} functions in three files or more; a classifier needs two. "
+            "Omit --library to use that of this Python."
         )
-    return {side: [snippet for label in sorted(labels) for snippet in parts[label][side]] for side in SHARES}
+    return {split: [snippet for label in sorted(labels) for snippet in parts[label][split]] for split in FRACTIONS}
 
 
 def split_label(snippets: list[Snippet]) -> dict[str, list[Snippet]]:
-    """Whole files, the largest first, each to the side that lacks the most rows; hashes decide between equal ones."""
+    """Assign whole files, the largest first (ties: by hash), each to the split that lacks the most rows."""
     in_file: dict[str, list[Snippet]] = defaultdict(list)
     for snippet in snippets:
         in_file[snippet.file].append(snippet)
-    parts: dict[str, list[Snippet]] = {side: [] for side in SHARES}
+    parts: dict[str, list[Snippet]] = {split: [] for split in FRACTIONS}
     for file in sorted(in_file, key=lambda file: (-len(in_file[file]), digest(file))):
-        side = max(SHARES, key=lambda side: SHARES[side] * len(snippets) - len(parts[side]))
-        parts[side] += in_file[file]
+        split = max(FRACTIONS, key=lambda split: FRACTIONS[split] * len(snippets) - len(parts[split]))
+        parts[split] += in_file[file]
     return parts
 
 
 def digest(text: str) -> str:
-    """The SHA-256 of a text; sorting by it is the same random order on every machine."""
+    """The SHA-256 of a text: sorting by it gives the same random order on every machine."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_table(path: Path, snippets: list[Snippet]) -> None:
-    """Writes columns `text` and `label`, in the order of the hash, so that labels are mixed."""
+    """Write the columns `text` and `label`, ordered by hash so that labels are mixed."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["text", "label"])
@@ -180,12 +181,12 @@ def write_table(path: Path, snippets: list[Snippet]) -> None:
         writer.writerows((snippet.text, snippet.label) for snippet in ordered)
 
 
-def table_of_counts(sides: dict[str, list[Snippet]]) -> str:
-    """Rows per label and side, as a table for the terminal."""
-    counts = {side: Counter(snippet.label for snippet in snippets) for side, snippets in sides.items()}
+def table_of_counts(splits: dict[str, list[Snippet]]) -> str:
+    """The number of rows per label and split, as a table for the terminal."""
+    counts = {split: Counter(snippet.label for snippet in snippets) for split, snippets in splits.items()}
     rows = [(label, [count[label] for count in counts.values()]) for label in sorted(counts["train"])]
     rows.append(("all", [count.total() for count in counts.values()]))
-    lines = ["".join([f"{'label':<18}", *(f"{side:>12}" for side in sides)])]
+    lines = ["".join([f"{'label':<18}", *(f"{split:>12}" for split in splits)])]
     lines += ["".join([f"{label:<18}", *(f"{number:>12}" for number in numbers)]) for label, numbers in rows]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""A GPT of this package, trained by nothing but `transformers.Trainer`, on the text of Python's own `help()`.
+"""Train a GPT of this package with `transformers.Trainer` alone, on the text of Python's `help()`.
 
 python examples/plain_trainer/train.py
 """
@@ -18,7 +18,7 @@ BLOCK_SIZE = 128  # tokens
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train a tokenizer and a model, evaluate, save, and let the saved model write."""
+    """Train a tokenizer and a model, evaluate, save, and generate from the saved model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default="runs/plain_trainer")
     parser.add_argument("--max_steps", type=int, default=400)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = texts.map(tokenize, batched=True, remove_columns="text")
     blocks = texts.map(group, batched=True, remove_columns="attention_mask")
 
-    # the default range, 0.02, is that of models ten times as wide
+    # the default, 0.02, suits models ten times as wide
     config = ScratchGPTConfig.from_preset("tiny", vocab_size=len(tokenizer), initializer_range=0.1)
     trainer = Trainer(
         model=ScratchGPTForCausalLM(config),

@@ -1,11 +1,11 @@
-"""Questions about Python's standard library, with answers from its own docstrings and signatures.
+"""Make conversations about Python's standard library, with answers from its docstrings and signatures.
 
-python -m examples.python_assistant.make_data
+    python -m examples.python_assistant.make_data
 
-Each public class, function, method and property with a docstring of prose gives two conversations: what it does, and
-what its parameters or its name are; in some, a second question follows up on the first. Sources are read, never
-imported. A package lies on one side only, and so does each description. The quickstart trains on the same sources, so
-its model has read most of these docstrings, but never a question.
+Each public class, function, method and property with a prose docstring gives two conversations: one about what it does,
+one about its parameters or name. Some have a second question. Source files are read, never imported. Each package is in
+one split only, and so is each description. The quickstart trains on the same files: its model has read most of these
+docstrings, but no questions.
 """
 
 import ast
@@ -19,19 +19,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from train.data.conversations import Message
 from train.data.corpora import Document, python_corpus
 from train.settings.command import run_command
 from train.settings.recipe import option, parse_recipe
 
-VALIDATION_SHARE = 0.1  # of the objects
-LARGEST_SHARE = 0.02  # a package with more of the objects trains: validation should ask about many
-LONGEST_CONVERSATION = (
-    600  # characters; with the template about 200 of the 256 tokens that the quickstart's model reads
-)
-LONGEST_SUMMARY = 280  # characters
-LONGEST_SIGNATURE = 200
-LEAST_WORDS = 3
-LEFT_OUT = {"idlelib", "turtledemo"}  # programs, not libraries
+VALIDATION_FRACTION = 0.1  # of the objects
+LARGEST_FRACTION = 0.02  # larger packages are for training, so that validation covers many packages
+# characters; with the template about 200 tokens, of the 256 that the quickstart's model reads
+MAX_CONVERSATION = 600
+MAX_SUMMARY = 280
+MAX_SIGNATURE = 200
+MIN_WORDS = 3  # of a summary
+SKIPPED = {"idlelib", "turtledemo"}  # programs, not libraries
 NOT_PROSE = (">>>", "->", "::", "|", " [", "@param", "...", "TODO", "XXX", "DEPRECATED")
 
 DESCRIBE = {
@@ -54,66 +54,64 @@ WHICH = (
     "I look for a {kind} of `{owner}`. {summary}",
 )
 
-Conversation = list[dict[str, str]]  # messages
-
 
 @dataclass(frozen=True)
 class Entry:
-    """What the library says about one of its objects."""
+    """The documentation of an object of the library."""
 
     module: str
     name: str  # with module and class, as in `textwrap.TextWrapper.wrap`
     kind: str  # a key of DESCRIBE
     summary: str
-    signature: str | None  # with the name in front; None: not called, or its parameters are not known
+    signature: str | None  # such as `textwrap.wrap(text, width=70)`; None if not callable or unknown
 
     @property
     def package(self) -> str:
-        """What is at the top: `email` for all of `email.mime`."""
+        """The top-level package: `email` for all of `email.mime`."""
         return self.module.partition(".")[0]
 
     @property
     def owner(self) -> str:
-        """The module, or for what lies in a class, the class."""
+        """The class of a member, else the module."""
         return self.name.rpartition(".")[0]
 
 
 @dataclass
 class AssistantArguments:
-    """Where the docstrings come from and where the conversations go."""
+    """The library to read, and the folder for the conversations."""
 
-    output_dir: str = option("Folder for train.jsonl and validation.jsonl.", "runs/python_assistant/data")
-    library: str | None = option("Folder of a standard library; without it that of this Python.")
+    output_dir: str = option("Folder for train.jsonl and validation.jsonl.", "runs/python_assistant/data", is_path=True)
+    library: str | None = option("Folder of a standard library (default: that of this Python).", is_path=True)
 
     def __post_init__(self) -> None:
         if self.library is not None and not any(Path(self.library).rglob("*.py")):
-            raise ValueError(f"--library {self.library} is no folder with .py files: name one of a standard library.")
+            raise ValueError(f"--library {self.library} contains no .py files: name the folder of a standard library.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the conversations of both sides, and print their number and three of them."""
+    """Write the conversations of both splits, and print their number and three of them."""
     (arguments,) = parse_recipe([AssistantArguments], argv, description=__doc__ or "")
     library = Path(arguments.library) if arguments.library else None
-    sides = split_by_module(without_copies(entries(python_corpus(library))))
-    rows = {side: mixed(row for entry in found for row in conversations(entry)) for side, found in sides.items()}
+    splits = split_by_package(without_copies(entries(python_corpus(library))))
+    rows = {split: mixed(row for entry in found for row in conversations(entry)) for split, found in splits.items()}
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for side, found in sides.items():
-        write_rows(folder / f"{side}.jsonl", rows[side])
-        print(f"{side}.jsonl: {len(rows[side])} conversations about {counts(found)}")
-    print(f"Written to {folder}. Three of them:\n")
+    for split, found in splits.items():
+        write_rows(folder / f"{split}.jsonl", rows[split])
+        print(f"{split}.jsonl: {len(rows[split]):,} conversations about {counts(found)}")
+    print(f"Saved to {folder}. Three conversations:\n")
     print("\n\n".join(as_text(row) for row in rows["train"][:3]))
 
 
 def counts(found: list[Entry]) -> str:
-    """How many objects of each kind, in how many modules."""
+    """The number of objects of each kind, and of modules."""
     kinds = Counter(entry.kind for entry in found).most_common()
-    details = ", ".join(f"{kind}: {count}" for kind, count in kinds)
-    return f"{len(found)} objects ({details}) of {len({entry.module for entry in found})} modules"
+    details = ", ".join(f"{kind}: {count:,}" for kind, count in kinds)
+    return f"{len(found):,} objects ({details}) of {len({entry.module for entry in found})} modules"
 
 
 def entries(documents: Iterable[Document]) -> Iterator[Entry]:
-    """Everything public that is documented, in the order of the library.
+    """All public documented objects, in the order of the library.
 
     Raises:
         ValueError: a .py file is not Python.
@@ -121,7 +119,7 @@ def entries(documents: Iterable[Document]) -> Iterator[Entry]:
     for document in documents:
         module = document.name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         parts = module.split(".")
-        if not document.name.endswith(".py") or parts[0] in LEFT_OUT or any(part.startswith("_") for part in parts):
+        if not document.name.endswith(".py") or parts[0] in SKIPPED or any(part.startswith("_") for part in parts):
             continue
         try:
             tree = ast.parse(document.text)
@@ -132,7 +130,7 @@ def entries(documents: Iterable[Document]) -> Iterator[Entry]:
 
 
 def entries_of(parent: ast.AST, owner: str, module: str) -> Iterator[Entry]:
-    """The entries below a module, a class, or an `if` or `try` in one of them."""
+    """The entries inside a module, a class, or an `if` or `try` in one of them."""
     in_class = owner != module
     for node in ast.iter_child_nodes(parent):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -149,7 +147,7 @@ def entries_of(parent: ast.AST, owner: str, module: str) -> Iterator[Entry]:
 
 
 def is_public(name: str) -> bool:
-    """Whether users of a module are meant to know `name`."""
+    """Whether `name` is meant for users of the module."""
     return not name.startswith(("_", "test_")) and name not in {"main", "test"}
 
 
@@ -163,30 +161,30 @@ def kind_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, in_clas
 
 
 def decorators(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
-    """Its decorators as text, such as `staticmethod`."""
+    """The decorators as text, such as `staticmethod`."""
     return [ast.unparse(decorator) for decorator in node.decorator_list]
 
 
 def summary_of(docstring: str) -> str | None:
-    """The first paragraph of a docstring on one line, or as many sentences of it as LONGEST_SUMMARY allows.
+    """The first paragraph of a docstring on one line, cut after a sentence to at most MAX_SUMMARY characters.
 
-    None where that is not prose: a usage line, a list, an example, one or two words.
+    None if it is not prose but a usage line, a list, an example, or one or two words.
     """
     paragraph = inspect.cleandoc(docstring).partition("\n\n")[0]
     if re.search(r"\n( |\t|[-*+] )", paragraph) or any(mark in paragraph for mark in NOT_PROSE):
         return None
     text = " ".join(paragraph.split())
-    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")  # the markup of Sphinx
-    while len(text) > LONGEST_SUMMARY:
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")  # Sphinx markup
+    while len(text) > MAX_SUMMARY:
         text, end, _ = text.rpartition(". ")
         text += end.strip()
-    if len(text.split()) < LEAST_WORDS or not re.match(r"[A-Za-z][\w'-]* |[A-Z`'\"]", text) or text[-1] in ":,;-":
+    if len(text.split()) < MIN_WORDS or not re.match(r"[A-Za-z][\w'-]* |[A-Z`'\"]", text) or text[-1] in ":,;-":
         return None
     return text if text[-1] in ".!?" else f"{text}."
 
 
 def signature_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, name: str, in_class: bool) -> str | None:
-    """How `name` is called, without what Python passes itself; a class is called as its own `__init__` says."""
+    """The call of `name`, without `self` and `cls`; for a class, that of its `__init__`. None if not known."""
     if isinstance(node, ast.ClassDef):
         makers = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
         return signature_of(makers[0], name, in_class=True) if makers else None
@@ -196,11 +194,11 @@ def signature_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, na
     if in_class and "staticmethod" not in decorators(node):
         parameters = ast.unparse(without_first(node.args))
     text = f"{name}({parameters})"
-    return text if len(text) <= LONGEST_SIGNATURE and text.isprintable() else None
+    return text if len(text) <= MAX_SIGNATURE and text.isprintable() else None
 
 
 def without_first(arguments: ast.arguments) -> ast.arguments:
-    """The same parameters without `self` or `cls`; those of `f(*args)` stay as they are."""
+    """The parameters without the first one; `*args` stays."""
     positional = ("posonlyargs", "args")
     kept = {field: value for field, value in ast.iter_fields(arguments)}
     for field in positional:
@@ -211,7 +209,7 @@ def without_first(arguments: ast.arguments) -> ast.arguments:
 
 
 def without_copies(found: Iterable[Entry]) -> list[Entry]:
-    """Each name and each summary once: the first, so that no answer of one side is one of the other too."""
+    """Keep the first entry of each name and each summary, so that no answer is in both splits."""
     names: set[str] = set()
     summaries: set[str] = set()
     kept = []
@@ -223,24 +221,25 @@ def without_copies(found: Iterable[Entry]) -> list[Entry]:
     return kept
 
 
-def split_by_module(found: list[Entry]) -> dict[str, list[Entry]]:
-    """Held out are whole packages and modules, in the order of the hash of their names, while VALIDATION_SHARE allows.
+def split_by_package(found: list[Entry]) -> dict[str, list[Entry]]:
+    """Hold out whole packages, in the order of the hashes of their names, until VALIDATION_FRACTION is reached.
+
+    Packages that do not fit any more, or are larger than LARGEST_FRACTION, are for training.
 
     Raises:
-        ValueError: a side would be empty.
+        ValueError: a split would be empty.
     """
     sizes = Counter(entry.package for entry in found)
     held_out: set[str] = set()
-    room = VALIDATION_SHARE * len(found)
+    room = VALIDATION_FRACTION * len(found)
     for package in sorted(sizes, key=hash_of):
-        if sizes[package] <= min(room, LARGEST_SHARE * len(found)):
+        if sizes[package] <= min(room, LARGEST_FRACTION * len(found)):
             held_out.add(package)
             room -= sizes[package]
     if not held_out:
         raise ValueError(
-            f"The library has {len(found)} documented objects in {len(sizes)} packages and modules: too few to hold "
-            f"out one of them, with at most {LARGEST_SHARE:.0%} of the objects. Leave --library out to take that of "
-            "this Python."
+            f"The library has {len(found)} documented objects in {len(sizes)} packages: too few to hold out a package "
+            f"with at most {LARGEST_FRACTION:.0%} of the objects. Omit --library to use that of this Python."
         )
     return {
         "train": [entry for entry in found if entry.package not in held_out],
@@ -249,12 +248,12 @@ def split_by_module(found: list[Entry]) -> dict[str, list[Entry]]:
 
 
 def hash_of(*parts: str) -> int:
-    """A number below 2**64 that only the text decides."""
+    """A number below 2**64 that depends on the text only, on every machine."""
     return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8])
 
 
-def conversations(entry: Entry) -> list[Conversation]:
-    """One about what the entry is, one about its parameters or its name, or both in one; too long ones are left out."""
+def conversations(entry: Entry) -> list[list[Message]]:
+    """Two conversations about the entry: its description, and its parameters or name. Long ones are skipped."""
     name, variant = f"`{entry.name}`", hash_of(entry.name) % 4
     what = (phrase(DESCRIBE[entry.kind], entry), entry.summary)
     which = (phrase(WHICH, entry), name)
@@ -269,7 +268,7 @@ def conversations(entry: Entry) -> list[Conversation]:
             [[what, (phrase(ITS_PARAMETERS, entry), call)], [which]],
             [[how, (phrase(DESCRIBE_IT, entry), entry.summary)], [which]],
         ][variant]
-    return [row for row in map(as_messages, rows) if length(row) <= LONGEST_CONVERSATION]
+    return [row for row in map(as_messages, rows) if length(row) <= MAX_CONVERSATION]
 
 
 def phrase(questions: Sequence[str], entry: Entry) -> str:
@@ -278,29 +277,29 @@ def phrase(questions: Sequence[str], entry: Entry) -> str:
     return question.format(name=entry.name, kind=entry.kind, owner=entry.owner, summary=entry.summary)
 
 
-def as_messages(turns: Iterable[tuple[str, str]]) -> Conversation:
-    """Questions and answers as messages of a user and an assistant."""
+def as_messages(turns: Iterable[tuple[str, str]]) -> list[Message]:
+    """Questions and answers as messages of user and assistant."""
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn, strict=True)]
 
 
-def length(row: Conversation) -> int:
-    """Characters of all messages."""
+def length(row: list[Message]) -> int:
+    """The number of characters in all messages."""
     return sum(len(message["content"]) for message in row)
 
 
-def mixed(rows: Iterable[Conversation]) -> list[Conversation]:
-    """The rows in the order of their hashes, so that neighbours are about different modules."""
+def mixed(rows: Iterable[list[Message]]) -> list[list[Message]]:
+    """The rows ordered by hash, so that neighbours are about different modules."""
     return sorted(rows, key=lambda row: hash_of(as_text(row)))
 
 
-def write_rows(path: Path, rows: list[Conversation]) -> None:
-    """Writes a line `{"messages": [...]}` per conversation."""
+def write_rows(path: Path, rows: list[list[Message]]) -> None:
+    """Write a line `{"messages": [...]}` for each conversation."""
     lines = (json.dumps({"messages": row}, ensure_ascii=False) for row in rows)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def as_text(row: Conversation) -> str:
+def as_text(row: list[Message]) -> str:
     """A conversation for the terminal."""
     return "\n".join(f"{message['role']}: {message['content']}" for message in row)
 

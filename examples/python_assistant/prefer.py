@@ -1,9 +1,9 @@
-"""Direct preference optimization of the assistant (https://huggingface.co/papers/2305.18290), by TRL with LoRA.
+"""Train the assistant on preferences: DPO (https://huggingface.co/papers/2305.18290) with LoRA, by TRL and PEFT.
 
-python -m examples.python_assistant.prefer
+    python -m examples.python_assistant.prefer
 
-A pair is an answer from the docstrings, preferred, and what the model itself says to the same question. The adapter is
-saved, loaded again and merged; both folders load like any other.
+In each pair, the answer of the docstring is preferred to the model's own answer to the same question. The adapter is
+saved, loaded again and merged. Both folders load like any model.
 """
 
 import json
@@ -28,18 +28,20 @@ BATCH = 32
 
 @dataclass
 class PreferArguments:
-    """What to improve, and how long."""
+    """The assistant, the data, and the length of the training."""
 
-    model: str = option("Folder of the assistant.", "runs/python_assistant/run/model")
-    data_dir: str = option("Folder that make_data has written.", "runs/python_assistant/data")
-    output_dir: str = option("Folder for the adapter and the merged model.", "runs/python_assistant/preferred")
-    num_pairs: int = option("Pairs to train on; a quarter as many are held out.", 384)
-    max_steps: int = option("Optimizer steps of eight pairs.", 96)
-    max_new_tokens: int = option("Longest answer of the model in tokens.", 64)
+    model: str = option("Folder of the assistant.", "runs/python_assistant/run/model", is_path=True)
+    data_dir: str = option("Folder written by make_data.", "runs/python_assistant/data", is_path=True)
+    output_dir: str = option(
+        "Folder for the adapter and the merged model.", "runs/python_assistant/preferred", is_path=True
+    )
+    num_pairs: int = option("Training pairs; a quarter as many are held out.", 384)
+    max_steps: int = option("Optimizer steps, of eight pairs each.", 96)
+    max_new_tokens: int = option("Maximum tokens of an answer of the model.", 64)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make pairs, train on them, and show that the adapter loads and merges."""
+    """Make pairs, train on them, save the adapter, and merge it."""
     (arguments,) = parse_recipe([PreferArguments], argv, description=__doc__ or "")
     folder = Path(arguments.output_dir)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -67,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     merged.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     print(report(before, after))
-    print(f"the adapter is in {folder / 'adapter'}, the model with the adapter merged in {folder / 'model'}")
+    print(f"Saved the adapter to {folder / 'adapter'} and the merged model to {folder / 'model'}")
 
 
 def preferences(arguments: PreferArguments, tokenizer: Any, split: str, count: int) -> Dataset:
-    """Rows of `prompt`, `chosen` and `rejected`, as messages; those that the model already answers right are left out.
+    """Rows with the messages `prompt`, `chosen` and `rejected`; questions that the model answers correctly are skipped.
 
     Raises:
         ValueError: there is no data.
@@ -81,7 +83,7 @@ def preferences(arguments: PreferArguments, tokenizer: Any, split: str, count: i
         raise ValueError(f"{path} does not exist: write it with python -m examples.python_assistant.make_data.")
     lines = path.read_text(encoding="utf-8").splitlines()
     chosen = [json.loads(line)["messages"][:2] for line in lines[:: max(1, len(lines) // count)][:count]]
-    answers = said_by_model(arguments, tokenizer, [messages[0] for messages in chosen])
+    answers = sample_answers(arguments, tokenizer, [messages[0] for messages in chosen])
     rows = [
         {"prompt": messages[:1], "chosen": messages[1:], "rejected": [{"role": "assistant", "content": answer}]}
         for messages, answer in zip(chosen, answers, strict=True)
@@ -90,8 +92,8 @@ def preferences(arguments: PreferArguments, tokenizer: Any, split: str, count: i
     return Dataset.from_list(rows)
 
 
-def said_by_model(arguments: PreferArguments, tokenizer: Any, questions: list[dict[str, str]]) -> list[str]:
-    """What the assistant answers, sampled with a fixed seed."""
+def sample_answers(arguments: PreferArguments, tokenizer: Any, questions: list[dict[str, str]]) -> list[str]:
+    """The answers of the assistant, sampled with a fixed seed."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, use_safetensors=True)
     answers: list[str] = []
@@ -106,12 +108,12 @@ def said_by_model(arguments: PreferArguments, tokenizer: Any, questions: list[di
 
 
 def report(before: dict[str, float], after: dict[str, float]) -> str:
-    """What training changed on held-out pairs."""
+    """The metrics on held-out pairs before and after training, as a table."""
     lines = [f"{'held-out pairs':<44}{'before':>10}{'after':>10}"]
     for name, title in (
-        ("eval_loss", "loss (ln 2 = 0.6931 where nothing is learned)"),
-        ("eval_rewards/accuracies", "share in which the chosen answer gained more"),
-        ("eval_rewards/margins", "margin between the rewards"),
+        ("eval_loss", "loss (before training: ln 2 = 0.6931)"),
+        ("eval_rewards/accuracies", "reward accuracy (chosen above rejected)"),
+        ("eval_rewards/margins", "reward margin"),
     ):
         lines.append(f"{title:<46}{before[name]:>8.4f}{after[name]:>10.4f}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A tokenizer with one token per character, for texts with few different ones.
+"""Make a tokenizer with one token per character, for texts with few distinct characters.
 
 python -m examples.tiny_shakespeare.character_tokenizer --text input.txt --output_dir runs/tiny_shakespeare/tokenizer
 """
@@ -22,29 +22,29 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")
 
 @dataclass
 class CharacterArguments:
-    """Where the characters come from and where the tokenizer goes."""
+    """The text, and the folder of the tokenizer."""
 
-    output_dir: str = required("Folder for the tokenizer; one that holds a tokenizer is refused.")
-    text: list[str] = option_list("Text files; each character that occurs in them becomes a token.")
+    output_dir: str = required("Folder for the tokenizer; it must not contain one yet.", is_path=True)
+    text: list[str] = option_list("Text files; each character in them becomes a token.", is_path=True)
 
     def __post_init__(self) -> None:
         if not self.text:
-            raise ValueError("--text is missing: name the file whose characters become the tokens.")
+            raise ValueError("--text is required: name the files whose characters become the tokens.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the tokenizer of a text."""
+    """Write the tokenizer for the characters of a text."""
     (arguments,) = parse_recipe([CharacterArguments], argv, description=__doc__ or "")
     check_output(arguments.output_dir)
     tokenizer = character_tokenizer(document.text for document in text_corpus(arguments.text))
     save_tokenizer(tokenizer, Path(arguments.output_dir))
-    print(f"Tokenizer in {arguments.output_dir}: {len(tokenizer)} tokens, {len(SPECIAL_TOKENS)} of them special.")
+    print(f"Saved to {arguments.output_dir}: {len(tokenizer)} tokens, {len(SPECIAL_TOKENS)} of them special")
 
 
 def character_tokenizer(texts: Iterable[str]) -> ScratchGPTTokenizer:
-    """A tokenizer for exactly the characters of `texts`; ids: special tokens, then characters by code point.
+    """A tokenizer for the characters of `texts`: ids are special tokens, then characters by code point.
 
-    Any other character is an error when it is encoded: no token stands for the unknown.
+    Encoding any other character is an error: there is no token for unknown characters.
     """
     characters = sorted(set().union(*texts))
     backend = Tokenizer(WordLevel({token: number for number, token in enumerate((*SPECIAL_TOKENS, *characters))}))

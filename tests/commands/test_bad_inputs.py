@@ -88,7 +88,7 @@ MISTAKES = {
     "vocabulary below the bytes": ([*TOKENIZER, GOOD_TEXT, "--vocab_size=10"], "vocab_size.*10.*at least 2[56]"),
     "no vocabulary": ([*TOKENIZER, GOOD_TEXT, "--vocab_size=0"], "--vocab_size is 0: .* at least 1"),
     "negative vocabulary": ([*TOKENIZER, GOOD_TEXT, "--vocab_size=-5"], "--vocab_size is -5"),
-    "tokenizer there already": ([train_tokenizer, "--output_dir={place}/tokenizer", GOOD_TEXT], "holds a tokenizer"),
+    "tokenizer there already": ([train_tokenizer, "--output_dir={place}/tokenizer", GOOD_TEXT], "already contains"),
     "two corpora": ([*TOKENIZER, GOOD_TEXT, "--dataset_name=x"], "two corpora"),
     "setting without effect": ([*TOKENIZER, GOOD_TEXT, "--streaming=true"], "only has an effect with --dataset"),
     # the data
@@ -124,7 +124,7 @@ MISTAKES = {
     "no space for the warm-up": ([*TRAIN, "--warmup_steps=99"], "longer than --max_steps .6.: lower them"),
     "data of another tokenizer": ([*TRAIN, "--data_dir={place}/other-tokenizer"], "is not the tokenizer that made the"),
     "truncated data": ([*TRAIN, "--data_dir={place}/truncated"], r"has \d+ bytes, not \d+: it is truncated"),
-    "no data": ([*TRAIN, "--data_dir={place}/no-manifest"], "{place}/no-manifest holds no prepared data"),
+    "no data": ([*TRAIN, "--data_dir={place}/no-manifest"], "{place}/no-manifest contains no prepared data"),
     "folder of something else": ([*TRAIN, "--output_dir={place}/full"], "is not empty and holds no run"),
     "output below a file": ([*TRAIN, "--output_dir={place}/file/run"], "Not a directory: {place}/file/run"),
     "output nowhere": ([*TRAIN, "--output_dir=/proc/run"], "/proc/run"),

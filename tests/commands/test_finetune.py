@@ -183,7 +183,7 @@ LONG = [{"messages": chat("Why?", "The " * 80)}, {"messages": chat("Who?", "The 
 BAD = {
     "no answer": ({"rows": [{"messages": chat("Hello?")}] * 9}, "rows.jsonl:.: no message is from the assistant"),
     "too long": ({"rows": LONG}, r"5 of 9 conversations are longer than --max_length \(64 tokens\).*--too_long truncate"),
-    "columns": ({"rows": [{"text": "x"}] * 9}, "its columns are text; a conversation has messages; prompt and compl"),
+    "columns": ({"rows": [{"text": "x"}] * 9}, "a conversation needs the columns messages; .*, not text"),
     "control": ({"rows": [{"prompt": "a <|end|>", "completion": "b"}] * 9}, r"contains the control token '<\|end\|>'"),
     "length": ({"max_length": 65}, "--max_length is 65, but the model reads at most 64 tokens"),
     "prompt": ({"sample_prompts": ["why " * 40]}, "--sample_prompts: 'why .* max_position_embeddings is 64: shorten"),

@@ -151,8 +151,8 @@ def test_class_weights_balance_the_loss(tune, tmp_path):
 
 def test_bpe_dropout_trains_on_texts_cut_in_many_ways(tune, base, monkeypatch, capsys):
     seen = []
-    real = finetune_classifier.in_versions
-    monkeypatch.setattr(finetune_classifier, "in_versions", lambda *args: seen.append(real(*args)) or seen[-1])
+    real = finetune_classifier.with_bpe_dropout
+    monkeypatch.setattr(finetune_classifier, "with_bpe_dropout", lambda *args: seen.append(real(*args)) or seen[-1])
     run = tune(max_steps=None, num_train_epochs=3.0, bpe_dropout=0.3)
     (texts,) = seen
     assert (texts.num_versions, len(texts)) == (3, 72)
@@ -205,11 +205,11 @@ def test_a_saved_dataset_with_named_classes(tune, tmp_path):
 BAD = {
     "unseen label": (
         {"validation_rows": [{"text": "x", "label": "pink"}]},
-        r"validation.jsonl:1: the label 'pink' occurs in no training row; those have blue, green, red",
+        r"validation.jsonl:1: the label 'pink' is not in the training rows, which have blue, green, red",
     ),
     "empty text": ({"rows": [{"text": " ", "label": i % 2} for i in range(20)]}, r"rows.jsonl:\d+: .*empty text"),
     "no label": ({"rows": [{"text": "x", "label": None}] * 20}, "None: a label is text or a w"),
-    "one class": ({"rows": [{"text": "x", "label": "a"}] * 20}, "holds only the label 'a': a classifier needs"),
+    "one class": ({"rows": [{"text": "x", "label": "a"}] * 20}, "has only the label 'a': a classifier needs"),
     "unknown column": ({"label_column": "colour"}, r"no column 'colour'; its columns are text, label.*--label_column"),
     "vocabulary": ({"other_tokenizer": True}, r"has 297 tokens, but the model .* only 285: it is another model's"),
     "no weights": ({"without": "model.safetensors"}, r"holds no weights .*--random_weights true"),

@@ -18,9 +18,9 @@ README = ROOT / "examples" / "plain_trainer" / "README.md"
 RESULT = re.compile(r"\nvalidation loss ([\d.]+), perplexity ([\d.]+); the model is in .*\nThe \"for\" statement")
 
 
-# Trainer's default asks for pinned memory, which is right where there is a GPU
+# Trainer pins memory by default, which only helps a GPU
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
-def test_the_command_of_the_readme_makes_a_model_that_has_learnt(tmp_path, monkeypatch, capsys):
+def test_the_command_of_the_readme_trains_a_model(tmp_path, monkeypatch, capsys):
     readme = README.read_text(encoding="utf-8")
     command = re.search(r"```bash\n(.*)\n```", readme).group(1)
     _, script, *options = shlex.split(command)

@@ -1,4 +1,4 @@
-"""examples/python_assistant/prefer.py: pairs, DPO with an adapter, and a merged model that is another one."""
+"""examples/python_assistant/prefer.py: preference pairs, DPO with an adapter, and the merged model."""
 
 import json
 import math
@@ -13,29 +13,29 @@ from examples.python_assistant import prefer
 from tests.support.tiny_base import write_conversations
 from train.settings.command import run_command
 
-# TRL and PEFT use names that transformers 5.23 gave up
+# TRL and PEFT use names that transformers 5.23 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing(_.*)?` is deprecated:FutureWarning")
 
 
 def test_answers_of_the_data_are_preferred_to_those_of_the_model(base, tmp_path, capsys, monkeypatch):
     write_conversations(tmp_path / "train.jsonl")
     write_conversations(tmp_path / "validation.jsonl")
-    said = {}
+    pairs = {}
     real = prefer.preferences
 
     def preferences(arguments, tokenizer, split, count):
-        said[split] = real(arguments, tokenizer, split, count)
-        return said[split]
+        pairs[split] = real(arguments, tokenizer, split, count)
+        return pairs[split]
 
     monkeypatch.setattr(prefer, "preferences", preferences)
     line = [f"--model={base}", f"--data_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}", "--num_pairs=12"]
     prefer.main([*line, "--max_steps=6", "--max_new_tokens=6"])
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    assert said["train"][0]["prompt"] == rows[0]["messages"][:1]
-    assert said["train"][0]["chosen"] == rows[0]["messages"][1:2]
-    assert all(row["rejected"][0]["content"] != row["chosen"][0]["content"] for row in said["train"])
+    assert pairs["train"][0]["prompt"] == rows[0]["messages"][:1]
+    assert pairs["train"][0]["chosen"] == rows[0]["messages"][1:2]
+    assert all(row["rejected"][0]["content"] != row["chosen"][0]["content"] for row in pairs["train"])
     shown = capsys.readouterr().out
-    before, after = map(float, re.search(r"loss \(ln 2.*?\) +(\d\.\d+) +(\d\.\d+)", shown).groups())
+    before, after = map(float, re.search(r"loss \(.*ln 2.*?\) +(\d\.\d+) +(\d\.\d+)", shown).groups())
     assert before == pytest.approx(math.log(2), abs=1e-4)
     assert after < before
     alone = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out" / "adapter").eval()
@@ -46,6 +46,6 @@ def test_answers_of_the_data_are_preferred_to_those_of_the_model(base, tmp_path,
         assert (merged(ids).logits - first(ids).logits).abs().max() > 1e-4
 
 
-def test_missing_data_names_the_command_that_makes_it(base, tmp_path, capsys):
+def test_missing_data_names_the_command_that_writes_it(base, tmp_path, capsys):
     assert run_command(prefer.main, [f"--model={base}", f"--data_dir={tmp_path}"]) == 2
     assert "write it with python -m examples.python_assistant.make_data" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def stream_of(folder: Path) -> list[int]:
     return [*rows[:, :-1].reshape(-1).tolist(), int(rows[-1, -1])]
 
 
-def test_blocks_are_the_documents_one_after_the_other(tokenizer, tmp_path, capsys):
+def test_blocks_are_the_documents_in_order(tokenizer, tmp_path, capsys):
     train, validation = corpus_of(*TEXTS), corpus_of(TEXTS[0] * 3)
     data = prepare_data(tmp_path / "data", tokenizer, (train, validation), block_size=16)
     whole = [token for text in TEXTS for token in (*tokenizer(text, split_special_tokens=True)["input_ids"], END)]
@@ -59,7 +59,7 @@ def test_blocks_are_the_documents_one_after_the_other(tokenizer, tmp_path, capsy
     assert facts["num_bytes"] == sum(len(text.encode()) for text in TEXTS)
 
 
-def test_control_tokens_only_come_from_document_ends(tokenizer):
+def test_only_the_end_of_a_document_gives_a_control_token(tokenizer):
     (ids,) = token_stream([Document("a", "<|endoftext|><|user|>"), Document("b", "<|pad|>")], tokenizer)
     assert np.flatnonzero(ids < 6).tolist() == [
         len(ids) - 1 - len(tokenizer.encode_texts(["<|pad|>"])[0]) - 1,
@@ -68,7 +68,7 @@ def test_control_tokens_only_come_from_document_ends(tokenizer):
     assert ids[-1] == tokenizer.eos_token_id == END
 
 
-def test_token_stream_is_cut_into_chunks_of_whole_documents(tokenizer, monkeypatch):
+def test_token_stream_comes_in_chunks_of_whole_documents(tokenizer, monkeypatch):
     documents = [Document(str(number), text) for number, text in enumerate(TEXTS)]
     (whole,) = token_stream(documents, tokenizer)
     monkeypatch.setattr("train.data.tokens.BATCH_LENGTH", 100)
@@ -77,33 +77,36 @@ def test_token_stream_is_cut_into_chunks_of_whole_documents(tokenizer, monkeypat
     assert np.concatenate(chunks).tolist() == whole.tolist()
 
 
-def test_script_writes_data_and_says_what_it_is(folders, tmp_path, capsys):
+def test_the_summary_agrees_with_the_data(folders, tmp_path, capsys):
     assert not main(folders)
     said = capsys.readouterr().out
     manifest = open_data(tmp_path / "data").manifest
     train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
     assert train["num_documents"] + validation["num_documents"] == 40
-    assert re.search(rf"Blocks in {tmp_path}/data \(\d\.\d MB\) in \d+\.\d s \(.* MB/s\)", said)
+    assert re.search(rf"{tmp_path}/data: \d\.\d MB of blocks, in \d+\.\d s \(.* MB/s\)", said)
     assert f"train: {train['num_documents']} documents" in said
-    assert f"{train['num_rows']} blocks of 16; {train['num_dropped_tokens']} tokens" in said
+    assert (
+        f"{train['num_rows']} blocks of 16; {train['num_dropped_tokens']} tokens after the last full block dropped"
+        in said
+    )
     assert manifest["vocab_size"] == 280
     assert str(tmp_path) not in json.dumps(manifest)
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_second_call_keeps_what_is_done(folders, tmp_path, capsys):
+def test_a_second_call_keeps_the_blocks(folders, tmp_path, capsys):
     main(folders)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
     main(folders)
-    assert "All is done already" in capsys.readouterr().out
+    assert f"{tmp_path}/data already contains these blocks" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--block_size", "8"], r"block_size 16 there, 8 now"),
-        (["--validation_fraction", "0.5"], r"corpus .*0\.2 of the documents.* there, .*0\.5 of the documents.* now"),
+        (["--block_size", "8"], r"block_size was 16, is now 8"),
+        (["--validation_fraction", "0.5"], r"corpus was .*0\.2 of the documents.*, is now .*0\.5 of the documents"),
     ],
 )
 def test_other_settings_are_refused_by_name(folders, capsys, change, message):
@@ -125,7 +128,7 @@ def test_changed_text_and_tokenizer_are_refused(folders, tmp_path, capsys):
     assert "tokenizer_sha256" in capsys.readouterr().err
 
 
-def test_interrupted_call_leaves_nothing_and_can_be_repeated(folders, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_call_leaves_nothing_and_can_be_repeated(folders, tmp_path, monkeypatch, capsys):
     def broken(*_):
         yield np.zeros(100, np.int32)
         raise OSError(28, "No space left on device")
@@ -135,7 +138,7 @@ def test_interrupted_call_leaves_nothing_and_can_be_repeated(folders, tmp_path, 
         assert run_command(main, folders) == 2
     assert not (tmp_path / "data").exists()
     assert not list(tmp_path.glob(".tmp-*"))
-    (tmp_path / ".tmp-data/train").mkdir(parents=True)  # what kill -9 would leave
+    (tmp_path / ".tmp-data/train").mkdir(parents=True)  # left by kill -9
     main(folders)
     assert len(open_data(tmp_path / "data").train) > 0
 
@@ -144,7 +147,7 @@ def test_other_files_in_the_output_are_refused(folders, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/notes.txt").write_text("mine")
     assert run_command(main, folders) == 2
-    assert "holds other files" in capsys.readouterr().err
+    assert "contains other files" in capsys.readouterr().err
     assert (tmp_path / "data/notes.txt").read_text() == "mine"
     (tmp_path / "data/notes.txt").unlink()
     main(folders)  # an empty folder is fine
@@ -154,8 +157,8 @@ def test_other_files_in_the_output_are_refused(folders, tmp_path, capsys):
     ("change", "message"),
     [
         (["--block_size", "100000"], r"train: the text has \d+ tokens, fewer than one block of 100000 \+ 1"),
-        (["--block_size", "0"], "block_size is 0: it must be at least 1"),
-        (["--tokenizer", "./nowhere"], r"nowhere holds no tokenizer\.json"),
+        (["--block_size", "0"], "--block_size is 0: it must be a number of at least 1"),
+        (["--tokenizer", "./nowhere"], r"nowhere has no tokenizer\.json"),
         (["--text", "./nowhere"], "nowhere does not exist"),
     ],
 )

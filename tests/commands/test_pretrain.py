@@ -143,7 +143,7 @@ def test_bfloat16_trains(recipe, tmp_path):
         ({"config_overrides": "num_attention_heads=3"}, r"hidden_size \(16\).*num_attention_heads \(3\)"),
         ({"config_overrides": "hidden_size=wide"}, "hidden_size"),
         ({"config": "huge"}, "--config huge is neither a preset"),
-        ({"data_dir": "nowhere"}, "nowhere holds no prepared data"),
+        ({"data_dir": "nowhere"}, "nowhere contains no prepared data"),
         ({"report_to": "nonsense"}, "nonsense"),
         ({"learning_rat": 1.0}, "did you mean learning_rate"),
         ({"precision": "fp16"}, "needs a GPU"),

@@ -9,16 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.data.blocks import (
-    BLOCKS_FILE,
-    FORMAT,
-    open_data,
-    smallest_integer_type,
-    tokenizer_sha256,
-    write_blocks,
-    write_manifest,
-)
-from train.data.sampler import StepSampler, examples_at
+from train.data.blocks import BLOCKS_FILE, FORMAT, open_data, smallest_integer_type, write_blocks, write_manifest
+from train.data.tokens import tokenizer_sha256
 
 TOKENIZER = '{"model": {"b": 1, "a": 2}}'
 
@@ -50,7 +42,7 @@ def copied(prepared, tmp_path) -> Path:
     return shutil.copytree(prepared, tmp_path / "data")
 
 
-def test_rows_overlap_by_one_so_that_each_token_is_predicted_once(tmp_path):
+def test_blocks_overlap_by_one_so_that_each_token_is_predicted_once(tmp_path):
     facts = write_blocks(tmp_path / "train", chunks_of(list(range(12)), 12), block_size=3, vocab_size=300)
     rows = datasets.load_from_disk(str(tmp_path / "train"))["input_ids"][:]
     assert rows == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
@@ -82,7 +74,7 @@ def test_chunking_does_not_change_the_result(tmp_path):
 @pytest.mark.parametrize(
     ("vocab_size", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "int32")]
 )
-def test_smallest_integer_type_holds_every_id(tmp_path, vocab_size, dtype):
+def test_smallest_integer_type_stores_every_id(tmp_path, vocab_size, dtype):
     assert smallest_integer_type(vocab_size) == dtype
     write_blocks(tmp_path / "train", [np.array([0, vocab_size - 1, 1])], 2, vocab_size)
     dataset = datasets.load_from_disk(str(tmp_path / "train"))
@@ -103,7 +95,7 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path):
         write_blocks(tmp_path / "train", [np.array([1, 2, -1])], 2, 300)
 
 
-def test_open_data_gives_memory_mapped_rows(prepared):
+def test_open_data_gives_memory_mapped_blocks(prepared):
     data = open_data(prepared)
     assert (len(data.train), len(data.validation)) == (249, 12)
     rows = data.train.rows([1, 0, 248])
@@ -113,7 +105,7 @@ def test_open_data_gives_memory_mapped_rows(prepared):
     assert data.manifest["splits"]["train"]["num_tokens"] == 1000
 
 
-def test_rows_check_ids_against_the_vocabulary(prepared):
+def test_ids_are_checked_against_the_vocabulary_when_read(prepared):
     blocks = open_data(prepared).train
     small = type(blocks)(blocks.dataset, blocks.block_size, vocab_size=6)
     assert small.rows([0]).tolist() == [[0, 1, 2, 3, 4]]
@@ -121,19 +113,28 @@ def test_rows_check_ids_against_the_vocabulary(prepared):
         small.rows([0, 1])
 
 
+def test_a_batch_is_shifted_and_contiguous(prepared):
+    blocks = open_data(prepared).train
+    batch = blocks.batch([1, 0])
+    assert batch.keys() == {"input_ids", "shift_labels"}
+    assert batch["input_ids"].tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
+    assert batch["shift_labels"].tolist() == [[5, 6, 7, 8], [1, 2, 3, 4]]
+    assert all(tensor.is_contiguous() for tensor in batch.values())
+
+
 def edited_manifest(folder: Path, **changes) -> None:
     manifest = json.loads((folder / "data.json").read_text())
     (folder / "data.json").write_text(json.dumps(manifest | changes))
 
 
-def test_missing_data_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing holds no prepared data.*train\.prepare_data"):
+def test_missing_data_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing contains no prepared data.*scratch-gpt prepare_data"):
         open_data(tmp_path / "nothing")
 
 
 def test_other_format_is_refused(copied):
     edited_manifest(copied, format=99)
-    with pytest.raises(ValueError, match=r"format 99, this version reads 1"):
+    with pytest.raises(ValueError, match=r"format 99, but this version reads format 1"):
         open_data(copied)
 
 
@@ -162,7 +163,7 @@ def test_damaged_blocks_are_refused(copied):
 
 def test_other_block_size_is_refused(copied):
     edited_manifest(copied, block_size=8)
-    with pytest.raises(ValueError, match="has 249 rows of 5 ids, not 249 of 9"):
+    with pytest.raises(ValueError, match="has 249 blocks of 5 ids, not 249 of 9"):
         open_data(copied)
 
 
@@ -175,90 +176,3 @@ def test_other_tokenizer_is_refused(copied):
     (copied / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
         open_data(copied)
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 7, 64, 65, 1000])
-@pytest.mark.parametrize("batch_size", [1, 8, 50])
-def test_each_epoch_visits_every_row_once(num_rows, batch_size):
-    num_steps = -(-3 * num_rows // batch_size)
-    stream = np.concatenate(
-        [examples_at(step, seed=1, num_rows=num_rows, batch_size=batch_size) for step in range(num_steps)]
-    )
-    for epoch in range(3):
-        assert sorted(stream[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
-
-
-def test_the_order_depends_on_epoch_and_seed_and_is_no_identity():
-    def order(epoch, seed):
-        return examples_at(epoch, seed=seed, num_rows=1000, batch_size=1000)
-
-    orders = [order(0, 0), order(1, 0), order(0, 1), np.arange(1000)]
-    for number, one in enumerate(orders):
-        for other in orders[number + 1 :]:
-            assert (one == other).sum() < 12  # a random order has 1 fixed point on average
-
-
-def test_the_order_looks_uniform():
-    """Chi-square of (tenth of the positions) x (tenth of the rows): 81 degrees of freedom, mean 81, deviation 13."""
-    for num_rows in (1000, 1024, 5000):
-        orders = [examples_at(0, seed=seed, num_rows=num_rows, batch_size=num_rows) for seed in range(20)]
-        tenth = np.arange(num_rows) * 10 // num_rows
-        counts = sum(np.histogram2d(tenth, order * 10 // num_rows, bins=10)[0] for order in orders)
-        expected = counts.sum() / 100
-        assert ((counts - expected) ** 2 / expected).sum() < 81 + 5 * 13
-        neighbours = np.mean([np.mean(np.diff(order) == 1) for order in orders])
-        assert neighbours < 5 / num_rows
-
-
-def test_examples_are_a_pure_function_of_the_step():
-    def at(step, batch_size=5):
-        return examples_at(step, seed=3, num_rows=13, batch_size=batch_size).tolist()
-
-    assert at(7) == at(7)
-    assert at(0) + at(1) + at(2) + at(3) == at(0, batch_size=20)
-    assert at(0) == [10, 1, 7, 3, 11]  # if you meant to change the order, runs cannot be continued: raise FORMAT
-    assert max(at(10**15)) < 13
-
-
-def test_sampler_gives_shifted_contiguous_micro_batches(prepared):
-    sampler = StepSampler(open_data(prepared).train, batch_size=6, micro_batch_size=2, seed=0)
-    batches = list(sampler.micro_batches(3))
-    assert [number for number, _ in batches] == [0, 1, 2]
-    examples = examples_at(3, seed=0, num_rows=249, batch_size=6)
-    for number, batch in batches:
-        assert batch.keys() == {"input_ids", "shift_labels"}
-        assert batch["input_ids"].shape == batch["shift_labels"].shape == (2, 4)
-        assert all(tensor.is_contiguous() for tensor in batch.values())
-        rows = sampler.source.rows(examples[2 * number : 2 * number + 2])
-        assert torch.equal(batch["input_ids"], rows[:, :4])
-        assert torch.equal(batch["shift_labels"], rows[:, 1:])
-
-
-@pytest.mark.parametrize("num_processes", [1, 2, 4])
-def test_processes_together_see_the_same_micro_batches(prepared, num_processes):
-    blocks = open_data(prepared).train
-    alone = dict(StepSampler(blocks, 8, 2, seed=5).micro_batches(11))
-    together = {}
-    for index in range(num_processes):
-        sampler = StepSampler(blocks, 8, 2, 5, process_index=index, num_processes=num_processes)
-        mine = dict(sampler.micro_batches(11))
-        assert all(number % num_processes == index for number in mine)
-        assert not together.keys() & mine.keys()
-        together |= mine
-    assert sorted(together) == sorted(alone) == [0, 1, 2, 3]
-    assert all(torch.equal(together[number]["input_ids"], alone[number]["input_ids"]) for number in alone)
-
-
-def test_batch_that_cannot_be_shared_is_refused(prepared):
-    blocks = open_data(prepared).train
-    with pytest.raises(
-        ValueError, match=r"batch_size \(8\) must be a multiple of micro_batch_size \(2\) x processes \(3\) = 6"
-    ):
-        StepSampler(blocks, 8, 2, seed=0, num_processes=3)
-
-
-def test_more_processes_than_sequences_are_refused(prepared):
-    blocks = open_data(prepared).train
-    num_processes = len(blocks) + 1
-    with pytest.raises(ValueError, match=rf"{num_processes} processes share {len(blocks)} sequences.*start fewer"):
-        StepSampler(blocks, num_processes, 1, seed=0, num_processes=num_processes)

@@ -1,4 +1,4 @@
-"""Rows become messages, messages become tokens with a mask of the answers, and these share rows without mixing."""
+"""Conversations: rows to messages, messages to tokens with a mask of the answers, and packing."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ from train.data.conversations import (
     Conversation,
     Encoded,
     PackedConversations,
-    conversations,
-    cut,
-    encode,
+    encode_conversations,
     end_of_turn,
-    fit,
+    limit_length,
     pack,
+    parse_conversations,
     prompt_ids,
+    truncate,
 )
 from train.data.rows import Row
 
@@ -39,15 +39,15 @@ def chat_tokenizer(base):
         {"prompt": chat(QUESTION), "completion": [{"role": "assistant", "content": ANSWER}]},
         {"instruction": QUESTION, "output": ANSWER},
         {"instruction": QUESTION, "input": "", "output": ANSWER, "text": "ignored"},
-        {"messages": None, "prompt": QUESTION, "completion": ANSWER},  # a table with columns of several forms
+        {"messages": None, "prompt": QUESTION, "completion": ANSWER},  # a table with columns of several formats
     ],
 )
-def test_rows_of_every_form_become_the_same_messages(cells):
-    assert conversations([Row("x:1", cells)])[0].messages == chat(QUESTION, ANSWER)
+def test_every_format_gives_the_same_messages(cells):
+    assert parse_conversations([Row("x:1", cells)])[0].messages == chat(QUESTION, ANSWER)
 
 
 def test_an_alpaca_input_follows_the_instruction():
-    (one,) = conversations([Row("x:1", {"instruction": "Sum.", "input": "1 2", "output": "3"})])
+    (one,) = parse_conversations([Row("x:1", {"instruction": "Sum.", "input": "1 2", "output": "3"})])
     assert one.messages == chat("Sum.\n\n1 2", "3")
 
 
@@ -55,26 +55,26 @@ def test_an_alpaca_input_follows_the_instruction():
     ("cells", "message"),
     [
         ({"messages": chat(QUESTION)}, "x:7: no message is from the assistant"),
-        (
-            {"text": "x"},
-            "x:7: its columns are text; a conversation has messages; prompt and completion; or instruction",
-        ),
+        ({"text": "x"}, "x:7: .* needs the columns messages; prompt and completion; or instruction.*, not text"),
         ({"messages": []}, "x:7: no message is from the assistant"),
-        ({"messages": "hello"}, "x:7: message 1 is 'hello', and not an object with role and content"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "the role 'robot', not system, user, assistant"),
-        ({"messages": [{"role": "user", "content": None}]}, r"message 1 \(user\) is None: it needs text"),
-        ({"messages": chat(QUESTION, "  ")}, r"message 2 \(assistant\) is '  ': it needs text"),
-        ({"prompt": QUESTION, "completion": ""}, r"message 2 \(assistant\) is ''"),
+        ({"messages": "hello"}, "x:7: message 1 must be an object with role and content, not 'hello'"),
+        (
+            {"messages": [{"role": "robot", "content": "x"}]},
+            "x:7: message 1 has the role 'robot', .* system, user, assistant",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, r"x:7: .* message 1 \(user\) must be text, not None"),
+        ({"messages": chat(QUESTION, "  ")}, r"x:7: .* message 2 \(assistant\) must be text, not '  '"),
+        ({"prompt": QUESTION, "completion": ""}, r"x:7: .* message 2 \(assistant\) must be text, not ''"),
     ],
 )
 def test_rows_without_a_conversation_are_refused(cells, message):
     with pytest.raises(ValueError, match=message):
-        conversations([Row("x:7", cells)])
+        parse_conversations([Row("x:7", cells)])
 
 
-def test_the_mask_covers_answers_with_their_end_and_nothing_else(chat_tokenizer):
+def test_the_mask_covers_answers_and_their_end_only(chat_tokenizer):
     messages = [{"role": "system", "content": "Be brief."}, *chat(QUESTION, ANSWER, "Sure?", "Yes.")]
-    (one,) = encode(chat_tokenizer, [Conversation("x", messages)])
+    (one,) = encode_conversations(chat_tokenizer, [Conversation("x", messages)])
     assert chat_tokenizer.decode(one.ids[one.is_answer]) == f"{ANSWER}{END_OF_TURN}Yes.{END_OF_TURN}"
     start = prompt_ids(chat_tokenizer, messages[:2])
     assert one.ids[: len(start)].tolist() == start
@@ -85,7 +85,7 @@ def test_the_mask_covers_answers_with_their_end_and_nothing_else(chat_tokenizer)
 
 def test_control_tokens_in_a_message_are_refused(chat_tokenizer):
     with pytest.raises(ValueError, match=r"x:3: a message contains the control token '<\|end\|>'"):
-        encode(chat_tokenizer, [Conversation("x:3", chat("a <|end|> b", "c"))])
+        encode_conversations(chat_tokenizer, [Conversation("x:3", chat("a <|end|> b", "c"))])
 
 
 def test_a_template_without_an_end_is_refused(chat_tokenizer):
@@ -110,8 +110,8 @@ LONG = Encoded(np.array([1, 1, 7, 7, END, 1, 1, 8, 8, END]), np.array([0, 0, 1, 
         (2, None),
     ],
 )
-def test_cut_conversations_end_as_answers_end(max_length, ids):
-    shorter = cut(LONG, max_length)
+def test_truncated_conversations_end_with_the_end_of_an_answer(max_length, ids):
+    shorter = truncate(LONG, max_length)
     assert (shorter and shorter.ids.tolist()) == ids
     if shorter:
         assert shorter.is_answer[-1]
@@ -120,24 +120,22 @@ def test_cut_conversations_end_as_answers_end(max_length, ids):
 
 def test_too_long_conversations(chat_tokenizer):
     short, long = Conversation("x:1", chat("a", "b")), Conversation("x:2", chat("a", "b" * 50))
-    with pytest.raises(
-        ValueError, match=r"1 of 2 conversations are longer than --max_length \(20 tokens\).*x:2 with \d+"
-    ):
-        fit([short, long], chat_tokenizer, 20, "error")
-    kept, counts = fit([short, long], chat_tokenizer, 20, "cut")
+    with pytest.raises(ValueError, match=r"1 of 2 conversations .* --max_length \(20 tokens\).*x:2 .*--too_long"):
+        limit_length([short, long], chat_tokenizer, 20, "error")
+    kept, counts = limit_length([short, long], chat_tokenizer, 20, "truncate")
     assert [len(one.ids) for one in kept] == [6, 20]
-    assert counts == {"cut": 1, "skipped": 0}
+    assert counts == {"truncated": 1, "skipped": 0}
     assert chat_tokenizer.decode(kept[1].ids[-2:]).endswith(f"b{END_OF_TURN}")
-    kept, counts = fit([short, long], chat_tokenizer, 20, "skip")
-    assert ([len(one.ids) for one in kept], counts) == ([6], {"cut": 0, "skipped": 1})
+    kept, counts = limit_length([short, long], chat_tokenizer, 20, "skip")
+    assert ([len(one.ids) for one in kept], counts) == ([6], {"truncated": 0, "skipped": 1})
     question = Conversation("x:3", chat("a" * 50, "b"))
-    assert fit([short, question], chat_tokenizer, 20, "cut")[1] == {"cut": 0, "skipped": 1}
+    assert limit_length([short, question], chat_tokenizer, 20, "truncate")[1] == {"truncated": 0, "skipped": 1}
 
 
 # Rows
 
 
-def test_packing_fills_rows_and_loses_nothing():
+def test_packing_fills_rows_and_keeps_every_conversation():
     lengths = np.random.default_rng(0).integers(1, 30, 500).tolist()
     rows = pack(lengths, 64)
     assert sorted(number for row in rows for number in row) == list(range(500))
@@ -149,7 +147,7 @@ def test_packing_fills_rows_and_loses_nothing():
 def rows_of(tokenizer, packing=True):
     texts = [("ab", "c"), ("d", "efg hij"), ("klm", "n"), ("o", "pq"), ("rs", "The a number 3.")]
     found = [Conversation(str(i), chat(*pair)) for i, pair in enumerate(texts)]
-    encoded = encode(tokenizer, found)
+    encoded = encode_conversations(tokenizer, found)
     lengths = [len(one.ids) - 1 for one in encoded]
     return PackedConversations(encoded, pack(lengths, 32) if packing else [[i] for i in range(5)], 1)
 
@@ -180,7 +178,7 @@ def loss_sum(model, rows, indices):
 
 
 @pytest.mark.parametrize("positions", ["rope", "learned", "sinusoidal"])
-def test_packed_conversations_do_not_see_each_other(chat_tokenizer, tmp_path, positions):
+def test_packed_conversations_do_not_attend_to_each_other(chat_tokenizer, tmp_path, positions):
     model = AutoModelForCausalLM.from_pretrained(save_base(tmp_path, position_embedding_type=positions))
     with torch.no_grad():
         for parameter in model.parameters():

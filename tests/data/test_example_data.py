@@ -1,4 +1,4 @@
-"""The data sets that the examples make from the standard library: what is on which side, and what a row looks like."""
+"""The datasets that the examples make from the standard library: the rows, and their division into splits."""
 
 import ast
 import csv
@@ -20,7 +20,7 @@ MAKERS = pytest.mark.parametrize("maker", [packages, assistant], ids=["packages"
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Path:
-    """Three packages and all modules with an early letter: a real library that is read in two seconds."""
+    """Three packages and some modules of the standard library, read in two seconds."""
     root = tmp_path_factory.mktemp("library")
     for package in ("asyncio", "email", "xml"):
         shutil.copytree(STDLIB / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -31,7 +31,7 @@ def library(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(library, tmp_path_factory) -> dict[str, Path]:
-    """The folder that each maker has written."""
+    """The folder written by each maker."""
     folders = {}
     for maker in (packages, assistant):
         folders[maker.__name__] = tmp_path_factory.mktemp("made")
@@ -41,12 +41,12 @@ def made(library, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def tables(made) -> dict[str, list[dict[str, str]]]:
-    return {side: read_table(made[packages.__name__] / f"{side}.csv") for side in ("train", "validation", "test")}
+    return {split: read_table(made[packages.__name__] / f"{split}.csv") for split in ("train", "validation", "test")}
 
 
 @pytest.fixture(scope="module")
 def chats(made) -> dict[str, list[list[dict[str, str]]]]:
-    return {side: read_chats(made[assistant.__name__] / f"{side}.jsonl") for side in ("train", "validation")}
+    return {split: read_chats(made[assistant.__name__] / f"{split}.jsonl") for split in ("train", "validation")}
 
 
 def read_table(path):
@@ -64,15 +64,15 @@ def write(path, text):
 
 
 def snippets(**sizes):
-    """One label's snippets, as many per file as the argument of that name says."""
+    """Snippets of one label; each argument is a file and its number of snippets."""
     return [packages.Snippet("x", name, f"{name} {number}") for name, size in sizes.items() for number in range(size)]
 
 
 # Which package
 
 
-def test_every_label_is_on_every_side_in_the_shares_of_the_split(tables):
-    counts = {side: Counter(row["label"] for row in rows) for side, rows in tables.items()}
+def test_every_label_is_in_every_split_in_the_right_proportion(tables):
+    counts = {split: Counter(row["label"] for row in rows) for split, rows in tables.items()}
     assert set(counts["train"]) == set(counts["validation"]) == set(counts["test"]) == {"asyncio", "email", "xml"}
     for label in counts["train"]:
         total = sum(count[label] for count in counts.values())
@@ -81,8 +81,8 @@ def test_every_label_is_on_every_side_in_the_shares_of_the_split(tables):
     assert counts["train"].total() > 400
 
 
-def test_no_text_is_there_twice_or_names_its_package(tables):
-    rows = [row for side in tables.values() for row in side]
+def test_every_text_is_unique_and_does_not_name_its_package(tables):
+    rows = [row for split in tables.values() for row in split]
     assert len({row["text"] for row in rows}) == len(rows)
     assert not [row for row in rows if f" {row['label']}." in row["text"]]
 
@@ -111,39 +111,39 @@ def test_functions_come_with_decorators_and_without_indentation():
     ("text", "named"),
     [("import json", True), ("JSON_PATH", True), ("a.json.b", True), ("jsonpath", False), ("xjson", False)],
 )
-def test_a_package_is_named_as_a_word_only(text, named):
+def test_only_a_whole_word_names_a_package(text, named):
     assert packages.names_package(text, "json") is named
 
 
-def test_copies_are_left_out_and_texts_of_two_packages_altogether():
+def test_copies_and_texts_of_two_packages_are_dropped():
     rows = [("a", "a/x.py", "one"), ("a", "a/y.py", "one"), ("a", "a/x.py", "two"), ("b", "b/x.py", "two")]
     kept = packages.without_copies(packages.Snippet(*row) for row in rows)
     assert kept == [packages.Snippet("a", "a/x.py", "one")]
 
 
 def test_rows_are_limited_per_file_and_label():
-    found = packages.limit_rows(snippets(one=packages.MOST_ROWS_OF_FILE + 5, two=7))["x"]
-    assert Counter(snippet.file for snippet in found) == {"one": packages.MOST_ROWS_OF_FILE, "two": 7}
+    found = packages.limit_rows(snippets(one=packages.MAX_ROWS_PER_FILE + 5, two=7))["x"]
+    assert Counter(snippet.file for snippet in found) == {"one": packages.MAX_ROWS_PER_FILE, "two": 7}
     many = snippets(**{f"file{number}": 50 for number in range(10)})
     kept = packages.limit_rows(many)["x"]
-    assert len(kept) == packages.MOST_ROWS
+    assert len(kept) == packages.MAX_ROWS
     assert len({snippet.file for snippet in kept}) == 10
     assert kept == packages.limit_rows(many[::-1])["x"]
 
 
-def test_a_file_lies_on_one_side():
+def test_a_file_is_in_one_split():
     parts = packages.split_label(snippets(a=30, b=20, c=20, d=10, e=10, f=5, g=5))
     files = [{snippet.file for snippet in part} for part in parts.values()]
     assert sum(map(len, files)) == len(set.union(*files)) == 7
     assert [len(part) for part in parts.values()] == [70, 10, 20]
 
 
-def test_a_label_that_cannot_be_split_is_none():
+def test_a_label_that_cannot_be_split_is_dropped():
     good, one_file = (snippets(a=70, b=20, c=10), snippets(a=100))
     with pytest.raises(ValueError, match=r"1 packages \(good\) with at least 55 functions in three files"):
         packages.split_by_file({"good": good, "one_file": one_file})
-    sides = packages.split_by_file({"good": good, "better": good, "one_file": one_file})
-    assert len(sides["train"]) == 2 * 70
+    splits = packages.split_by_file({"good": good, "better": good, "one_file": one_file})
+    assert len(splits["train"]) == 2 * 70
 
 
 # Questions and answers
@@ -158,19 +158,21 @@ def test_every_conversation_ends_with_an_answer_and_fits(chats):
     assert 0.1 < sum(len(row) == 4 for row in chats["train"]) / len(chats["train"]) < 0.5
 
 
-def test_no_package_and_no_description_is_on_both_sides(chats):
+def test_no_package_and_no_description_is_in_both_splits(chats):
     train, validation = ({message["content"] for row in rows for message in row[1::2]} for rows in chats.values())
     assert not train & validation
-    packages_of = [{answer.split(".")[0] for answer in side if answer.startswith("`")} for side in (train, validation)]
+    packages_of = [
+        {answer.split(".")[0] for answer in answers if answer.startswith("`")} for answers in (train, validation)
+    ]
     assert len(packages_of[1]) >= 5
     assert not packages_of[0] & packages_of[1]
-    rows = [json.dumps(row) for side in chats.values() for row in side]
+    rows = [json.dumps(row) for split in chats.values() for row in split]
     assert len(set(rows)) == len(rows)
 
 
 def test_a_tenth_is_held_out(chats):
-    share = len(chats["validation"]) / sum(map(len, chats.values()))
-    assert 0.07 < share <= 0.11
+    fraction = len(chats["validation"]) / sum(map(len, chats.values()))
+    assert 0.07 < fraction <= 0.11
     assert sum(map(len, chats.values())) > 1000
 
 
@@ -258,16 +260,16 @@ def entry(name, summary="It does a thing.", signature=None, kind="function"):
 
 
 @pytest.mark.parametrize("name", ["_box/tools.py", "box/_tools.py", "box/__main__.py", "idlelib/tools.py", "topics/if"])
-def test_what_users_do_not_import_has_no_entries(name):
+def test_private_modules_and_programs_have_no_entries(name):
     assert list(assistant.entries([assistant.Document(name, LIBRARY_MODULE)])) == []
 
 
-def test_a_package_is_named_without_its_file():
+def test_the_name_of_a_package_is_that_of_its_folder():
     document = assistant.Document("box/__init__.py", LIBRARY_MODULE)
     assert next(assistant.entries([document])).name == "box.plain"
 
 
-def test_copies_of_names_and_descriptions_are_left_out():
+def test_copies_of_names_and_descriptions_are_dropped():
     found = [
         entry("a.f"),
         entry("a.f", "Another thing it does."),
@@ -294,27 +296,43 @@ def test_conversation_says_that_there_are_no_parameters():
     assert any(row[-1]["content"] == "`a.f()` takes no parameters." for row in rows)
 
 
-def test_conversation_that_is_too_long_is_left_out():
+def test_a_long_conversation_is_skipped():
     long = entry("a.f", "word " * 130)
     assert assistant.conversations(long) == []
 
 
-def test_held_out_are_small_packages_by_the_hash_of_their_names():
-    many = [entry(f"large.f{number}") for number in range(60)]
-    few = [entry(f"m{number}.f") for number in range(40)]
-    sides = assistant.split_by_module(many + few)
-    assert " ".join(one.package for one in sides["validation"]) == "m2 m3 m4 m7 m10 m23 m27 m28 m32 m36"
-    assert sorted(sides["train"] + sides["validation"], key=str) == sorted(many + few, key=str)
+def test_small_packages_with_the_smallest_hashes_are_held_out():
+    large = [entry(f"large.f{number}") for number in range(60)]
+    small = [entry(f"m{number}.f") for number in range(40)]
+    found = large + small
+    splits = assistant.split_by_package(found)
+    held_out = [one.package for one in splits["validation"]]
+    assert set(held_out) == set(sorted((one.package for one in small), key=assistant.hash_of)[:10])
+    assert splits["train"] == [one for one in found if one.package not in held_out]
+    backwards = assistant.split_by_package(found[::-1])
+    assert [one.package for one in backwards["validation"]] == held_out[::-1]
+
+
+def test_a_package_is_in_one_split():
+    found = [entry(f"m{package}.f{number}") for package in range(100) for number in range(2)]
+    splits = assistant.split_by_package(found)
+    assert list(Counter(one.package for one in splits["validation"]).values()) == [2] * 10
+    assert len(splits["train"]) == 180
+
+
+def test_hashes_are_the_same_on_every_machine():
+    """Those of Python's `hash` differ from process to process; the SHA-256 of "abc" is an example of FIPS 180-2."""
+    assert assistant.hash_of("abc") == 0xBA7816BF8F01CFEA
 
 
 @pytest.mark.parametrize("sizes", [[60], 20 * [5]], ids=["one", "all large"])
 def test_a_library_of_large_packages_only_cannot_be_split(sizes):
     found = [entry(f"m{package}.f{number}") for package, size in enumerate(sizes) for number in range(size)]
-    with pytest.raises(ValueError, match=rf"documented objects in {len(sizes)} packages.*too few to hold out"):
-        assistant.split_by_module(found)
+    with pytest.raises(ValueError, match=rf"documented objects in {len(sizes)} packages: too few to hold out"):
+        assistant.split_by_package(found)
 
 
-def test_conversations_are_mixed_the_same_way_in_any_order():
+def test_the_order_of_conversations_does_not_depend_on_that_of_the_entries():
     rows = [row for number in range(20) for row in assistant.conversations(entry(f"a.f{number}"))]
     mixed = assistant.mixed(rows)
     assert mixed == assistant.mixed(rows[::-1])
@@ -339,7 +357,7 @@ def test_the_same_library_gives_the_same_bytes(maker, made, library, tmp_path, c
 @MAKERS
 def test_a_folder_without_sources_is_refused(maker, tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=f"--library {folder} is no folder with .py files"):
+        with pytest.raises(ValueError, match=f"--library {folder} contains no .py files"):
             maker.main(["--library", str(folder), "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
@@ -347,7 +365,7 @@ def test_a_folder_without_sources_is_refused(maker, tmp_path):
 @MAKERS
 def test_a_library_that_is_too_small_is_refused_before_anything_is_written(maker, tmp_path):
     write(tmp_path / "library/box/tools.py", LIBRARY_MODULE)
-    with pytest.raises(ValueError, match="Leave --library out"):
+    with pytest.raises(ValueError, match="Omit --library"):
         maker.main(["--library", str(tmp_path / "library"), "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 

@@ -7,7 +7,7 @@ import torch
 from hf_scratch_gpt import ScratchGPTForSequenceClassification, ScratchGPTTokenizer
 from tests.support.tiny import tiny_model
 from tests.support.tiny_base import TEXTS
-from train.data.labelled_texts import LabelledTexts, balanced_weights, label_names, texts_in_both, tokenize
+from train.data.labelled_texts import LabelledTexts, balanced_weights, count_training_texts, label_names, tokenize
 from train.data.rows import Row
 from train.hub.cards.finetuned import table_of_labels
 from train.loop.classification import TextClassification
@@ -34,7 +34,7 @@ def test_labels_have_an_order_that_the_rows_do_not_decide(labels, names):
 
 @pytest.mark.parametrize("label", [None, "", 1.5, ["a"], float("nan")])
 def test_cells_that_are_no_label(label):
-    with pytest.raises(ValueError, match=r"x:1: column 'label' holds .*a label is text or a whole number"):
+    with pytest.raises(ValueError, match=r"x:1: column 'label' has the value .*a label is text or a whole number"):
         label_names(rows("a", label, "b"), "label")
 
 
@@ -94,4 +94,4 @@ def test_longer_texts_lose_their_end_and_are_counted(base):
 
 def test_texts_that_were_trained_on_are_counted():
     train, other = rows("a", "b", "c"), [*rows("a"), Row("y", {"text": "new", "label": "a"})]
-    assert texts_in_both(train, {"validation": other, "test": other[1:]}, "text") == {"validation": 1}
+    assert count_training_texts(train, {"validation": other, "test": other[1:]}, "text") == {"validation": 1}

@@ -1,1 +1,1 @@
-"""From text and tables to the examples of each step."""
+"""From text and tables to the batch of each step."""

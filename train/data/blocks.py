@@ -1,12 +1,8 @@
-"""Token blocks on disk.
+"""Blocks of tokens on disk: written by `scratch-gpt prepare_data`, read by pretraining.
 
-A split is one stream of tokens, end-of-text behind every document, cut into rows of block_size + 1
-ids. The last id of a row is the first of the next one, so a row's inputs and targets are both
-block_size long and each token but the very first is predicted exactly once. The rows lie in an Arrow
-file that is memory-mapped: memory stays flat whatever the size.
-
-Reading order: writing (`write_blocks`), reading (`open_data`, `TokenBlocks`). What a step sees of them is decided
-in `train.order`.
+A split is one stream of token ids. A block is a row of block_size + 1 of them, and its last id is the first one of the
+next block. So inputs and targets have block_size ids each, and every token but the first is predicted exactly once.
+The blocks are in a memory-mapped Arrow file: memory does not grow with the size of the data.
 """
 
 import hashlib
@@ -23,6 +19,8 @@ import torch
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
+from .tokens import tokenizer_sha256
+
 FORMAT = 1
 MANIFEST = "data.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -31,19 +29,14 @@ BLOCKS_FILE = "data-00000-of-00001.arrow"
 
 
 # Writing
-def smallest_integer_type(vocab_size: int) -> str:
-    """The integer type that holds every id below `vocab_size` in the fewest bytes."""
-    return "uint8" if vocab_size <= 1 << 8 else "uint16" if vocab_size <= 1 << 16 else "int32"
-
-
 def write_blocks(folder: Path, tokens: Iterable[np.ndarray], block_size: int, vocab_size: int) -> dict[str, Any]:
-    """Packs a stream of ids of any chunking into rows and returns the facts `open_data` checks.
+    """Cut a stream of ids into blocks, and return the facts that `open_data` checks.
 
-    Only the tokens behind the last full row are left out, and counted as `num_dropped_tokens`.
-    The folder is one that `datasets.load_from_disk` reads.
+    The chunks of the stream may have any length. Tokens after the last full block are dropped and counted as
+    `num_dropped_tokens`. `datasets.load_from_disk` can read the folder.
 
     Raises:
-        ValueError: an id that is not below `vocab_size`, or fewer tokens than one row.
+        ValueError: an id is not below `vocab_size`, or the tokens do not fill one block.
     """
     dtype = smallest_integer_type(vocab_size)
     features = datasets.Features({"input_ids": datasets.List(datasets.Value(dtype), length=block_size + 1)})
@@ -64,7 +57,7 @@ def write_blocks(folder: Path, tokens: Iterable[np.ndarray], block_size: int, vo
     if num_rows == 0:
         raise ValueError(
             f"{folder.name}: the text has {num_tokens} tokens, fewer than one block of "
-            f"{block_size} + 1. Use more text, or a block_size of at most {max(num_tokens - 1, 0)}."
+            f"{block_size} + 1. Use more text, or a --block_size of at most {max(num_tokens - 1, 0)}."
         )
     return {
         "num_tokens": num_tokens,
@@ -75,8 +68,13 @@ def write_blocks(folder: Path, tokens: Iterable[np.ndarray], block_size: int, vo
     }
 
 
+def smallest_integer_type(vocab_size: int) -> str:
+    """The integer type that stores every id below `vocab_size` in the fewest bytes."""
+    return "uint8" if vocab_size <= 1 << 8 else "uint16" if vocab_size <= 1 << 16 else "int32"
+
+
 def _save_example(folder: Path, features: datasets.Features) -> None:
-    """Writes what makes `folder` a saved dataset; its one row is then replaced by the stream of rows."""
+    """Make `folder` a saved dataset with one row, whose file the blocks then replace."""
     example = {"input_ids": [[0] * features["input_ids"].length]}
     is_quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -88,7 +86,7 @@ def _save_example(folder: Path, features: datasets.Features) -> None:
 
 
 def _rows_and_rest(stream: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All full rows of `stream`, (rows, block_size + 1), and the ids from which the next row starts."""
+    """All full blocks of `stream`, (rows, block_size + 1), and the ids from the start of the next block."""
     num_rows = max(len(stream) - 1, 0) // block_size
     if num_rows == 0:
         return np.empty((0, block_size + 1), stream.dtype), stream
@@ -106,47 +104,20 @@ def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
         position = int(np.flatnonzero((ids < 0) | (ids >= vocab_size))[0])
         raise ValueError(
             f"Token {ids.flat[position]} at position {position} is not below vocab_size ({vocab_size}): "
-            "the text was made with another tokenizer. Prepare the data again."
+            "the text was encoded with another tokenizer. Prepare the data again."
         )
-
-
-def tokenizer_sha256(tokenizer_json: str) -> str:
-    """Identity of a tokenizer: the hash of its tokenizer.json, whatever its spacing and order."""
-    canonical = json.dumps(json.loads(tokenizer_json), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def write_manifest(data_dir: str | Path, manifest: dict[str, Any]) -> None:
-    """Writes data.json; a folder without it is no prepared data."""
+    """Write data.json, last: it marks the folder as complete."""
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (Path(data_dir) / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def read_manifest(data_dir: str | Path) -> dict[str, Any]:
-    """What data.json says.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged or has a format that this version does not read.
-    """
-    path = Path(data_dir) / MANIFEST
-    if not path.exists():
-        raise FileNotFoundError(f"{data_dir} holds no prepared data: write it with scratch-gpt prepare_data.")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): prepare the data again.") from None
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}: prepare the data again."
-        )
-    return manifest
 
 
 # Reading
 @dataclass(frozen=True)
 class TokenBlocks:
-    """The rows of one split, memory-mapped."""
+    """The blocks of one split, memory-mapped."""
 
     dataset: datasets.Dataset
     block_size: int
@@ -157,20 +128,20 @@ class TokenBlocks:
 
     @property
     def mean_length(self) -> float:
-        """Tokens that the model reads per row."""
+        """Input tokens per block."""
         return self.block_size
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """`input_ids` and `shift_labels`, both (len(indices), block_size)."""
         rows = self.rows(indices)  # (len(indices), block_size + 1)
-        # the loss reshapes its labels with .view
+        # contiguous, because the loss reshapes its labels with .view
         return {"input_ids": rows[:, :-1].contiguous(), "shift_labels": rows[:, 1:].contiguous()}
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> torch.LongTensor:
-        """The rows at `indices`, shape (len(indices), block_size + 1), in that order.
+        """The blocks at `indices`, (len(indices), block_size + 1), in that order.
 
         Raises:
-            ValueError: an id that the vocabulary does not have.
+            ValueError: an id is not in the vocabulary.
         """
         ids = self.dataset[np.asarray(indices, dtype=np.int64)]["input_ids"]
         _check_ids(ids, self.vocab_size)
@@ -179,7 +150,7 @@ class TokenBlocks:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Both splits and the manifest of a folder that train.prepare_data has written."""
+    """Both splits and the manifest of a folder written by `scratch-gpt prepare_data`."""
 
     train: TokenBlocks
     validation: TokenBlocks
@@ -194,11 +165,11 @@ class PreparedData:
 
 
 def open_data(data_dir: str | Path) -> PreparedData:
-    """Opens prepared data without reading its tokens into memory.
+    """Open prepared data without loading its tokens into memory.
 
     Raises:
         FileNotFoundError: there is no prepared data.
-        ValueError: another format, truncated or exchanged files, or another tokenizer beside them.
+        ValueError: an unsupported format, truncated or replaced files, or the tokenizer of other data.
     """
     data_dir = Path(data_dir)
     manifest = read_manifest(data_dir)
@@ -209,6 +180,28 @@ def open_data(data_dir: str | Path) -> PreparedData:
         raise ValueError(f"{tokenizer_file} is not the tokenizer that made the tokens: prepare the data again.")
     train, validation = (_open_split(data_dir / split, manifest) for split in SPLITS)
     return PreparedData(train, validation, manifest)
+
+
+def read_manifest(data_dir: str | Path) -> dict[str, Any]:
+    """Read data.json.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is damaged, or its format is not supported.
+    """
+    path = Path(data_dir) / MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(f"{data_dir} contains no prepared data: write it with scratch-gpt prepare_data.")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): prepare the data again.") from None
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {manifest.get('format')!r}, but this version reads format {FORMAT}: "
+            "prepare the data again."
+        )
+    return manifest
 
 
 def _open_split(folder: Path, manifest: dict[str, Any]) -> TokenBlocks:
@@ -223,7 +216,7 @@ def _open_split(folder: Path, manifest: dict[str, Any]) -> TokenBlocks:
     length = dataset.features["input_ids"].length
     if (len(dataset), length) != (facts["num_rows"], manifest["block_size"] + 1):
         raise ValueError(
-            f"{folder} has {len(dataset)} rows of {length} ids, not {facts['num_rows']} of "
+            f"{folder} has {len(dataset)} blocks of {length} ids, not {facts['num_rows']} of "
             f"{manifest['block_size'] + 1}: prepare the data again."
         )
     return TokenBlocks(dataset, manifest["block_size"], manifest["vocab_size"])

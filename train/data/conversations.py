@@ -1,7 +1,7 @@
-"""Conversations to learn from: rows of several forms, tokens with a mask of the answers, packed into rows.
+"""Conversations for fine-tuning: parsed from rows of tables, encoded with a mask of the answers, packed into rows.
 
-A loss falls on the assistant's tokens only, the end of each turn included: the chat template marks them. Several
-conversations share a row, and position ids that restart keep them from seeing each other.
+Only the assistant's tokens have a loss, including the end of each turn; the chat template marks them. Several
+conversations share a row of tokens: position ids that restart at 0 keep them from attending to each other.
 """
 
 import bisect
@@ -19,15 +19,15 @@ from transformers import PreTrainedTokenizerBase
 from .examples import IGNORE_INDEX
 from .rows import Row
 
+Message = dict[str, str]  # role and content
 ROLES = ("system", "user", "assistant")
-FORMS = "messages; prompt and completion; or instruction, (input) and output"
-BATCH = 256  # conversations tokenized at once
-Message = dict[str, str]
+FORMATS = "messages; prompt and completion; or instruction, (input) and output"
+ENCODE_BATCH = 256  # conversations tokenized at once
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of system, user and assistant, and where they come from."""
+    """Turns of system, user and assistant, and their place for error messages."""
 
     place: str
     messages: list[Message]
@@ -35,20 +35,30 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as tokens."""
+    """The tokens of a conversation."""
 
     ids: np.ndarray  # (tokens,)
-    is_answer: np.ndarray  # (tokens,): said by the assistant, the end of its turn included
+    is_answer: np.ndarray  # (tokens,): written by the assistant, including the end of its turn
+
+    @property
+    def num_inputs(self) -> int:
+        """Tokens that the model reads: all but the last."""
+        return len(self.ids) - 1
+
+    @property
+    def is_answer_end(self) -> np.ndarray:
+        """(tokens,): the last token of an answer."""
+        return self.is_answer & ~np.append(self.is_answer[1:], False)
 
 
-# Reading
-def conversations(rows: Iterable[Row]) -> list[Conversation]:
-    """Each row as messages, whichever of FORMS it has.
+# Rows to messages
+def parse_conversations(rows: Iterable[Row]) -> list[Conversation]:
+    """The messages of each row, in any of the FORMATS.
 
     Raises:
-        ValueError: another form, an unknown role, an empty or missing text, or no turn of the assistant.
+        ValueError: another format, an unknown role, an empty or missing text, or no turn of the assistant.
     """
-    return [Conversation(row.place, _checked(row.place, _messages(row))) for row in rows]
+    return [Conversation(row.place, _checked_messages(row.place, _messages(row))) for row in rows]
 
 
 def _messages(row: Row) -> list[Any]:
@@ -60,140 +70,146 @@ def _messages(row: Row) -> list[Any]:
     if "instruction" in cells and "output" in cells:
         question = "\n\n".join(text for text in (cells["instruction"], cells.get("input")) if text)
         return [*_turns(question, "user"), *_turns(cells["output"], "assistant")]
-    raise ValueError(f"{row.place}: its columns are {', '.join(row.cells)}; a conversation has {FORMS}.")
+    raise ValueError(f"{row.place}: a conversation needs the columns {FORMATS}, not {', '.join(row.cells)}.")
 
 
 def _turns(value: Any, role: str) -> list[Any]:
-    """A text as one turn of `role`; what already is a list of messages stays it."""
+    """A list of messages as it is; a text as one turn of `role`."""
     return value if isinstance(value, list) else [{"role": role, "content": value}]
 
 
-def _checked(place: str, messages: list[Any]) -> list[Message]:
+def _checked_messages(place: str, messages: list[Any]) -> list[Message]:
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"{place}: message {number} is {message!r:.60}, and not an object with role and content.")
+            raise ValueError(f"{place}: message {number} must be an object with role and content, not {message!r:.60}.")
         if message["role"] not in ROLES:
-            raise ValueError(f"{place}: message {number} has the role {message['role']!r}, not {', '.join(ROLES)}.")
+            raise ValueError(
+                f"{place}: message {number} has the role {message['role']!r}, which is not one of {', '.join(ROLES)}."
+            )
         if not isinstance(message["content"], str) or not message["content"].strip():
-            raise ValueError(f"{place}: message {number} ({message['role']}) is {message['content']!r}: it needs text.")
+            raise ValueError(
+                f"{place}: the content of message {number} ({message['role']}) must be text, "
+                f"not {message['content']!r:.60}."
+            )
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError(f"{place}: no message is from the assistant: there is no answer to learn.")
+        raise ValueError(f"{place}: no message is from the assistant, so there is no answer to learn.")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-# Tokens
-def encode(tokenizer: PreTrainedTokenizerBase, found: Sequence[Conversation]) -> list[Encoded]:
-    """Applies the tokenizer's chat template, whose generation markers tell the assistant's tokens.
+# Messages to tokens
+def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Encoded]:
+    """Apply the chat template, whose generation markers identify the assistant's tokens.
 
     Raises:
-        ValueError: a control token in a text, which the model would take for the real one; a character that the
-            vocabulary lacks; or a template that refuses the conversation.
+        ValueError: a message contains a control token, which the model would take for a real one, or a character that
+            the vocabulary lacks, or the template refuses the conversation.
     """
-    control = [token for token in tokenizer.all_special_tokens if token]
-    for one in found:
+    control_tokens = [token for token in tokenizer.all_special_tokens if token]
+    for one in conversations:
         for message in one.messages:
-            for token in control:
+            for token in control_tokens:
                 if token in message["content"]:
                     raise ValueError(f"{one.place}: a message contains the control token {token!r}: remove the row.")
     encoded: list[Encoded] = []
-    for start in range(0, len(found), BATCH):
-        encoded += _encode(tokenizer, found[start : start + BATCH])
+    for start in range(0, len(conversations), ENCODE_BATCH):
+        encoded += _encode_batch(tokenizer, conversations[start : start + ENCODE_BATCH])
     return encoded
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, found: Sequence[Conversation]) -> list[Encoded]:
+def _encode_batch(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Encoded]:
     try:
         output: Any = tokenizer.apply_chat_template(
-            [one.messages for one in found], return_dict=True, return_assistant_tokens_mask=True
+            [one.messages for one in conversations], return_dict=True, return_assistant_tokens_mask=True
         )
     except ValueError:
         raise
-    except Exception as error:  # of the template, or of tokenizers, which has no class of its own
-        raise ValueError(f"{found[0].place} or one of the next {len(found)} cannot be encoded: {error}") from None
+    except Exception as error:  # from the template, or from tokenizers, which has no exception class for this
+        raise ValueError(
+            f"one of the {len(conversations)} conversations from {conversations[0].place} on cannot be encoded: {error}"
+        ) from None
     pairs = zip(output["input_ids"], output["assistant_masks"], strict=True)
     return [Encoded(np.array(ids, np.int32), np.array(mask, bool)) for ids, mask in pairs]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """The tokens behind which the assistant answers."""
+    """The tokens of a conversation up to where the assistant answers."""
     output: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
     return list(output["input_ids"])
 
 
 def end_of_turn(encoded: Sequence[Encoded]) -> int:
-    """The token with which every answer ends, so that a model can stop by it.
+    """The token that ends every answer, at which generation stops.
 
     Raises:
-        ValueError: the template marks no answers, or ends them differently.
+        ValueError: the template marks no answers, or does not end all with the same token.
     """
-    ends: Counter[int] = Counter()
-    for one in encoded:
-        is_last = one.is_answer & ~np.append(one.is_answer[1:], False)
-        ends.update(one.ids[is_last].tolist())
+    ends = Counter(token for one in encoded for token in one.ids[one.is_answer_end].tolist())
     if len(ends) != 1:
         raise ValueError(
             "the chat template of the tokenizer does not end every answer with the same token inside its "
-            "{% generation %} markers, so no model could learn when to stop: take ours with --chat_template own."
+            "{% generation %} markers, so a model could not learn when to stop: use --chat_template own."
         )
     return next(iter(ends))
 
 
 # Length
-def fit(
-    found: Sequence[Conversation],
+def limit_length(
+    conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     too_long: Literal["error", "truncate", "skip"],
 ) -> tuple[list[Encoded], dict[str, int]]:
-    """Conversations of at most `max_length` tokens, and how many were "cut" and "skipped".
+    """Encode conversations to at most `max_length` tokens, and count those "truncated" and "skipped".
 
-    "cut" drops the last turns, so that those that stay are whole; of a first exchange that alone is too long, the
-    end of the answer goes. In both cases what stays ends as every answer ends. One whose question leaves no room
-    for an answer is skipped.
+    "truncate" also skips conversations whose first question leaves no room for an answer.
 
     Raises:
-        ValueError: one is too long, and `too_long` is "error".
+        ValueError: a conversation is too long, and `too_long` is "error".
     """
-    encoded = encode(tokenizer, found)
+    encoded = encode_conversations(tokenizer, conversations)
     long = [number for number, one in enumerate(encoded) if len(one.ids) > max_length]
     if long and too_long == "error":
         first = long[0]
         raise ValueError(
-            f"{len(long)} of {len(found)} conversations are longer than --max_length ({max_length} tokens), the first "
-            f"is {found[first].place} with {len(encoded[first].ids)}: give --too_long truncate or --too_long skip, or a "
-            "model with more positions."
+            f"{len(long)} of {len(conversations)} conversations are longer than --max_length ({max_length} tokens), "
+            f"the first at {conversations[first].place} with {len(encoded[first].ids)}: set --too_long truncate or "
+            "--too_long skip, or choose a model with more positions."
         )
     counts = {"truncated": 0, "skipped": 0}
     kept: list[Encoded] = []
     for one in encoded:
         shorter: Encoded | None = one
         if len(one.ids) > max_length:
-            shorter = cut(one, max_length) if too_long == "truncate" else None
+            shorter = truncate(one, max_length) if too_long == "truncate" else None
             counts["skipped" if shorter is None else "truncated"] += 1
         if shorter is not None:
             kept.append(shorter)
     return kept, counts
 
 
-def cut(one: Encoded, max_length: int) -> Encoded | None:
-    """The longest beginning that ends with an answer whole; else the first answer, shortened, with its end."""
-    answer_ends = np.flatnonzero(one.is_answer & ~np.append(one.is_answer[1:], False)) + 1
-    whole = answer_ends[answer_ends <= max_length]
-    if len(whole):
-        return Encoded(one.ids[: whole[-1]], one.is_answer[: whole[-1]])
+def truncate(one: Encoded, max_length: int) -> Encoded | None:
+    """The longest beginning that ends with a complete answer; else the first answer, shortened, with its end token.
+
+    None if the first question leaves no room for an answer.
+    """
+    answer_ends = np.flatnonzero(one.is_answer_end) + 1
+    complete = answer_ends[answer_ends <= max_length]
+    if len(complete):
+        return Encoded(one.ids[: complete[-1]], one.is_answer[: complete[-1]])
     start = int(np.argmax(one.is_answer))
-    if start > max_length - 2:  # a token of the answer, and its end
+    if start > max_length - 2:  # room for one token of the answer and the end token
         return None
     end = one.ids[answer_ends[0] - 1]
     ids = np.append(one.ids[: max_length - 1], end)
     return Encoded(ids, np.append(one.is_answer[: max_length - 1], True))
 
 
-# Rows
+# Rows of tokens
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Numbers of the sequences that share a row of `capacity` tokens: the longest first, each into the fullest row.
+    """The numbers of the conversations that share each row of `capacity` tokens.
 
-    Best-fit decreasing (https://huggingface.co/papers/2404.10830); no sequence is divided.
+    Best-fit decreasing (https://huggingface.co/papers/2404.10830): the longest first, each into the fullest row that
+    has room. No conversation is divided.
     """
     rows: list[list[int]] = []
     spaces: list[tuple[int, int]] = []  # (space left, row), by space
@@ -214,7 +230,7 @@ class PackedConversations:
     """Rows of one or several conversations."""
 
     encoded: Sequence[Encoded]
-    rows: Sequence[Sequence[int]]  # numbers of the conversations of each row
+    rows: Sequence[Sequence[int]]  # the numbers of the conversations of each row
     pad_id: int
 
     def __len__(self) -> int:
@@ -222,12 +238,12 @@ class PackedConversations:
 
     @property
     def mean_length(self) -> float:
-        """Tokens per row."""
-        return sum(len(one.ids) - 1 for one in self.encoded) / len(self.rows)
+        """Input tokens per row."""
+        return sum(one.num_inputs for one in self.encoded) / len(self.rows)
 
     @property
     def sha256(self) -> str:
-        """Identity of all tokens and of what is learned of them."""
+        """Hash of all tokens, their masks, and their division into rows."""
         digest = hashlib.sha256()
         for row in self.rows:
             for number in row:
@@ -237,19 +253,18 @@ class PackedConversations:
         return digest.hexdigest()
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """`input_ids`, `position_ids` and `shift_labels`, each (rows, longest); labels are -100 outside of answers.
+        """`input_ids`, `position_ids` and `shift_labels`, each (rows, longest); labels outside of answers are -100.
 
-        Positions count from 0 in each conversation, and all stand at 0 in the padding behind the last.
+        Positions count from 0 in each conversation, and are 0 in the padding at the end.
         """
         parts = [[self.encoded[number] for number in self.rows[index]] for index in indices]
-        longest = max(sum(len(one.ids) - 1 for one in row) for row in parts)
-        shape = (len(parts), longest)
+        shape = (len(parts), max(sum(one.num_inputs for one in row) for row in parts))
         ids, positions = torch.full(shape, self.pad_id), torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORE_INDEX)
-        for row, conversations_of_row in enumerate(parts):
+        for row, conversations in enumerate(parts):
             start = 0
-            for one in conversations_of_row:
-                end = start + len(one.ids) - 1
+            for one in conversations:
+                end = start + one.num_inputs
                 tokens = torch.from_numpy(one.ids).long()
                 ids[row, start:end] = tokens[:-1]
                 positions[row, start:end] = torch.arange(end - start)
@@ -259,9 +274,9 @@ class PackedConversations:
 
 
 def count_tokens(encoded: Iterable[Encoded]) -> Mapping[str, int]:
-    """How many tokens there are, and how many of them answers."""
-    ids = answers = 0
+    """The number of all tokens, and of those in answers."""
+    tokens = answers = 0
     for one in encoded:
-        ids += len(one.ids)
+        tokens += len(one.ids)
         answers += int(one.is_answer.sum())
-    return {"tokens": ids, "answers": answers}
+    return {"tokens": tokens, "answers": answers}

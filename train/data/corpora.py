@@ -1,7 +1,6 @@
-"""Where text comes from: documents in a fixed order, read anew for every pass and never all held.
+"""Documents from text files, tables, datasets or Python itself, and their division into training and validation.
 
-Reading order: `Document` and `Corpus`; `open_corpora`, which picks the sources and the validation
-part; then one section per source: this Python's own text, the user's files, Hub datasets.
+A corpus is read again for each pass and never kept in memory. The order of its documents is fixed.
 """
 
 import hashlib
@@ -19,28 +18,34 @@ from typing import Any
 import datasets
 
 from ..settings.corpus import CorpusArguments
-from .tables import TABLES, load_split, missing_column, read_rows, utf8_lines
+from .tables import TABLE_SUFFIXES, load_split, read_rows, read_text
 
-FOLDER_SUFFIXES = (".txt", ".md", *TABLES)  # what a folder is searched for; a named file may differ
-# pydoc_data is the same text as the topics: it must not lie in both splits
-PYTHON_FOLDERS_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
-SPLIT_PROBE = 10_000  # documents looked at to see whether a split by hash has two sides
+FOLDER_SUFFIXES = (".txt", ".md", *TABLE_SUFFIXES)  # files that are read of a folder
+# pydoc_data repeats the topics of the language reference, which could then be in both splits
+SKIPPED_PYTHON_FOLDERS = {
+    "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"
+}  # fmt: skip
+SPLIT_PROBE = 10_000  # documents that decide whether a split by hash leaves a side empty
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text, with end-of-text behind it."""
+    """One text; the token stream has an end-of-text token after it."""
 
-    name: str  # relative to the corpus and unique in it: the same on every machine
+    name: str  # unique in the corpus, and the same on every machine
     text: str
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that can be read again and again, each time in the same order.
+    """Documents that can be read repeatedly, in the same order.
 
-    `fingerprint` changes when a document does. `num_bytes` is an estimate for progress bars, None
-    where nobody knows. `origin` is what the Hub can be told of it: `dataset`, `config`, `split`, `language`.
+    Attributes:
+        description: for people.
+        fingerprint: changes when a document changes.
+        read: yields the documents.
+        num_bytes: an estimate for progress bars; None if unknown.
+        origin: metadata for the Hub: `dataset`, `config`, `split`, `language`.
     """
 
     description: str
@@ -54,10 +59,10 @@ class Corpus:
 
 
 def open_corpora(settings: CorpusArguments) -> tuple[Corpus, Corpus]:
-    """The corpora for training and validation; without --text and --dataset_name, Python's own text.
+    """The corpora for training and validation; by default, parts of Python's own text.
 
     Raises:
-        ValueError, OSError: a source is missing, empty, not text, or in both.
+        ValueError, OSError: a source is missing, empty, not text, or in both corpora.
     """
     if settings.text:
         corpus = text_corpus(settings.text, settings.text_column)
@@ -67,96 +72,142 @@ def open_corpora(settings: CorpusArguments) -> tuple[Corpus, Corpus]:
         corpus = python_corpus()
     if not settings.validation_text:
         return split_corpus(corpus, settings.validation_fraction)
-    shared = _files(settings.text).keys() & _files(settings.validation_text).keys()
+    shared = _document_names(settings.text).keys() & _document_names(settings.validation_text).keys()
     if shared:
         raise ValueError(
-            f"{min(shared)} is in --text and in --validation_text: a loss on text that was "
-            "trained on says nothing. Remove it from one of them."
+            f"{min(shared)} is in --text and in --validation_text: the validation loss would be measured on "
+            "training text. Remove it from one of them."
         )
     return corpus, text_corpus(settings.validation_text, settings.text_column)
 
 
-def split_corpus(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
-    """Splits by document: held out is whoever's name has a hash below `validation_fraction`.
+# Text files and tables
+def text_corpus(paths: Sequence[str | Path], text_column: str = "text") -> Corpus:
+    """The documents of files and folders: each row of a table, and each other file.
 
-    So a document stays on its side on every machine and when others come or go. Where that leaves
-    a side empty (few documents) the document with the smallest hash is held out. The end of the
-    text is held out if there is only one document, at the character where nanoGPT cuts.
+    In a folder, all visible files with FOLDER_SUFFIXES are read. A file that is given by name may have any suffix.
 
     Raises:
-        ValueError: there is no document.
+        FileNotFoundError: a path does not exist.
+        ValueError: no usable file, two documents with the same name, or (while reading) a file that `read_rows` or
+            `read_text` refuses.
     """
-    probe = [_position(document.name) for document in itertools.islice(corpus, SPLIT_PROBE)]
-    if not probe:
-        raise ValueError(f"The corpus ({corpus.description}) is empty: it holds no text.")
-    if len(probe) == 1:
-        return _cut_single_document(corpus, validation_fraction)
-    limit, rule = validation_fraction, f"{validation_fraction:g} of the documents, by hash"
-    if not min(probe) < limit <= max(probe):
-        limit, rule = sorted(probe)[1], "the document with the smallest hash"
+    files = {name: path for path, name in _document_names(paths).items()}
 
-    def part(is_held_out: bool) -> Iterator[Document]:
-        return (d for d in corpus if (_position(d.name) < limit) == is_held_out)
+    def read() -> Iterator[Document]:
+        for name, path in sorted(files.items()):
+            if path.suffix in TABLE_SUFFIXES:
+                for number, row in read_rows(path, [text_column]):
+                    yield Document(f"{name}:{number}", _text_of(row, text_column, f"{path}:{number}"))
+            else:
+                yield Document(name, read_text(path))
 
-    return _two_parts(corpus, rule, limit, part)
-
-
-def _position(name: str) -> float:
-    """A number in [0, 1) that only the name decides."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
-
-
-def _cut_single_document(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
-    def part(is_held_out: bool) -> Iterator[Document]:
-        for document in corpus:
-            cut = int(len(document.text) * (1 - validation_fraction))
-            text = document.text[cut:] if is_held_out else document.text[:cut]
-            yield Document(f"{document.name}#{'end' if is_held_out else 'beginning'}", text)
-
-    rule = f"the last {validation_fraction:g} of its only document"
-    return _two_parts(corpus, rule, validation_fraction, part)
+    contents = ((name, _file_sha256(path)) for name, path in sorted(files.items()))
+    names = ", ".join(sorted(Path(path).name for path in paths))
+    return Corpus(
+        names if len(files) == len(paths) else f"{len(files)} files of {names}",
+        _digest([text_column, *itertools.chain(*contents)]),
+        read,
+        sum(path.stat().st_size for path in files.values()),
+    )
 
 
-def _two_parts(
-    corpus: Corpus, rule: str, share: float, part: Callable[[bool], Iterator[Document]]
-) -> tuple[Corpus, Corpus]:
-    def one(is_held_out: bool, description: str, share: float) -> Corpus:
-        return Corpus(
-            f"{corpus.description}, {description}",
-            _digest([corpus.fingerprint, description]),
-            lambda: part(is_held_out),
-            None if corpus.num_bytes is None else round(corpus.num_bytes * share),
-            corpus.origin,
+def _document_names(paths: Sequence[str | Path]) -> dict[Path, str]:
+    """The name of each file: relative to the parent of its folder, or the file's own name."""
+    found: dict[Path, str] = {}
+    names: dict[str, Path] = {}
+    for root in map(Path, paths):
+        for path in _text_files(root):
+            name = f"{root.resolve().name}/{path.relative_to(root).as_posix()}".removesuffix("/.")
+            if other := names.get(name):
+                raise ValueError(
+                    f"Two documents would have the name {name!r}: {other} and {path}. "
+                    "Give each path once, or the folder that contains both."
+                )
+            names[name] = path
+            found[path.resolve()] = name
+    return found
+
+
+def _text_files(root: Path) -> list[Path]:
+    if not root.exists():
+        raise FileNotFoundError(f"{root} does not exist: --text takes text files and folders.")
+    if not root.is_dir():
+        if root.stat().st_size == 0:
+            raise ValueError(f"{root} is empty (0 bytes): there is nothing to learn from.")
+        return [root]
+    files = [
+        path
+        for path in root.rglob("*")
+        if path.suffix in FOLDER_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]
+    if not files:
+        raise ValueError(
+            f"{root} contains no {', '.join(FOLDER_SUFFIXES)} file: give files with other suffixes by name."
         )
-
-    return one(False, f"without {rule}", 1 - share), one(True, rule, share)
-
-
-def _digest(parts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{part}\0".encode())
-    return digest.hexdigest()
+    return files
 
 
-# This Python's own text
-def python_corpus(library: Path | None = None) -> Corpus:
-    """The standard library's sources (no tests, no site-packages), then the language reference.
+def _text_of(row: Mapping[str, Any], text_column: str, place: str) -> str:
+    text = row[text_column]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{place}: column {text_column!r} has the value {text!r:.40} of type {type(text).__name__}, not a string. "
+            "Name the column that contains the text with --text_column."
+        )
+    return text
 
-    About 11 MB that every Python installation carries; `library` is where it lies.
+
+# Datasets
+def dataset_corpus(settings: CorpusArguments) -> Corpus:
+    """The rows of a dataset of the Hugging Face Hub, or of a folder written by `Dataset.save_to_disk`.
 
     Raises:
-        ValueError: this Python has no sources, as in some embedded distributions.
+        ValueError: no such column, split or configuration.
+        OSError: no such dataset, or no network.
+    """
+    name, split, column = settings.dataset_name or "", settings.dataset_split, settings.text_column
+    rows = load_split(name, settings.dataset_config_name, split, [column], settings.streaming).select_columns(column)
+
+    def read() -> Iterator[Document]:
+        for number, row in enumerate(rows):
+            place = f"{Path(name).name}/{split}:{number}"
+            yield Document(place, _text_of(row, column, place))
+
+    description = f"dataset {Path(name).name} {settings.dataset_config_name or ''} ({split})"
+    identity = [name, str(settings.dataset_config_name), split, column, str(rows.info.version)]
+    if isinstance(rows, datasets.Dataset):
+        identity.append(rows._fingerprint)
+    is_local = Path(name).exists()
+    origin = {} if is_local else {"dataset": name, "config": settings.dataset_config_name, "split": split}
+    return Corpus(" ".join(description.split()), _digest(identity), read, origin=origin)
+
+
+# Python's own text
+def python_corpus(library: Path | None = None) -> Corpus:
+    """The source files of the standard library (without tests and site-packages), then the language reference.
+
+    Every Python installation has these 11 MB.
+
+    Args:
+        library: folder of the standard library (default: that of this Python).
+
+    Raises:
+        ValueError: this Python has no source files, as some embedded distributions.
     """
     library = library or Path(sysconfig.get_path("stdlib"))
     sources = sorted((path.relative_to(library).as_posix(), path) for path in _python_sources(library))
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     if not sources:
-        raise ValueError(f"This Python carries no library sources in {library}: give a corpus with --text.")
+        raise ValueError(f"This Python has no library sources in {library}: give a corpus with --text.")
 
     def read() -> Iterator[Document]:
         for name, path in sources:
-            with tokenize.open(path) as source:  # follows the file's coding line
+            with tokenize.open(path) as source:  # respects the file's encoding declaration
                 yield Document(name, source.read())
         for topic, text in sorted(topics.items()):
             yield Document(f"pydoc_data.topics/{topic}", text)
@@ -176,127 +227,80 @@ def _python_sources(library: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(library):
         # config-* and _sysconfigdata* are not sources: they list the paths of the build machine
         subfolders[:] = [
-            name for name in subfolders if name not in PYTHON_FOLDERS_LEFT_OUT and not name.startswith("config-")
+            name for name in subfolders if name not in SKIPPED_PYTHON_FOLDERS and not name.startswith("config-")
         ]
         for name in names:
             if name.endswith(".py") and not name.startswith("_sysconfigdata"):
                 yield Path(folder, name)
 
 
+# Training and validation
+def split_corpus(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
+    """Hold out the documents whose name has a hash below `validation_fraction`.
+
+    So a document is in the same part on every machine, also when documents are added or removed. If that leaves a
+    part empty (few documents), the document with the smallest hash is held out. Of a single document, the end is held
+    out, cut at the same character as in nanoGPT.
+
+    Raises:
+        ValueError: the corpus has no documents.
+    """
+    hashes = [_hash_of(document.name) for document in itertools.islice(corpus, SPLIT_PROBE)]
+    if not hashes:
+        raise ValueError(f"The corpus ({corpus.description}) is empty: it has no text.")
+    if len(hashes) == 1:
+        return _split_single_document(corpus, validation_fraction)
+    limit, rule = validation_fraction, f"{validation_fraction:g} of the documents, by hash"
+    if not min(hashes) < limit <= max(hashes):
+        limit, rule = sorted(hashes)[1], "the document with the smallest hash"
+
+    def read_part(is_held_out: bool) -> Iterator[Document]:
+        return (document for document in corpus if (_hash_of(document.name) < limit) == is_held_out)
+
+    return _two_parts(corpus, rule, limit, read_part)
+
+
+def _hash_of(name: str) -> float:
+    """A number in [0, 1) that depends on the name only."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
+
+
+def _split_single_document(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
+    def read_part(is_held_out: bool) -> Iterator[Document]:
+        for document in corpus:
+            cut = int(len(document.text) * (1 - validation_fraction))
+            text = document.text[cut:] if is_held_out else document.text[:cut]
+            yield Document(f"{document.name}#{'end' if is_held_out else 'beginning'}", text)
+
+    rule = f"the last {validation_fraction:g} of its only document"
+    return _two_parts(corpus, rule, validation_fraction, read_part)
+
+
+def _two_parts(
+    corpus: Corpus, rule: str, fraction: float, read_part: Callable[[bool], Iterator[Document]]
+) -> tuple[Corpus, Corpus]:
+    """The part without the documents that `rule` names, and the part with them, `fraction` of the corpus."""
+
+    def part(is_held_out: bool, description: str, fraction: float) -> Corpus:
+        return Corpus(
+            f"{corpus.description}, {description}",
+            _digest([corpus.fingerprint, description]),
+            lambda: read_part(is_held_out),
+            None if corpus.num_bytes is None else round(corpus.num_bytes * fraction),
+            corpus.origin,
+        )
+
+    return part(False, f"without {rule}", 1 - fraction), part(True, rule, fraction)
+
+
+# Fingerprints
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# The user's files
-def text_corpus(paths: Sequence[str | Path], text_column: str = "text") -> Corpus:
-    """Files and folders: a document is a row of a table (one of TABLES), or another file.
-
-    A folder gives its FOLDER_SUFFIXES files, hidden ones left out; a file that is named itself may
-    have any suffix and is read as UTF-8, bit for bit (only a byte order mark goes).
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: no usable file, two documents of one name, or (while reading) a file that is not
-            UTF-8, a broken line, or a missing column; the message names the place.
-    """
-    files = {name: path for path, name in _files(paths).items()}
-
-    def read() -> Iterator[Document]:
-        for name, path in sorted(files.items()):
-            if path.suffix in TABLES:
-                yield from _table_documents(name, path, text_column)
-            else:
-                yield Document(name, "".join(utf8_lines(path)))
-
-    contents = ((name, _file_sha256(path)) for name, path in sorted(files.items()))
-    names = ", ".join(sorted(Path(path).name for path in paths))
-    return Corpus(
-        names if len(files) == len(paths) else f"{len(files)} files of {names}",
-        _digest([text_column, *itertools.chain(*contents)]),
-        read,
-        sum(path.stat().st_size for path in files.values()),
-    )
-
-
-def _files(paths: Sequence[str | Path]) -> dict[Path, str]:
-    """Document name of every file: relative to the folder's parent, or the file's own name."""
-    found: dict[Path, str] = {}
-    names: dict[str, Path] = {}
-    for root in map(Path, paths):
-        for path in _files_below(root):
-            name = f"{root.resolve().name}/{path.relative_to(root).as_posix()}".removesuffix("/.")
-            if other := names.get(name):
-                raise ValueError(
-                    f"Two documents would be called {name!r}: {other} and {path}. "
-                    "Give each path once, or the folder above them."
-                )
-            names[name] = path
-            found[path.resolve()] = name
-    return found
-
-
-def _files_below(root: Path) -> list[Path]:
-    if not root.exists():
-        raise FileNotFoundError(f"{root} does not exist: --text takes files and folders of text.")
-    if not root.is_dir():
-        if root.stat().st_size == 0:
-            raise ValueError(f"{root} is empty (0 bytes): there is nothing to learn from.")
-        return [root]
-    files = [
-        path
-        for path in root.rglob("*")
-        if path.suffix in FOLDER_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
-    if not files:
-        raise ValueError(
-            f"{root} holds no {', '.join(FOLDER_SUFFIXES)} file: name files with other suffixes one by one."
-        )
-    return files
-
-
-def _table_documents(name: str, path: Path, text_column: str) -> Iterator[Document]:
-    for place, row in read_rows(path, [text_column]):
-        yield Document(f"{name}:{place}", _checked_cell(row[text_column], f"{path}:{place}", text_column))
-
-
-def _checked_cell(text: Any, where: str, text_column: str) -> str:
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise ValueError(
-            f"{where}: column {text_column!r} holds {text!r:.40}, a {type(text).__name__}. "
-            "Name the column that holds the text with --text_column."
-        )
-    return text
-
-
-# Datasets
-def dataset_corpus(settings: CorpusArguments) -> Corpus:
-    """A dataset of the Hugging Face Hub, or a folder that `Dataset.save_to_disk` has written.
-
-    Raises:
-        ValueError: no such column, split or configuration.
-        OSError: no such dataset, or no network.
-    """
-    name, split, column = settings.dataset_name or "", settings.dataset_split, settings.text_column
-    rows = load_split(name, settings.dataset_config_name, split, settings.streaming)
-    columns = rows.column_names or list(next(iter(rows), {}))  # a stream may not know them before
-    if column not in columns:
-        raise missing_column(f"dataset {settings.dataset_name} ({split})", column, columns)
-    rows = rows.select_columns(column)
-
-    def read() -> Iterator[Document]:
-        for number, row in enumerate(rows):
-            place = f"{Path(name).name}/{split}:{number}"
-            yield Document(place, _checked_cell(row[column], place, column))
-
-    description = f"dataset {Path(name).name} {settings.dataset_config_name or ''} ({split})"
-    identity = [name, str(settings.dataset_config_name), split, column, str(rows.info.version)]
-    if isinstance(rows, datasets.Dataset):
-        identity.append(rows._fingerprint)
-    is_local = Path(name).exists()
-    origin = {} if is_local else {"dataset": name, "config": settings.dataset_config_name, "split": split}
-    return Corpus(" ".join(description.split()), _digest(identity), read, origin=origin)
+def _digest(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part}\0".encode())
+    return digest.hexdigest()

@@ -1,15 +1,15 @@
-"""The interface of a dataset that a run learns from."""
+"""The interface of a training or validation set."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
-IGNORE_INDEX = -100  # the label of a position that is not predicted
+IGNORE_INDEX = -100  # label of a position without a loss
 
 
 class Examples(Protocol):
-    """The examples of a split, such as `TokenBlocks`."""
+    """The examples of a split: `TokenBlocks`, `PackedConversations` or `LabelledTexts`."""
 
     def __len__(self) -> int: ...
 

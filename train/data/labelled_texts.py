@@ -1,4 +1,4 @@
-"""TODO."""
+"""Labelled texts for classification: rows to labels and tokens, tokens to padded batches."""
 
 import hashlib
 import json
@@ -16,36 +16,36 @@ from .rows import Row
 
 
 def label_names(rows: Sequence[Row], column: str) -> list[str]:
-    """The labels of the training rows, in the order of their ids: numbers by size, text by alphabet.
+    """The labels of the training rows in the order of their ids: numbers by value, then text alphabetically.
 
     Raises:
-        ValueError: a cell that is no label, or fewer than two different ones.
+        ValueError: a cell is not a label, or there are fewer than two labels.
     """
     values = {_label(row, column) for row in rows}
     if len(values) < 2:
         raise ValueError(
-            f"column {column!r} of the {len(rows)} training rows holds only the label {min(values)!r}: "
+            f"column {column!r} of the {len(rows)} training rows has only the label {min(values)!r}: "
             "a classifier needs at least two."
         )
     return sorted(values, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
+
+
+def _label(row: Row, column: str) -> str:
+    value = row.cells[column]
+    if isinstance(value, float) and value.is_integer():  # a table stores whole numbers with gaps as floats
+        value = int(value)
+    if value is None or value == "" or not isinstance(value, str | int):
+        raise ValueError(f"{row.place}: column {column!r} has the value {value!r}: a label is text or a whole number.")
+    return str(value)
 
 
 def _is_number(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
 
 
-def _label(row: Row, column: str) -> str:
-    value = row.cells[column]
-    if isinstance(value, float) and value.is_integer():  # what a table makes of whole numbers with gaps
-        value = int(value)
-    if value is None or value == "" or not isinstance(value, str | int):
-        raise ValueError(f"{row.place}: column {column!r} holds {value!r}: a label is text or a whole number.")
-    return str(value)
-
-
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Tokenized texts and the number of each one's label."""
+    """Tokenized texts with their labels."""
 
     ids: list[list[int]]
     labels: np.ndarray  # (texts,)
@@ -64,7 +64,7 @@ class LabelledTexts:
 
     @property
     def sha256(self) -> str:
-        """Identity of all texts and labels."""
+        """Hash of all tokens and labels."""
         return hashlib.sha256(json.dumps([self.ids, self.labels.tolist()]).encode()).hexdigest()
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -88,14 +88,15 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> LabelledTexts:
-    """The rows as the tokenizer of a pipeline would read them; longer texts lose their end.
+    """Encode the rows as a text-classification pipeline does; longer texts are truncated at the end.
 
     Args:
-        columns: of text and label.
-        names: the labels that the training rows have.
+        columns: those of the text and of the label.
+        names: the labels of the training rows.
 
     Raises:
-        ValueError: a text that is empty or no text, or a label that no training row has.
+        ValueError: a text is empty or not text, has a part that the vocabulary lacks, or has a label that is not in
+            `names`.
     """
     text_column, label_column = columns
     numbers = {name: number for number, name in enumerate(names)}
@@ -103,32 +104,38 @@ def tokenize(
     for row in rows:
         text, label = row.cells[text_column], _label(row, label_column)
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{row.place}: column {text_column!r} holds {text!r:.40}: an empty text has no label.")
+            raise ValueError(
+                f"{row.place}: column {text_column!r} must be non-empty text, not {text!r:.40}. Remove the row."
+            )
         if label not in numbers:
             raise ValueError(
-                f"{row.place}: the label {label!r} occurs in no training row; those have {', '.join(names)}. "
+                f"{row.place}: the label {label!r} is not in the training rows, which have {', '.join(names)}. "
                 "Remove the row, or train on rows with this label."
             )
         texts.append(text)
         labels.append(numbers[label])
-    ids = encode(tokenizer, texts)
-    num_truncated = sum(len(tokens) > max_length for tokens in ids)
+    try:
+        ids: Any = tokenizer(texts, verbose=False)["input_ids"]
+    except ValueError:
+        raise
+    except Exception as error:  # tokenizers has no exception class for a character that the vocabulary lacks
+        raise ValueError(f"the tokenizer has no token for a part of the text ({error}): use another one.") from None
     pad_id: Any = tokenizer.pad_token_id
-    return LabelledTexts(
-        [tokens[:max_length] for tokens in ids], np.array(labels), pad_id, tokenizer.padding_side, num_truncated
-    )
+    num_truncated = sum(len(tokens) > max_length for tokens in ids)
+    ids = [tokens[:max_length] for tokens in ids]
+    return LabelledTexts(ids, np.array(labels), pad_id, tokenizer.padding_side, num_truncated)
 
 
-def in_versions(
+def with_bpe_dropout(
     texts: LabelledTexts, originals: Sequence[str], tokenizer: Any, dropout: float, num_versions: int, max_length: int
 ) -> LabelledTexts:
-    """Each text in several versions, which BPE-dropout cuts into different tokens; one pass then reads them all.
+    """`num_versions` of each text, each split into different tokens by BPE-dropout; one epoch reads all of them.
 
     Raises:
-        ValueError: the tokenizer cannot do that.
+        ValueError: the tokenizer does not support BPE-dropout.
     """
     if not hasattr(tokenizer, "encode_with_dropout"):
-        raise ValueError(f"--bpe_dropout needs a ScratchGPTTokenizer, not {type(tokenizer).__name__}: leave it out.")
+        raise ValueError(f"--bpe_dropout ({dropout}) requires a ScratchGPTTokenizer, not {type(tokenizer).__name__}.")
     ids = [
         tokenizer.encode_with_dropout(text, dropout, seed=version * len(originals) + number)[:max_length]
         for version in range(num_versions)
@@ -138,27 +145,13 @@ def in_versions(
     return replace(texts, ids=ids, labels=labels, num_versions=num_versions)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, of any length.
-
-    Raises:
-        ValueError: the vocabulary has no token for a part of a text.
-    """
-    try:
-        return tokenizer(texts, verbose=False)["input_ids"]
-    except ValueError:
-        raise
-    except Exception as error:  # tokenizers has no class of its own for a character that a vocabulary lacks
-        raise ValueError(f"the tokenizer has no token for a part of the text ({error}): use another one.") from None
-
-
 def balanced_weights(labels: np.ndarray, num_labels: int) -> Tensor:
-    """A weight per label, (num_labels,), so that all labels together weigh the same: texts / (labels x its texts)."""
+    """A weight for each label, (num_labels,), so that every label has the same total: texts / (labels x its texts)."""
     counts = np.bincount(labels, minlength=num_labels)
     return torch.tensor(len(labels) / (num_labels * counts), dtype=torch.float32)
 
 
-def texts_in_both(train: Sequence[Row], others: Mapping[str, Sequence[Row]], column: str) -> Counter[str]:
-    """How many rows of each other part have a text that is also trained on."""
+def count_training_texts(train: Sequence[Row], others: Mapping[str, Sequence[Row]], column: str) -> Counter[str]:
+    """The number of rows of each other part whose text is also in the training rows."""
     seen = {row.cells[column] for row in train}
     return +Counter({part: sum(row.cells[column] in seen for row in rows) for part, rows in others.items()})

@@ -1,4 +1,4 @@
-"""A progress bar for a long pass over a corpus."""
+"""A progress bar for a pass over a corpus."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from .corpora import Document
 
 
 class CorpusProgress:
-    """Counts documents and bytes as they pass, behind a bar with rate and remaining time."""
+    """Count the documents and bytes of a pass, and show its rate and remaining time."""
 
     def __init__(self, name: str, total_bytes: int | None) -> None:
         self.name, self.total_bytes = name, total_bytes

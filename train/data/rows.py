@@ -1,7 +1,7 @@
-"""Rows for fine-tuning: from tables or datasets, with their places, cut into parts."""
+"""The rows for fine-tuning, from tables or a dataset, and their division into training, validation and test."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ import datasets
 import numpy as np
 
 from ..settings.finetuning import RowsArguments
-from .tables import load_split, missing_column, read_rows
+from .tables import load_split, read_rows
 
 
 @dataclass(frozen=True)
 class Row:
-    """The cells of one row, and where they stand."""
+    """The cells of one row, and its place for error messages."""
 
     place: str
     cells: dict[str, Any]
@@ -23,75 +23,73 @@ class Row:
 
 def read_parts(
     settings: RowsArguments,
-    parts: dict[str, float],
+    fractions: Mapping[str, float],
     seed: int,
     columns: Sequence[str] | None = None,
     option: str = "--text_column",
 ) -> dict[str, list[Row]]:
-    """The rows of "train" and of all `parts`: each from its own source, or else a random share of the others.
+    """The rows of "train" and of each part in `fractions`: from its own source, or held out of the training rows.
 
     Args:
-        parts: what to hold out beside the training rows, such as {"validation": 0.1}: the share by default.
+        fractions: default fraction of the training rows to hold out for each part, such as {"validation": 0.1}.
         seed: decides which rows are held out.
-        columns: what is read of a row.
-        option: what the user names the columns with.
+        columns: read only these (default: all).
+        option: the option that sets the columns, for error messages.
 
     Raises:
-        ValueError: a missing column, a broken table, or a part without rows.
+        ValueError: a missing column, an invalid table, or a part without rows.
         OSError: a source cannot be read.
     """
-    rows = _read(settings, settings.train_file, settings.dataset_split, columns, option)
-    found = {}
-    for part, default in parts.items():
-        tables, split = getattr(settings, f"{part}_file"), getattr(settings, f"{part}_split")
-        if tables or split:
-            found[part] = _read(settings, tables, split, columns, option)
+    rows = _read_source(settings, settings.train_file, settings.dataset_split, columns, option)
+    parts, held_out = {}, {}
+    for part, default in fractions.items():
+        files, split = getattr(settings, f"{part}_file"), getattr(settings, f"{part}_split")
+        if files or split:
+            parts[part] = _read_source(settings, files, split, columns, option)
         else:
-            parts = parts | {part: getattr(settings, f"{part}_fraction") or default}
-    held_out = {part: share for part, share in parts.items() if part not in found}
+            held_out[part] = getattr(settings, f"{part}_fraction") or default
     if sum(held_out.values()) >= 1:
-        raise ValueError(f"--{' and --'.join(f'{part}_fraction' for part in held_out)} leave no row to train on.")
-    found |= _cut(rows, held_out, seed)
-    for part, some in found.items():
+        names = " and ".join(f"--{part}_fraction ({fraction:g})" for part, fraction in held_out.items())
+        raise ValueError(f"{names} leave no row to train on: their sum must be below 1.")
+    parts |= _split(rows, held_out, seed)
+    for part, some in parts.items():
         if not some:
-            raise ValueError(f"There is no row for {part}: {len(rows)} rows are too few, or a table is empty.")
-    return found
+            raise ValueError(f"There are no rows for {part}: {len(rows)} rows are too few, or a table is empty.")
+    return parts
 
 
-def _cut(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, list[Row]]:
-    """Cuts randomly ordered rows into "train" and the parts of `shares`, in this order."""
-    order = np.random.default_rng(seed).permutation(len(rows)) if shares else range(len(rows))
-    ends = [0, *itertools.accumulate([1 - sum(shares.values()), *shares.values()])]
-    places = [round(end * len(rows)) for end in ends]
-    names = ["train", *shares]
-    return {
-        name: [rows[i] for i in order[first:last]]
-        for name, (first, last) in zip(names, itertools.pairwise(places), strict=True)
-    }
-
-
-def _read(
-    settings: RowsArguments, tables: Sequence[str], split: str, columns: Sequence[str] | None, option: str
+def _read_source(
+    settings: RowsArguments, files: Sequence[str], split: str, columns: Sequence[str] | None, option: str
 ) -> list[Row]:
-    if tables:
+    if files:
         return [
             Row(f"{path}:{number}", cells)
-            for path in map(Path, tables)
+            for path in map(Path, files)
             for number, cells in read_rows(path, columns, option)
         ]
     name = settings.dataset_name or ""
-    rows = load_split(name, settings.dataset_config_name, split, streaming=False)
-    place = f"dataset {name} ({split})"
-    for column in columns or ():
-        if column not in rows.column_names:
-            raise missing_column(place, column, rows.column_names, option)
-    names = {c: f.names for c, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
-    rows = rows.select_columns(list(columns)) if columns else rows
-    return [Row(f"{place}, row {number}", _with_names(cells, names)) for number, cells in enumerate(rows)]
+    rows = load_split(name, settings.dataset_config_name, split, columns, option=option)
+    classes = {c: f.names for c, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
+    rows = rows if columns is None else rows.select_columns(list(columns))
+    return [
+        Row(f"dataset {name} ({split}), row {number}", _with_class_names(cells, classes))
+        for number, cells in enumerate(rows)
+    ]
 
 
-def _with_names(cells: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
-    """Numbers of named classes replaced by the names; -1 stands for a class that nobody knows."""
-    known = {c: names[c][v] for c, v in cells.items() if c in names and isinstance(v, int) and v >= 0}
-    unknown = {c: None for c, v in cells.items() if c in names and v == -1}
+def _with_class_names(cells: dict[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Replace class numbers by class names; -1 stands for an unknown class."""
+    known = {c: classes[c][v] for c, v in cells.items() if c in classes and isinstance(v, int) and v >= 0}
+    unknown = {c: None for c, v in cells.items() if c in classes and v == -1}
     return cells | known | unknown
+
+
+def _split(rows: list[Row], fractions: Mapping[str, float], seed: int) -> dict[str, list[Row]]:
+    """Divide the rows, in random order, into "train" and the parts of `fractions`."""
+    order = np.random.default_rng(seed).permutation(len(rows)) if fractions else range(len(rows))
+    ends = [0, *itertools.accumulate([1 - sum(fractions.values()), *fractions.values()])]
+    places = [round(end * len(rows)) for end in ends]
+    return {
+        part: [rows[i] for i in order[first:last]]
+        for part, (first, last) in zip(["train", *fractions], itertools.pairwise(places), strict=True)
+    }

@@ -1,4 +1,4 @@
-"""The order of examples: those of step s are a pure function of the seed and s."""
+"""The batch of each step: a pure function of the seed and the step."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,33 +10,77 @@ from torch import Tensor
 from .examples import Examples
 
 
-def examples_at(step: int, *, seed: int, num_rows: int, batch_size: int) -> np.ndarray:
-    """Row numbers of the batch of `step` (counted from 0), a pure function of its arguments.
+@dataclass(frozen=True)
+class StepSampler:
+    """The micro-batches of this process: micro-batch m of a step belongs to process m % num_processes.
 
-    Position p of the endless stream of examples lies in epoch p // num_rows, and each epoch visits
-    every row once in an order of its own. The order is a bijection that is computed, not stored, so
-    it costs O(batch_size) at any step and nothing has to be saved for a resume.
+    The examples of a step depend only on `seed` and `global_batch_size`, not on the number of processes or on
+    `micro_batch_size`.
+    """
+
+    source: Examples
+    global_batch_size: int  # sequences per step, over all processes
+    micro_batch_size: int
+    seed: int
+    process_index: int = 0
+    num_processes: int = 1
+
+    def __post_init__(self) -> None:
+        share = self.micro_batch_size * self.num_processes
+        if share < 1 or self.global_batch_size < 1 or self.global_batch_size % share:
+            raise ValueError(
+                f"--global_batch_size ({self.global_batch_size}) must be a multiple of --micro_batch_size "
+                f"({self.micro_batch_size}) x processes ({self.num_processes}) = {share}: change one of them."
+            )
+        if len(self.source) == 0:
+            raise ValueError("The training data has no examples.")
+        if len(self.source) < self.num_processes:
+            raise ValueError(
+                f"{self.num_processes} processes share {len(self.source)} sequences of training data: start fewer "
+                "processes, or prepare shorter sequences (--block_size of scratch-gpt prepare_data)."
+            )
+
+    def micro_batches(self, step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Yield (m, batch of `micro_batch_size` examples)."""
+        examples = examples_at(
+            step, seed=self.seed, num_examples=len(self.source), batch_size=self.global_batch_size
+        )  # (global_batch_size,)
+        parts = examples.reshape(-1, self.micro_batch_size)
+        for number in range(self.process_index, len(parts), self.num_processes):
+            yield number, self.source.batch(parts[number])
+
+
+def examples_at(step: int, *, seed: int, num_examples: int, batch_size: int) -> np.ndarray:
+    """Indices of the examples of `step` (counted from 0), (batch_size,): a pure function of the arguments.
+
+    The steps read one endless stream of epochs; a batch may span two of them. An epoch visits every example once, in
+    its own random order.
+
+    The order is computed by a Feistel network, not stored as a permutation. So any step takes O(batch_size) memory and
+    time, and a resumed run needs nothing but the step. A numpy permutation of 10 million examples would take 80 MB in
+    each process, and a new one for each epoch.
     """
     positions = np.arange(batch_size, dtype=np.int64) + step * batch_size
-    epochs, places = np.divmod(positions, num_rows)
-    rows = np.empty(batch_size, np.int64)
+    epochs, places = np.divmod(positions, num_examples)
+    examples = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
-        rows[epochs == epoch] = _shuffled(places[epochs == epoch], num_rows, (seed, int(epoch)))
-    return rows
+        examples[epochs == epoch] = _shuffled(places[epochs == epoch], num_examples, (seed, int(epoch)))
+    return examples
 
 
-def _shuffled(places: np.ndarray, num_rows: int, key: tuple[int, int]) -> np.ndarray:
-    """A keyed bijection of range(num_rows): a Feistel network on the next power of 4, walked until inside.
+def _shuffled(places: np.ndarray, size: int, key: tuple[int, int]) -> np.ndarray:
+    """A bijection of range(size) that depends on `key`, applied to `places`.
 
-    https://en.wikipedia.org/wiki/Format-preserving_encryption
+    A Feistel network permutes range(n), where n is a power of 4 and below 4 x size. Results outside of range(size) are
+    permuted again until they are inside ("cycle walking", https://en.wikipedia.org/wiki/Format-preserving_encryption).
     """
-    half = max(((num_rows - 1).bit_length() + 1) // 2, 1)  # bits per half: the domain is < 4 x num_rows
+    half = max(((size - 1).bit_length() + 1) // 2, 1)  # bits of each half of a number
     keys = np.frombuffer(hashlib.blake2b(f"{key}".encode()).digest(), "<u8")  # one per round
     values = places.astype(np.uint64)
     outside = np.ones(len(values), bool)
     while outside.any():
         values[outside] = _feistel(values[outside], keys, np.uint64(half))
-        outside = values >= num_rows
+        outside = values >= size
     return values.astype(np.int64)
 
 
@@ -53,41 +97,3 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-@dataclass(frozen=True)
-class StepSampler:
-    """The micro-batches of this process: number m of a step belongs to process m % num_processes.
-
-    The examples of a step depend on `seed` and `batch_size` only, never on the number of processes
-    or on `micro_batch_size`.
-    """
-
-    source: Examples
-    batch_size: int  # sequences per step over all processes
-    micro_batch_size: int
-    seed: int
-    process_index: int = 0
-    num_processes: int = 1
-
-    def __post_init__(self) -> None:
-        share = self.micro_batch_size * self.num_processes
-        if share < 1 or self.batch_size < 1 or self.batch_size % share:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size "
-                f"({self.micro_batch_size}) x processes ({self.num_processes}) = {share}: change one of them."
-            )
-        if len(self.source) == 0:
-            raise ValueError("The training data holds no examples: there is nothing to draw batches from.")
-        if len(self.source) < self.num_processes:
-            raise ValueError(
-                f"{self.num_processes} processes share {len(self.source)} sequences of training data: start fewer "
-                "processes, or cut the data into more (--block_size of train.prepare_data)."
-            )
-
-    def micro_batches(self, step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Yields (m, batch of micro_batch_size examples)."""
-        examples = examples_at(step, seed=self.seed, num_rows=len(self.source), batch_size=self.batch_size)
-        parts = examples.reshape(-1, self.micro_batch_size)
-        for number in range(self.process_index, len(parts), self.num_processes):
-            yield number, self.source.batch(parts[number])
