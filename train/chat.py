@@ -1,6 +1,6 @@
 """Chat with a fine-tuned model in the terminal. An empty line starts a new conversation, Ctrl-D ends.
 
-    scratch-gpt chat --model runs/assistant/model
+scratch-gpt chat --model runs/assistant/model
 """
 
 import sys

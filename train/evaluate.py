@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, corpus = parse_recipe([EvaluateArguments, CorpusArguments], argv, description=__doc__ or "")
     has_text = bool(corpus.text or corpus.dataset_name)
     if arguments.data_dir and has_text:
-        raise ValueError(
-            f"--data_dir ({arguments.data_dir}) excludes --text and --dataset_name: remove one of them."
-        )
+        raise ValueError(f"--data_dir ({arguments.data_dir}) excludes --text and --dataset_name: remove one of them.")
     pairs = read_pairs(arguments.pairs)
     folder = str(find_model("--model", arguments.model))
     model, _ = load_for_inference(folder)

@@ -1,7 +1,7 @@
 """Complete prompts with a trained model.
 
-    scratch-gpt generate --model runs/quickstart/run/model --prompt "def "
-    scratch-gpt generate --model alice/tiny --temperature 0 --max_new_tokens 50
+scratch-gpt generate --model runs/quickstart/run/model --prompt "def "
+scratch-gpt generate --model alice/tiny --temperature 0 --max_new_tokens 50
 """
 
 import sys
@@ -56,7 +56,9 @@ def complete(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, argume
     try:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.bos_token_id]
     except Exception as error:  # tokenizers raises a plain Exception for a character not in the vocabulary
-        raise ValueError(f"--prompt {prompt!r}: the tokenizer of {arguments.model} cannot encode it ({error}).") from None
+        raise ValueError(
+            f"--prompt {prompt!r}: the tokenizer of {arguments.model} cannot encode it ({error})."
+        ) from None
     positions = model.config.max_position_embeddings
     max_new_tokens = arguments.max_new_tokens or min(128, positions // 2)
     longest = positions - max_new_tokens

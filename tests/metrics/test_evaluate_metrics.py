@@ -118,7 +118,11 @@ def test_a_metric_keeps_sums_and_not_tokens():
         (Perplexity, {"references": [1]}, "log_probs"),
         (Perplexity, {"references": [IGNORED], "log_probs": [-1.0]}, "all references are -100"),
         (Perplexity, {}, "nothing to compute from"),
-        (TokenAccuracy, {"references": [1], "predictions": [[0.1, 0.9]]}, "predictions contains 0.1, not ids: .* argmax"),
+        (
+            TokenAccuracy,
+            {"references": [1], "predictions": [[0.1, 0.9]]},
+            "predictions contains 0.1, not ids: .* argmax",
+        ),
         (TokenAccuracy, {"references": [IGNORED], "predictions": [1]}, "all references are -100"),
         (BUILDERS["bits_per_byte"], {"references": [4], "log_probs": [-1.0]}, "id 4 .* 0 and 3: token_bytes belongs"),
         (BUILDERS["accuracy"], {"references": [1], "predictions": [4]}, "id 4 .* 0 and 3: num_labels"),

@@ -9,7 +9,14 @@ import torch
 from tests.support.tiny import tiny_model
 from tests.support.tiny_loop import VOCABULARY
 from train.metrics import minimal_pairs
-from train.metrics.minimal_pairs import FileAccuracy, accuracies, accuracy_table, encode_pairs, read_pairs, sum_log_probs
+from train.metrics.minimal_pairs import (
+    FileAccuracy,
+    accuracies,
+    accuracy_table,
+    encode_pairs,
+    read_pairs,
+    sum_log_probs,
+)
 
 GOOD, BAD = "def f(x): return x", "def f(x): return y"
 

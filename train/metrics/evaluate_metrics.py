@@ -184,7 +184,8 @@ def classification_metrics(
     counts = torch.as_tensor(confusion, dtype=torch.float64, device="cpu")
     if counts.dim() != 2 or counts.shape[0] != counts.shape[1] or not counts.sum() > 0:
         raise ValueError(
-            f"the confusion matrix has shape {tuple(counts.shape)} and sum {counts.sum()}: it must be square and not empty."
+            f"the confusion matrix has shape {tuple(counts.shape)} and sum {counts.sum()}: it must be square and not "
+            "empty."
         )
     if positive is not None and not 0 <= positive < len(counts):
         raise ValueError(f"positive is {positive}, but the classes are 0 to {len(counts) - 1}.")

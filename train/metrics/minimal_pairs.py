@@ -94,7 +94,7 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, bloc
     """The ids of all sentences, good and bad in turn, each after the token that begins a text.
 
     Raises:
-        ValueError: the tokenizer has no such token or cannot encode a sentence, or one has more than `block_size` tokens.
+        ValueError: the tokenizer has no such token or cannot encode a sentence, or a sentence exceeds `block_size`.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:

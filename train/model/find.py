@@ -26,7 +26,9 @@ def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
     folder = Path(name)
     if not folder.exists():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ValueError(f"{option} {name} does not exist; scratch-gpt quickstart writes runs/quickstart/run/model.")
+            raise ValueError(
+                f"{option} {name} does not exist; scratch-gpt quickstart writes runs/quickstart/run/model."
+            )
         folder = pull_or_cached(HubName.parse(name))
     found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     shown = ", ".join(found[:8]) or "nothing"
