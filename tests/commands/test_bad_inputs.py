@@ -138,13 +138,13 @@ MISTAKES = {
     "folder without model": ([generate, "--model={place}/full"], "{place}/full is not a model folder"),
     "model without weights": ([generate, "--model={place}/no-weights"], "{place}/no-weights"),
     "missing model": ([generate, "--model={place}/gone"], "{place}/gone does not exist"),
-    "negative temperature": ([*GENERATE, "--temperature=-1"], "--temperature is -1.0: it must be 0"),
+    "negative temperature": ([*GENERATE, "--temperature=-1"], "--temperature is -1.0: .* at least 0"),
     "negative top_k": ([*GENERATE, "--top_k=-1"], "--top_k is -1"),
-    "top_p above 1": ([*GENERATE, "--top_p=2"], "--top_p is 2.0: it must lie above 0"),
-    "no new tokens": ([*GENERATE, "--max_new_tokens=0"], "--max_new_tokens is 0: it must be at least 1"),
+    "top_p above 1": ([*GENERATE, "--top_p=2"], "--top_p is 2.0: it must be above 0"),
+    "no new tokens": ([*GENERATE, "--max_new_tokens=0"], "--max_new_tokens is 0: .* at least 1"),
     "no room for a prompt": ([*GENERATE, "--max_new_tokens=9999"], "leaves no room for a prompt"),
-    "weights that are not numbers": ([generate, "--model={place}/nan", "--prompt=x"], "{place}/nan computes numbers"),
-    "context above the model's": ([*EVALUATE, GOOD_TEXT, "--context=99999"], "--context is 99999, but the model"),
+    "weights that are not numbers": ([generate, "--model={place}/nan", "--prompt=x"], "outputs of {place}/nan are not finite"),
+    "block above the model's": ([*EVALUATE, GOOD_TEXT, "--block_size=99999"], "--block_size is 99999, but the model"),
     "nothing to evaluate": ([*EVALUATE, "--text={place}/empty.txt"], "empty.txt"),
 }  # fmt: skip
 

@@ -188,7 +188,7 @@ BAD = {
     "length": ({"max_length": 65}, "--max_length is 65, but the model reads at most 64 tokens"),
     "prompt": ({"sample_prompts": ["why " * 40]}, "--sample_prompts: 'why .* max_position_embeddings is 64: shorten"),
     "template": ({"template": "{{ messages[0]['content'] }}"}, "has no generation markers.*--chat_template own"),
-    "head": ({"trainable": "head"}, "the head of this model is its embedding table; train blocks, lora or all"),
+    "head": ({"trainable": "head"}, "the head of this model is its embedding table; train layers, lora or all"),
     "nothing fits": ({"rows": LONG[::2] * 3, "too_long": "skip"}, "No train conversation fits into --max_length"),
 }  # fmt: skip
 

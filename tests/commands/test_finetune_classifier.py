@@ -217,7 +217,10 @@ BAD = {
     "no tokenizer": ({"without": "tokenizer_config.json"}, "has no tokenizer: give its folder with --tokenizer"),
     "no model": ({"model": "./nowhere"}, "--model ./nowhere does not exist"),
     "too long": ({"max_length": 65}, "--max_length is 65, but the model reads at most 64 tokens"),
-    "blocks": ({"trainable": "layers", "num_trainable_layers": 3}, "--num_trainable_layers is 3, but the model has 2 blocks"),
+    "layers": (
+        {"trainable": "layers", "num_trainable_layers": 3},
+        "--num_trainable_layers is 3, but the model has 2 layers",
+    ),
     "no effect": ({"num_trainable_layers": 1}, r"--num_trainable_layers \(1\) only has an effect with --trainable layers"),
     "lora only": ({"lora_r": 4}, r"--lora_r \(4\) only has an effect with --trainable lora"),
     "two lengths": ({"num_train_epochs": 1.0}, r"--num_train_epochs \(1.0\) and --max_steps \(4\) both say how long"),
