@@ -93,7 +93,9 @@ def test_an_adapter_without_its_base_is_not_loaded(base, tmp_path):
         peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
 
 
-@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # generate creates them, PEFT drops them
+@pytest.mark.filterwarnings(
+    "ignore:Position ids are not supported:UserWarning"
+)  # generate creates them, PEFT drops them
 @pytest.mark.parametrize("config_class", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
 def test_learned_prompts_load_by_their_path_and_generate(config_class, base, tmp_path):
     model = adapted(base, config_class, num_virtual_tokens=4)
