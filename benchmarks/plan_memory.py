@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from train.loop.optimizers import build_optimizers
-from train.plan import PlanArguments, moments
+from train.plan import PlanArguments, memory_by_phase
 from train.settings.command import run_command
 from train.settings.recipe import parse_recipe
 
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for name, (preset, overrides, settings) in CASES.items():
         config, plan = case(preset, overrides, settings)
-        foretold = moments(config, plan)
-        when = max(foretold, key=lambda moment: foretold[moment])
+        foretold = memory_by_phase(config, plan)
+        when = max(foretold, key=lambda phase: foretold[phase])
         measured = in_new_process(measured_peak, preset, overrides, settings)
         off = foretold[when] / measured - 1
         rows.append([name, f"{foretold[when] / 1e6:,.1f}", f"{measured / 1e6:,.1f}", f"{off:+.1%}", when])
@@ -114,7 +114,7 @@ def train(config: ScratchGPTConfig, plan: PlanArguments, device: torch.device) -
     )
     shape = (plan.micro_batch_size, plan.block_size)
     for _ in range(NUM_STEPS):
-        for _ in range(plan.micro_batches):
+        for _ in range(plan.num_micro_batches):
             ids = torch.randint(config.vocab_size, shape, device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
                 loss = model(input_ids=ids, labels=ids, shift_labels=ids, skip_logits=True, use_cache=False).loss

@@ -1,4 +1,8 @@
-"""Continue prompts with a trained model: `scratch-gpt generate --model runs/quickstart/run/model --prompt def`."""
+"""Complete prompts with a trained model.
+
+scratch-gpt generate --model runs/quickstart/run/model --prompt "def "
+scratch-gpt generate --model alice/tiny --temperature 0 --max_new_tokens 50
+"""
 
 import sys
 from collections.abc import Sequence
@@ -8,67 +12,66 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-import hf_scratch_gpt  # noqa: F401  registers the model's classes
-
-from .model.pretrained import load_model
+from .model.inference import load_for_inference
+from .settings.checks import check_bounds
 from .settings.command import run_command
 from .settings.recipe import option, option_list, parse_recipe, required
 
 
 @dataclass
 class GenerateArguments:
-    """Settings of train.generate."""
+    """The model, the prompts, and how to sample."""
 
-    model: str = required(
-        "Folder of a model, such as runs/quickstart/run/model, or of an adapter, or a name on the Hugging Face Hub."
+    model: str = required("Model or adapter: a folder, or a name on the Hugging Face Hub.", is_path=True)
+    prompt: list[str] = option_list("Texts to complete (default: one sample from an empty prompt).")
+    max_new_tokens: int | None = option(
+        "Maximum number of tokens to generate (default: 128, or half of the maximum length of the model if less)."
     )
-    prompt: list[str] = option_list("Texts to continue; without one, start from nothing.")
-    max_new_tokens: int | None = option("Longest continuation in tokens; without it 128, or half of what fits.")
-    temperature: float = option("Below 1: safer; above 1: wilder; 0: always the most probable token.", 0.8)
-    top_k: int = option("Choose among this many most probable tokens; 0: all.", 50)
-    top_p: float = option("Choose among the most probable tokens that together have this probability.", 1.0)
-    seed: int = option("Decides what is sampled.", 0)
+    temperature: float = option("Divides the logits before sampling; 0: greedy decoding.", 0.8)
+    top_k: int = option("Sample from this many most probable tokens; 0: all.", 50)
+    top_p: float = option("Sample from the most probable tokens that together have this probability; 1: all.", 1.0)
+    seed: int = option("Random seed of the samples.", 0)
 
     def __post_init__(self) -> None:
-        """Refuse values that generate() would silently take."""
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens is {self.max_new_tokens}: it must be at least 1.")
-        if self.temperature < 0:
-            raise ValueError(f"--temperature is {self.temperature}: it must be 0 (greedy) or more.")
-        if self.top_k < 0:
-            raise ValueError(f"--top_k is {self.top_k}: it must be 0 (all tokens) or more.")
+        check_bounds(self, {"max_new_tokens": 1, "temperature": 0, "top_k": 0})
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top_p is {self.top_p}: it must lie above 0 and at most at 1.")
+            raise ValueError(f"--top_p is {self.top_p}: it must be above 0 and at most 1.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print each prompt and its continuation while it is made."""
+    """Print each prompt, and its completion as it is generated."""
     (arguments,) = parse_recipe([GenerateArguments], argv, description=__doc__ or "")
-    model, tokenizer = load_model(arguments.model)
+    model, tokenizer = load_for_inference(arguments.model)
     for prompt in arguments.prompt or [""]:
         torch.manual_seed(arguments.seed)
-        continue_prompt(model, tokenizer, prompt, arguments)
+        complete(model, tokenizer, prompt, arguments)
 
 
-def continue_prompt(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments) -> None:
-    """Stream one continuation to stdout."""
+def complete(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments) -> None:
+    """Stream a prompt and its completion to stdout.
+
+    Raises:
+        ValueError: the prompt cannot be encoded, no room for it, or damaged weights.
+    """
     try:
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.bos_token_id]
-    except Exception as error:  # tokenizers has no class of its own for a character that a vocabulary lacks
-        raise ValueError(f"--prompt {prompt!r}: {arguments.model} has no token for a part of it ({error}).") from None
+    except Exception as error:  # tokenizers raises a plain Exception for a character not in the vocabulary
+        raise ValueError(
+            f"--prompt {prompt!r}: the tokenizer of {arguments.model} cannot encode it ({error})."
+        ) from None
     positions = model.config.max_position_embeddings
     max_new_tokens = arguments.max_new_tokens or min(128, positions // 2)
     longest = positions - max_new_tokens
     if longest < 1:
         raise ValueError(
-            f"--max_new_tokens ({max_new_tokens}) leaves no room for a prompt: the model reads {positions} tokens; "
-            "ask for fewer."
+            f"--max_new_tokens ({max_new_tokens}) leaves no room for a prompt: the model reads {positions} tokens: "
+            "lower it."
         )
     if len(ids) > longest:
-        print(f"note: only the last {longest} of the prompt's {len(ids)} tokens fit", file=sys.stderr)
+        print(f"warning: only the last {longest} of the prompt's {len(ids)} tokens are used", file=sys.stderr)
     input_ids = torch.tensor([ids[-longest:]], device=model.device)
     if not torch.isfinite(model(input_ids, logits_to_keep=1).logits).all():
-        raise ValueError(f"{arguments.model} computes numbers that are not finite: its weights are damaged.")
+        raise ValueError(f"the outputs of {arguments.model} are not finite: its weights are damaged.")
     sampling = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
     model.generate(
         input_ids,

@@ -113,7 +113,7 @@ MISTAKES = {
     "no layers": ([*TRAIN, "--config_overrides=num_hidden_layers=0"], "num_hidden_layers.*0"),
     "misspelt config key": ([*TRAIN, "--config_overrides=num_layer=3"], "num_layer"),
     "unknown preset": ([*TRAIN, "--config=huge"], "--config huge is neither a preset .tiny"),
-    "config that is a list": ([*TRAIN, "--config={place}/list.json"], "list.json must hold a JSON object"),
+    "config that is a list": ([*TRAIN, "--config={place}/list.json"], "list.json must contain a JSON object"),
     "too few positions": ([*TRAIN, "--config_overrides=max_position_embeddings=8"], "sequences of 16.*is 8: raise it"),
     # training
     "negative rate": ([*TRAIN, "--learning_rate=-1"], "--learning_rate is -1.0: it must be a number of at least 0"),
@@ -135,16 +135,16 @@ MISTAKES = {
     "change that is always allowed": ([*CONTINUE, "--allow_change=logging_steps"], "no effect: this setting may always"),
     "checkpoint of a newer version": ([pretrain, "RECIPE", "--output_dir={place}/newer"], "has format 99, but"),
     # using
-    "folder without model": ([generate, "--model={place}/full"], "{place}/full is no model folder"),
+    "folder without model": ([generate, "--model={place}/full"], "{place}/full is not a model folder"),
     "model without weights": ([generate, "--model={place}/no-weights"], "{place}/no-weights"),
     "missing model": ([generate, "--model={place}/gone"], "{place}/gone does not exist"),
-    "negative temperature": ([*GENERATE, "--temperature=-1"], "--temperature is -1.0: it must be 0"),
+    "negative temperature": ([*GENERATE, "--temperature=-1"], "--temperature is -1.0: .* at least 0"),
     "negative top_k": ([*GENERATE, "--top_k=-1"], "--top_k is -1"),
-    "top_p above 1": ([*GENERATE, "--top_p=2"], "--top_p is 2.0: it must lie above 0"),
-    "no new tokens": ([*GENERATE, "--max_new_tokens=0"], "--max_new_tokens is 0: it must be at least 1"),
+    "top_p above 1": ([*GENERATE, "--top_p=2"], "--top_p is 2.0: it must be above 0"),
+    "no new tokens": ([*GENERATE, "--max_new_tokens=0"], "--max_new_tokens is 0: .* at least 1"),
     "no room for a prompt": ([*GENERATE, "--max_new_tokens=9999"], "leaves no room for a prompt"),
-    "weights that are not numbers": ([generate, "--model={place}/nan", "--prompt=x"], "{place}/nan computes numbers"),
-    "context above the model's": ([*EVALUATE, GOOD_TEXT, "--context=99999"], "--context is 99999, but the model"),
+    "weights that are not numbers": ([generate, "--model={place}/nan", "--prompt=x"], "outputs of {place}/nan are not finite"),
+    "block above the model's": ([*EVALUATE, GOOD_TEXT, "--block_size=99999"], "--block_size is 99999, but the model"),
     "nothing to evaluate": ([*EVALUATE, "--text={place}/empty.txt"], "empty.txt"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""train.chat: a conversation with a model, its memory and its limits."""
+"""`chat`: a conversation with a model, what it remembers, and the settings it refuses."""
 
 import io
 import re
@@ -18,7 +18,7 @@ def talk(monkeypatch, *lines):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the model is asked, message lists one by one; it always answers "Yes."."""
+    """The messages of each question to the model; it always answers "Yes."."""
     seen = []
     monkeypatch.setattr(chat, "answer_to", lambda model, tokenizer, messages, _: seen.append(messages) or "Yes.")
     return seen
@@ -35,7 +35,7 @@ def test_the_model_remembers_the_conversation_until_an_empty_line(base, monkeypa
     ]
 
 
-def test_what_no_longer_fits_is_forgotten_in_pairs(base):
+def test_the_oldest_questions_and_answers_are_dropped_when_the_rest_does_not_fit(base):
     tokenizer = ScratchGPTTokenizer.from_pretrained(base)
     turns = turns_of("first " * 3, "x", "second " * 3, "y", "third")
     assert chat.shortened(tokenizer, [], turns, 1000) == turns
@@ -44,7 +44,7 @@ def test_what_no_longer_fits_is_forgotten_in_pairs(base):
         chat.shortened(tokenizer, [], turns, 3)
 
 
-def test_answers_are_streamed_and_the_same_without_a_seed(base, monkeypatch, capsys):
+def test_answers_are_streamed_and_reproducible(base, monkeypatch, capsys):
     shown = []
     for _ in range(2):
         talk(monkeypatch, "What is 1?")
@@ -72,11 +72,11 @@ def test_an_adapter_answers_like_the_model_it_was_merged_into(base, tmp_path, mo
     ("line", "message"),
     [
         (["--max_new_tokens", "64"], r"--max_new_tokens \(64\) leaves no room for a question"),
-        (["--max_new_tokens", "0"], "--max_new_tokens is 0: it must be at least 1"),
-        (["--temperature", "-1"], "--temperature is -1.0: it must be 0"),
+        (["--max_new_tokens", "0"], "--max_new_tokens is 0: it must be a number of at least 1"),
+        (["--temperature", "-1"], "--temperature is -1.0: it must be a number of at least 0"),
     ],
 )
-def test_bad_settings(base, capsys, line, message):
+def test_refuses(base, capsys, line, message):
     assert run_command(chat.main, ["--model", str(base), *line]) == 2
     assert re.search(message, capsys.readouterr().err)
 
@@ -84,4 +84,4 @@ def test_bad_settings(base, capsys, line, message):
 def test_a_model_without_chat_template_is_refused(tmp_path, capsys):
     (save_base(tmp_path) / "chat_template.jinja").unlink()
     assert run_command(chat.main, ["--model", str(tmp_path)]) == 2
-    assert "has no chat template: tune it with train.finetune" in capsys.readouterr().err
+    assert "has no chat template: fine-tune it with scratch-gpt finetune" in capsys.readouterr().err

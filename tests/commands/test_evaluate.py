@@ -1,4 +1,4 @@
-"""train.evaluate: the figures against a calculation by hand."""
+"""`evaluate`: its metrics against a calculation by hand, and the mistakes it refuses."""
 
 import json
 import math
@@ -44,22 +44,22 @@ def pairs_file(tmp_path):
     return path
 
 
-def figures(capsys):
+def printed_metrics(capsys):
     return {line[:16].strip(): line[16:] for line in capsys.readouterr().out.splitlines()}
 
 
 def test_windows_predict_each_token_once():
     stream = [np.arange(4), np.arange(4, 5), np.arange(5, 18)]
-    windows = list(evaluate.windows_of(stream, context=5))
+    windows = list(evaluate.windows_of(stream, block_size=5))
     assert [len(window) for window in windows] == [6, 6, 6, 3]
     assert np.concatenate([window[1:] for window in windows]).tolist() == list(range(1, 18))
 
 
-def test_loss_of_a_text_is_that_of_its_tokens_one_by_one(model_folder, text_file, capsys):
+def test_loss_of_a_text_matches_its_tokens_scored_one_by_one(model_folder, text_file, capsys):
     assert (
         run_command(evaluate.main, ["--model", str(model_folder), "--text", str(text_file), "--block_size", "16"]) == 0
     )
-    printed = figures(capsys)
+    printed = printed_metrics(capsys)
 
     tokenizer = ScratchGPTTokenizer.from_pretrained(model_folder)
     model = ScratchGPTForCausalLM.from_pretrained(model_folder)
@@ -78,30 +78,30 @@ def test_loss_of_a_text_is_that_of_its_tokens_one_by_one(model_folder, text_file
     assert printed["text"].startswith(f"{len(TEXT.encode()):,} bytes, {len(ids) - 1:,} tokens, ")
 
 
-def test_leaves_no_files_of_metrics(model_folder, text_file, tmp_path, monkeypatch):
+def test_metrics_leave_no_files(model_folder, text_file, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_library.config, "HF_METRICS_CACHE", str(tmp_path / "home"))
     assert run_command(evaluate.main, ["--model", str(model_folder), "--text", str(text_file)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
-def test_pairs_alone_need_no_text(model_folder, pairs_file, capsys):
+def test_pairs_need_no_text(model_folder, pairs_file, capsys):
     assert run_command(evaluate.main, ["--model", str(model_folder), "--pairs", str(pairs_file)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["file", str(pairs_file), "mean", "all"]
 
     tokenizer = ScratchGPTTokenizer.from_pretrained(model_folder)
     model = ScratchGPTForCausalLM.from_pretrained(model_folder)
-    num_right = 0
+    num_correct = 0
     for row in map(json.loads, pairs_file.read_text().splitlines()):
         losses = []
         for sentence in (row["sentence_good"], row["sentence_bad"]):
             ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(sentence)["input_ids"]]])
             losses.append(float(model(ids, labels=ids).loss.detach()) * (ids.shape[1] - 1))
-        num_right += losses[0] < losses[1]
-    assert lines[1].split()[1:] == ["3", f"{num_right / 3:.4f}"]
+        num_correct += losses[0] < losses[1]
+    assert lines[1].split()[1:] == ["3", f"{num_correct / 3:.4f}"]
 
 
-def test_pairs_beside_a_text(model_folder, text_file, pairs_file, capsys):
+def test_pairs_and_a_text(model_folder, text_file, pairs_file, capsys):
     options = ["--model", str(model_folder), "--text", str(text_file), "--pairs", str(pairs_file)]
     assert run_command(evaluate.main, options) == 0
     printed = capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_validation_split_of_prepared_data(model_folder, text_file, tmp_path, ca
     assert (
         run_command(evaluate.main, ["--model", str(model_folder), "--data_dir", str(data), "--block_size", "16"]) == 0
     )
-    printed = figures(capsys)
+    printed = printed_metrics(capsys)
     rows = open_data(data).validation.rows(range(len(open_data(data).validation)))
     model = ScratchGPTForCausalLM.from_pretrained(model_folder)
     expected = model(rows[:, :-1], labels=rows[:, 1:], shift_labels=rows[:, 1:].contiguous()).loss.detach()
@@ -127,9 +127,9 @@ def test_validation_split_of_prepared_data(model_folder, text_file, tmp_path, ca
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--block_size", "65"], "--block_size is 65, but the model was made for 64 tokens"),
+        (["--block_size", "65"], "--block_size is 65, but the model reads at most 64 tokens"),
         (["--micro_batch_size", "0"], "--micro_batch_size is 0"),
-        (["--data_dir", "somewhere"], "--data_dir and --text or --dataset_name are two texts"),
+        (["--data_dir", "somewhere"], "--data_dir (somewhere) excludes --text and --dataset_name"),
         (["--model", "/nowhere"], "/nowhere"),
         (["--pairs", "/nowhere"], "--pairs /nowhere does not exist"),
     ],
@@ -151,4 +151,4 @@ def test_refuses_another_models_tokenizer(model_folder, text_file, tmp_path, cap
     ScratchGPTTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path)
     ScratchGPTForCausalLM(tiny_config()).save_pretrained(tmp_path)
     assert run_command(evaluate.main, ["--model", str(tmp_path), "--text", str(text_file)]) == 2
-    assert "but the model only 97: it is another model's tokenizer" in capsys.readouterr().err
+    assert "but the model has only 97: it is another model's tokenizer" in capsys.readouterr().err

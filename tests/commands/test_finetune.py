@@ -188,7 +188,7 @@ BAD = {
     "length": ({"max_length": 65}, "--max_length is 65, but the model reads at most 64 tokens"),
     "prompt": ({"sample_prompts": ["why " * 40]}, "--sample_prompts: 'why .* max_position_embeddings is 64: shorten"),
     "template": ({"template": "{{ messages[0]['content'] }}"}, "has no generation markers.*--chat_template own"),
-    "head": ({"trainable": "head"}, "the head of this model is its embedding table; train blocks, lora or all"),
+    "head": ({"trainable": "head"}, "the head of this model is its embedding table; train layers, lora or all"),
     "nothing fits": ({"rows": LONG[::2] * 3, "too_long": "skip"}, "No train conversation fits into --max_length"),
 }  # fmt: skip
 
@@ -239,8 +239,8 @@ def test_an_adapter_on_an_adapter_is_refused(adapter, tmp_path, capsys):
     [
         ({"hidden_size": 32}, "is an adapter for other weights than those in"),
         ({"hidden_size": 32, "forget": True}, "is an adapter for another model"),
-        ({"num_hidden_layers": 1, "forget": True}, "another model: 14 of its weights have no place in this one"),
-        ({"gone": True}, r"is an adapter for another model: \./nowhere does not exist"),
+        ({"num_hidden_layers": 1, "forget": True}, "another model: 14 of its weights do not match this one"),
+        ({"gone": True}, r"is an adapter whose base model \./nowhere does not exist"),
     ],
 )
 def test_adapters_for_another_model_are_refused(adapter, tmp_path, capsys, changes, message):

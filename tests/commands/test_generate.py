@@ -1,4 +1,4 @@
-"""train.generate: what it prints, and which settings it refuses."""
+"""`generate`: its output, and the settings it refuses."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from train.settings.command import run_command
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    """An untrained model with a tokenizer, as train.pretrain would save it."""
+    """An untrained model with a tokenizer, as `pretrain` writes it."""
     from hf_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTTokenizer
 
     folder = tmp_path_factory.mktemp("model")
@@ -45,33 +45,33 @@ def test_temperature_zero_is_greedy(model_folder, capsys):
     assert len(outputs) == 1
 
 
-def test_without_a_prompt_it_starts_from_nothing(model_folder, capsys):
+def test_the_prompt_is_optional(model_folder, capsys):
     assert run(model_folder) == 0
     assert capsys.readouterr().out.strip()
 
 
-def test_a_long_prompt_is_cut_on_the_left_and_that_is_said(model_folder, capsys):
+def test_a_long_prompt_is_truncated_on_the_left_with_a_warning(model_folder, capsys):
     assert run(model_folder, "--prompt", "0123456789" * 20) == 0
-    assert "only the last 59 of the prompt's 200 tokens fit" in capsys.readouterr().err
+    assert "only the last 59 of the prompt's 200 tokens are used" in capsys.readouterr().err
 
 
-def test_without_a_length_it_leaves_half_of_the_positions_to_the_prompt(model_folder, capsys):
+def test_the_default_length_leaves_half_of_the_positions_to_the_prompt(model_folder, capsys):
     assert run_command(generate.main, ["--model", str(model_folder), "--prompt", "0123456789" * 20]) == 0
-    assert "only the last 32 of the prompt's 200 tokens fit" in capsys.readouterr().err
+    assert "only the last 32 of the prompt's 200 tokens are used" in capsys.readouterr().err
 
 
-def test_a_character_that_the_vocabulary_lacks_is_named(model_folder, capsys, monkeypatch):
-    model, _ = generate.load_model(str(model_folder))
+def test_a_prompt_that_cannot_be_encoded_is_refused(model_folder, capsys, monkeypatch):
+    model, _ = generate.load_for_inference(str(model_folder))
 
     class Characters:
-        """A tokenizer without bytes to fall back to."""
+        """A tokenizer without byte fallback."""
 
         def __call__(self, *args, **kwargs):
             raise Exception("WordLevel error: Missing [UNK] token from the vocabulary")
 
-    monkeypatch.setattr(generate, "load_model", lambda name: (model, Characters()))
+    monkeypatch.setattr(generate, "load_for_inference", lambda name: (model, Characters()))
     assert run(model_folder, "--prompt", "\u2603") == 2
-    assert "has no token for a part of it (WordLevel error" in capsys.readouterr().err
+    assert "cannot encode it (WordLevel error" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def test_refuses(model_folder, capsys, options, message):
 
 
 def test_refuses_a_folder_without_a_model_and_damaged_weights(model_folder, tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("no model")
+    (tmp_path / "notes.txt").write_text("not a model")
     assert run(tmp_path, "--prompt", "x") == 2
-    assert "holds no config.json (but notes.txt)" in capsys.readouterr().err
+    assert "has no config.json (found: notes.txt)" in capsys.readouterr().err
 
-    model, tokenizer = generate.load_model(str(model_folder))
+    model, tokenizer = generate.load_for_inference(str(model_folder))
     model.model.norm.weight.data[0] = float("nan")
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

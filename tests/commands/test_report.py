@@ -1,4 +1,4 @@
-"""train.report: what the page says of run folders written by hand, and what it refuses."""
+"""`report`: the page for run folders written by hand, and the folders it refuses."""
 
 import base64
 import io
@@ -13,29 +13,13 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from tests.support.tiny_logs import METRICS, step_record
 from train import report
+from train.metrics.run_comparison import comparison_page
+from train.metrics.run_plots import COLOURS
 from train.settings.command import run_command
 
 RECIPE = {"config": "laptop", "output_dir": "somewhere", "learning_rate": 0.001, "compile": False, "max_steps": 60}
-
-
-def step_record(step, **changes):
-    record = {
-        "step": step,
-        "tokens_seen": 1000 * step,
-        "loss": 9.0 - step / 20,
-        "grad_norm": 1.5,
-        "learning_rate": 1e-3,
-    }
-    return record | {"tokens_per_second": 5000.0 + step} | changes
-
-
-def evaluation(step, loss):
-    figures = {"eval_loss": loss, "eval_perplexity": math.exp(loss), "eval_bits_per_byte": loss / 3}
-    return {"step": step, "tokens_seen": 1000 * step} | figures
-
-
-METRICS = [*map(step_record, range(1, 61)), evaluation(20, 3.5), evaluation(40, 3.25), evaluation(60, 3.4)]
 
 
 def write_run(folder, metrics=METRICS, samples=(), recipe=RECIPE, status=None):
@@ -50,7 +34,7 @@ def write_run(folder, metrics=METRICS, samples=(), recipe=RECIPE, status=None):
 
 
 class Tables(HTMLParser):
-    """Cells of all tables of a page, by class of the table and first cell of the row; and that all tags are closed."""
+    """The cells of all tables, by class of the table and first cell of the row; checks that all tags are closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -81,18 +65,8 @@ class Tables(HTMLParser):
 
 
 def tables_of(*folders):
-    """The tables of the page of some runs, without the time that a picture takes."""
-    return Tables(report.page(report.open_runs(folders), b"")).tables
-
-
-def logged(metrics, name="a"):
-    return report.LoggedRun(name, {"color": "red", "linestyle": "-"}, metrics, [], [], {}, "-")
-
-
-def render(figure):
-    """Draws everything, but coarsely and without the layout, which takes most of the time."""
-    figure.set_layout_engine("none")
-    figure.savefig(io.BytesIO(), dpi=40)
+    """The tables of the page of some runs, without drawing the picture."""
+    return Tables(comparison_page(report.open_runs(folders), b"")).tables
 
 
 def refused(capsys, *argv):
@@ -104,11 +78,11 @@ def pixels(content):
     return imread(io.BytesIO(content), format="png")[..., :3]
 
 
-def test_the_page_holds_the_final_figures(tmp_path):
+def test_the_page_shows_the_final_results(tmp_path):
     skips = [{"step": 7, "tokens_seen": 7000, "skipped": "loss is inf", "loss": math.inf}]
     metrics = [*METRICS, *skips, step_record(61, mfu=0.25), step_record(62, mfu=0.35)]
     a = write_run(tmp_path / "a", metrics, status={"state": "stopped", "step": 60})
-    rows = tables_of(a, write_run(tmp_path / "b"))["figures"]
+    rows = tables_of(a, write_run(tmp_path / "b"))["results"]
     assert rows[""] == ["a", "b"]
     assert rows["state"] == ["stopped", "-"]
     assert rows["steps"] == ["62", "60"]
@@ -123,9 +97,9 @@ def test_the_page_holds_the_final_figures(tmp_path):
     assert rows["skipped updates"] == ["1\nstep 7: loss is inf", "0"]
 
 
-def test_a_long_list_of_skipped_updates_is_cut(tmp_path):
+def test_a_long_list_of_skipped_updates_is_shortened(tmp_path):
     skips = [{"step": step, "tokens_seen": 0, "skipped": "spike"} for step in range(1, 9)]
-    cell = tables_of(write_run(tmp_path / "a", METRICS + skips))["figures"]["skipped updates"][0]
+    cell = tables_of(write_run(tmp_path / "a", METRICS + skips))["results"]["skipped updates"][0]
     assert cell.splitlines() == ["8", *(f"step {step}: spike" for step in range(1, 6)), "and 3 more"]
 
 
@@ -148,29 +122,29 @@ def test_one_run_shows_all_its_settings(tmp_path):
     }
 
 
-def test_the_last_sample_of_each_prompt_stands_beside_that_of_the_other_run(tmp_path):
+def test_the_last_samples_of_the_runs_are_side_by_side(tmp_path):
     samples = [{"step": step, "prompt": p, "text": f"{p}!{step}"} for step in (20, 40) for p in ("one", "two")]
     a, b = write_run(tmp_path / "a", samples=samples), write_run(tmp_path / "b", samples=samples[1:2])
     rows = tables_of(a, b)["samples"]
     assert rows == {"": ["a", "b"], "one": ["step 40\none!40", "-"], "two": ["step 40\ntwo!40", "step 20\ntwo!20"]}
 
 
-def test_text_of_others_is_no_markup(tmp_path):
+def test_text_from_the_run_folder_is_escaped(tmp_path):
     evil = "<script>alert('x')</script> &"
     samples = [{"step": 1, "prompt": evil, "text": evil}]
     skips = [{"step": 2, "tokens_seen": 2, "skipped": evil}]
     folder = write_run(tmp_path / "<b>&", [*METRICS, *skips], samples, {evil: evil}, {"state": evil})
-    text = report.page(report.open_runs([folder]), b"")
+    text = comparison_page(report.open_runs([folder]), b"")
     assert "<script" not in text
     assert "<b>" not in text
     tables = Tables(text).tables
     assert tables["samples"] == {"": ["<b>&"], evil: ["step 1\n" + evil]}
     assert tables["settings"] == {"": ["<b>&"], evil: [evil]}
-    assert tables["figures"]["state"] == [evil]
+    assert tables["results"]["state"] == [evil]
 
 
 def test_the_page_is_one_file_with_the_picture_in_it(tmp_path, capsys):
-    folder = write_run(tmp_path / "a", samples=[{"step": 1, "prompt": "no character", "text": "\ud800"}])
+    folder = write_run(tmp_path / "a", samples=[{"step": 1, "prompt": "lone surrogate", "text": "\ud800"}])
     assert run_command(report.main, ["--output_dir", str(folder)]) == 0
     assert capsys.readouterr().out == f"written: {folder / 'report.html'}\n"
     text = (folder / "report.html").read_text(encoding="utf-8")
@@ -181,25 +155,17 @@ def test_the_page_is_one_file_with_the_picture_in_it(tmp_path, capsys):
     assert not re.search(r"https?:|@import|url\(", text)
 
 
-def test_the_picture_shows_every_run_in_its_colour(tmp_path):
+def test_the_picture_shows_every_run_in_a_distinct_style(tmp_path):
     folders = [
         write_run(tmp_path / f"r{i}", [step_record(s, loss=9 - i - s / 20) for s in range(60)]) for i in range(9)
     ]
     output = tmp_path / "picture.PNG"
     assert run_command(report.main, ["--output_dir", *map(str, folders), "--report_file", str(output)]) == 0
     seen = pixels(output.read_bytes())
-    for colour in report.COLOURS:
+    for colour in COLOURS:
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         assert (np.abs(seen - rgb).max(-1) < 0.01).sum() > 500, colour
     assert len({tuple(run.style.items()) for run in report.open_runs(folders)}) == 9
-
-
-def test_the_x_axis_counts_tokens_or_steps():
-    run = logged([step_record(3), evaluation(4, 2.0)])
-    assert report.points(run, "loss", "step") == [(3.0, 8.85)]
-    assert report.points(run, "eval_loss", "tokens") == [(0.004, 2.0)]
-    assert {axes.get_xlabel() for axes in report.draw_runs([run], "step").axes} == {"step"}
-    assert {axes.get_xlabel() for axes in report.draw_runs([run], "tokens").axes} == {"tokens seen (millions)"}
 
 
 def test_the_choice_of_the_x_axis_reaches_the_picture(tmp_path, monkeypatch):
@@ -211,68 +177,26 @@ def test_the_choice_of_the_x_axis_reaches_the_picture(tmp_path, monkeypatch):
     assert chosen == ["tokens", "step"]
 
 
-def test_skipped_updates_are_crosses_and_no_losses(tmp_path):
-    skips = [{"step": 30, "tokens_seen": 30_000, "skipped": "spike", "loss": 1e9}]
-    figure = report.draw_runs(report.open_runs([write_run(tmp_path / "run", METRICS + skips)]), "step")
-    crosses, others = [], []
-    for line in figure.axes[0].lines:
-        (crosses if line.get_marker() == "x" else others).extend(line.get_xydata().tolist())
-    assert crosses == [[30.0, 0.03]]
-    assert max(y for _, y in others) < 10
-
-
-def test_what_is_no_number_leaves_a_gap():
-    bad = {10: math.nan, 20: math.inf, 21: -math.inf, 30: None, 40: "nan"}
-    run = logged([step_record(s, loss=bad.get(s, 5.0), grad_norm=bad.get(s, 1.0)) for s in range(1, 61)])
-    curve = list(report.smoothed_stretches(report.points(run, "loss", "step")))
-    assert {x for x, y in curve if math.isnan(y)} == set(bad)
-    assert {y for _, y in curve if not math.isnan(y)} == {5.0}
-    render(report.draw_runs([run], "tokens"))
-
-
-def test_the_picture_tells_the_share_of_the_peak_where_it_is_known():
-    runs = [logged([step_record(1, mfu=share)]) for share in (0.25, 0.25, None)] + [logged(METRICS)]
-    legend = report.draw_runs(runs, "step").axes[3].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["MFU 25.0%", "MFU 25.0%"]
-    assert report.draw_runs(runs[2:], "step").axes[3].get_legend() is None
-
-
-def test_the_start_does_not_stretch_the_loss_axis():
-    metrics = [step_record(s, loss=3.0 if s > 5 else 100.0) for s in range(1, 1001)] + [evaluation(1000, 3.5)]
-    low, high = report.draw_runs([logged(metrics)], "step").axes[0].get_ylim()
-    assert low < 3.0
-    assert 3.5 < high < 4
-
-
-def test_runs_that_have_logged_little_can_be_drawn_and_told():
-    runs = [logged(metrics) for metrics in (METRICS[:1], METRICS[:60], [{"step": 1, "loss": math.nan}])]
-    for some in (runs, runs[2:]):
-        render(report.draw_runs(some, "tokens"))
-    rows = Tables(report.page(runs, b"")).tables["figures"]
+def test_runs_with_short_logs_have_results(tmp_path):
+    logs = (METRICS[:1], METRICS[:60], [{"step": 1, "loss": math.nan}])
+    rows = tables_of(*(write_run(tmp_path / str(i), metrics) for i, metrics in enumerate(logs)))["results"]
     assert rows["best validation loss"] == rows["last validation loss"] == ["-", "-", "-"]
     assert rows["training loss (mean of the last 10 lines)"] == ["8.9500", "6.2250", "nan"]
 
 
-def test_a_line_that_is_cut_off_is_left_out(tmp_path):
+def test_a_truncated_line_is_skipped(tmp_path):
     folder = write_run(tmp_path / "a")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "tok')
-    assert tables_of(folder)["figures"]["steps"] == ["60"]
+    assert tables_of(folder)["results"]["steps"] == ["60"]
 
 
-def test_folders_of_the_same_name_are_told_apart_by_their_parents(tmp_path):
+def test_folders_of_the_same_name_are_shown_with_their_parents(tmp_path):
     paths = [tmp_path / name for name in ("one/x/run", "two/x/run", "two/y/run", "other")]
     assert report.distinct_names(paths) == ["one/x/run", "two/x/run", "y/run", "other"]
 
 
-def test_any_name_of_a_folder_can_be_drawn():
-    names = ["_hidden", "cost$x$", "$\\frac$", "n" * 200]
-    figure = report.draw_runs([logged(METRICS, name) for name in names], "tokens")
-    render(figure)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{n} (validation 3.4000)" for n in names]
-
-
-def test_without_runs_it_says_how_to_name_them(capsys):
+def test_without_runs_the_error_shows_how_to_give_them(capsys):
     assert "--output_dir runs/a runs/b" in refused(capsys)
 
 
@@ -292,21 +216,21 @@ def test_a_folder_without_metrics_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("metrics", [[], METRICS[60:], [step_record(1, skipped="spike")]])
 def test_a_run_without_a_step_is_refused(tmp_path, capsys, metrics):
     message = refused(capsys, "--output_dir", write_run(tmp_path / "a", metrics))
-    assert "metrics.jsonl holds no line with a loss yet" in message
+    assert "metrics.jsonl has no line with a loss yet" in message
 
 
 @pytest.mark.parametrize("content", ["a: [", "just words", "- a list", b"\xff\xfe"])
-def test_a_recipe_that_is_none_is_refused(tmp_path, capsys, content):
+def test_an_invalid_recipe_is_refused(tmp_path, capsys, content):
     folder = write_run(tmp_path / "a")
     (folder / "recipe.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert f"recipe {folder / 'recipe.yaml'} " in refused(capsys, "--output_dir", folder)
 
 
 @pytest.mark.parametrize("name", ["report.pdf", "report", "nowhere/report.html"])
-def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys, name):
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, capsys, name):
     message = refused(capsys, "--output_dir", write_run(tmp_path / "a"), "--report_file", tmp_path / name)
-    assert f"--output {tmp_path / name}" in message
-    assert ("there is no folder" if "nowhere" in name else ".html") in message
+    assert f"--report_file {tmp_path / name}" in message
+    assert (f"the folder {tmp_path / 'nowhere'} does not exist" if "nowhere" in name else ".html") in message
 
 
 def test_an_unknown_x_axis_is_refused(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Going back: newer checkpoints are set aside, and chosen steps are left out when the run continues."""
+"""`rollback`: newer checkpoints are renamed, and the continued run skips the chosen steps."""
 
 import json
 
@@ -17,7 +17,7 @@ def run(recipe, tmp_path):
     return tmp_path / "run"
 
 
-def back(run, *options):
+def rollback_to(run, *options):
     return run_command(rollback.main, [f"--output_dir={run}", *options])
 
 
@@ -25,8 +25,8 @@ def steps_of(run):
     return sorted(int(path.name[-8:]) for path in run.glob("checkpoint-*"))
 
 
-def test_what_was_newer_is_set_aside_and_the_run_continues_from_there(run, recipe):
-    assert back(run, "--to_step=2") == 0
+def test_newer_checkpoints_are_renamed_and_the_run_continues_from_the_target(run, recipe):
+    assert rollback_to(run, "--to_step=2") == 0
     assert steps_of(run) == [2]
     assert {path.name for path in run.glob("rolled-back-*")} == {
         "rolled-back-checkpoint-00000004", "rolled-back-checkpoint-00000006", "rolled-back-model"
@@ -36,22 +36,22 @@ def test_what_was_newer_is_set_aside_and_the_run_continues_from_there(run, recip
     before = [line for line in records(run) if "loss" in line]
     assert pretrain.main([recipe(save_steps=2, save_total_limit=3)]) == 0
     again = [line for line in records(run) if "loss" in line]
-    assert [line["loss"] for line in again] == [line["loss"] for line in before]  # nothing was changed
+    assert [line["loss"] for line in again] == [line["loss"] for line in before]
     assert (run / "model").exists()
 
 
-def test_steps_are_left_out_from_then_on(run, recipe):
-    assert back(run, "--to_step=2", "--skip_steps", "3", "4") == 0
+def test_the_continued_run_skips_steps(run, recipe):
+    assert rollback_to(run, "--to_step=2", "--skip_steps", "3", "4") == 0
     pretrain.main([recipe(save_steps=2, save_total_limit=3)])
     lines = records(run)
     assert [line["step"] for line in lines if line.get("skipped") == "on request"] == [3, 4]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 5, 6]
-    assert back(run, "--to_step=4", "--skip_steps", "6", "6") == 0
-    assert json.loads((run / "left_out_steps.json").read_text()) == [[3, 4], [6, 6]]
+    assert rollback_to(run, "--to_step=4", "--skip_steps", "6", "6") == 0
+    assert json.loads((run / "skipped_steps.json").read_text()) == [[3, 4], [6, 6]]
 
 
-def test_without_anything_to_do_a_finished_run_stays_finished(run):
-    assert back(run) == 0
+def test_without_options_a_complete_run_stays_complete(run):
+    assert rollback_to(run) == 0
     assert (run / "model").exists()
     assert steps_of(run) == [2, 4, 6]
 
@@ -59,27 +59,27 @@ def test_without_anything_to_do_a_finished_run_stays_finished(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--to_step=3"], "--to_step 3 has no checkpoint; there are those of steps 2, 4, 6"),
-        (["--to_step=4", "--skip_steps", "3", "4"], "lies before step 4, which is done"),
-        (["--skip_steps", "9"], "takes a first and a last step"),
-        (["--skip_steps", "9", "8"], "takes a first and a last step"),
+        (["--to_step=3"], "--to_step 3 has no checkpoint; there are checkpoints of steps 2, 4, 6"),
+        (["--to_step=4", "--skip_steps", "3", "4"], "--skip_steps 3 4 is before step 4, which is done"),
+        (["--skip_steps", "9"], "it takes a first and a last step"),
+        (["--skip_steps", "9", "8"], "it takes a first and a last step"),
         (["--skip_steps", "0", "8"], "counted from 1"),
     ],
 )
-def test_mistakes_change_nothing(run, capsys, options, message):
-    assert back(run, *options) == 2
+def test_refused_options_change_nothing(run, capsys, options, message):
+    assert rollback_to(run, *options) == 2
     assert message in capsys.readouterr().err
     assert steps_of(run) == [2, 4, 6]
     assert (run / "model").exists()
 
 
-def test_a_folder_without_checkpoints_is_named(tmp_path, capsys):
-    assert back(tmp_path) == 2
-    assert f"{tmp_path} holds no checkpoint" in capsys.readouterr().err
+def test_a_folder_without_checkpoints_is_refused(tmp_path, capsys):
+    assert rollback_to(tmp_path) == 2
+    assert f"{tmp_path} has no checkpoint" in capsys.readouterr().err
 
 
 def test_a_damaged_target_is_refused(run, capsys):
     (run / "checkpoint-00000002" / "config.json").write_text("{}")
-    assert back(run, "--to_step=2") == 2
+    assert rollback_to(run, "--to_step=2") == 2
     assert "config.json" in capsys.readouterr().err
     assert steps_of(run) == [2, 4, 6]

@@ -1,4 +1,4 @@
-"""EleutherAI's harness loads the model as its `hf` model and computes the same metrics as we do."""
+"""EleutherAI's harness loads our models as `hf` models and computes the same metrics."""
 
 import json
 import random
@@ -25,7 +25,7 @@ MINIMAL_PAIRS = {
     "doc_to_text": "",
     "doc_to_choice": "{{[sentence_good, sentence_bad]}}",
     "doc_to_target": 0,
-    "target_delimiter": "",  # the harness would put a space in front of the sentence
+    "target_delimiter": "",  # by default the harness adds a leading space
     "metric_list": [{"metric": "acc"}],
 }
 TEXTS = {
@@ -43,7 +43,7 @@ def model():
 
 @pytest.fixture(params=["object", "path"])
 def harness_model(request, model, tokenizer, tmp_path):
-    """The two ways to pass the model to the harness."""
+    """The model as an object or as a path."""
     if request.param == "object":
         return {"model": HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, device="cpu")}
     model.save_pretrained(tmp_path / "model")
@@ -74,18 +74,18 @@ def run(harness_model, task, path, tmp_path):
     return results["results"]["local"], [sample["filtered_resps"] for sample in samples]
 
 
-def test_accuracy_of_minimal_pairs_is_ours(harness_model, model, tokenizer, pairs_file, tmp_path):
+def test_accuracy_of_minimal_pairs_matches(harness_model, model, tokenizer, pairs_file, tmp_path):
     results, answers = run(harness_model, MINIMAL_PAIRS, pairs_file, tmp_path)
     pairs = read_pairs([pairs_file])
-    sums = sum_log_probs(model, encode_pairs(pairs, tokenizer, context=64), batch_size=4)
+    sums = sum_log_probs(model, encode_pairs(pairs, tokenizer, block_size=64), batch_size=4)
     (ours,) = accuracies(pairs, sums)
-    assert 0 < ours.num_right < ours.num_pairs == 15
-    assert results["acc,none"] == pytest.approx(ours.share)
+    assert 0 < ours.num_correct < ours.num_pairs == 15
+    assert results["acc,none"] == pytest.approx(ours.accuracy)
     log_probs = torch.tensor([log_prob for choices in answers for log_prob, _ in choices], dtype=torch.float64)
     torch.testing.assert_close(log_probs, sums, atol=1e-4, rtol=0)
 
 
-def test_bits_per_byte_are_ours(harness_model, model, tokenizer, pairs_file, tmp_path):
+def test_bits_per_byte_match(harness_model, model, tokenizer, pairs_file, tmp_path):
     results, _ = run(harness_model, TEXTS, pairs_file, tmp_path)
     metric = BitsPerByte(token_byte_lengths(tokenizer))
     for pair in read_pairs([pairs_file]):
@@ -95,7 +95,7 @@ def test_bits_per_byte_are_ours(harness_model, model, tokenizer, pairs_file, tmp
     assert results["bits_per_byte,none"] == pytest.approx(metric.compute()["bits_per_byte"], rel=1e-5)
 
 
-def test_loglikelihood_is_that_of_our_logits(model, tokenizer):
+def test_loglikelihood_matches_our_logits(model, tokenizer):
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, device="cpu")
     questions = [("def f(x):", "\n    return x"), ("return", " x"), ("", "def")]
     answers = harness.loglikelihood([Instance("loglikelihood", {}, question, 0) for question in questions])

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 from tests.support.tiny_base import TEXTS
 from tests.support.tiny_publish import SENT, WEIGHTS, edit_json, log_in, logits
-from train.model.adapters import outdated_names
-from train.model.pretrained import load_model
+from train.model.adapters import ignored_peft_warning
+from train.model.inference import load_for_inference
 from train.publish import main
 
 # What is sent
@@ -179,7 +179,7 @@ def test_a_checkpoint_without_card_and_tokenizer(hub, send, model_folder):
 
 
 def test_an_adapter_names_its_base_on_the_hub(hub, send, model_folder, tmp_path):
-    with outdated_names():
+    with ignored_peft_warning():
         model = get_peft_model(
             AutoModelForCausalLM.from_pretrained(model_folder), LoraConfig(target_modules="all-linear")
         )
@@ -200,9 +200,9 @@ def test_an_adapter_names_its_base_on_the_hub(hub, send, model_folder, tmp_path)
     card = ModelCard(hub.repo("alice/lora").files("main")["README.md"].decode()).data
     assert (card.base_model, card.base_model_relation) == ("alice/tiny", "adapter")
     assert not any(str(tmp_path).encode() in content for content in hub.repo("alice/lora").files("main").values())
-    loaded, _ = load_model("alice/lora")
+    loaded, _ = load_for_inference("alice/lora")
     torch.testing.assert_close(logits(loaded), expected)
-    with outdated_names():
+    with ignored_peft_warning():
         plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("alice/tiny"), "alice/lora")
     torch.testing.assert_close(logits(plain), expected)
 

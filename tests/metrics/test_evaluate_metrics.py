@@ -1,4 +1,4 @@
-"""The metrics: against scikit-learn, by hand, in `evaluate.combine` and in the Trainer."""
+"""The metrics against scikit-learn and hand calculations, in `evaluate.combine`, and in the Trainer."""
 
 import itertools
 import math
@@ -10,10 +10,10 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from tests.support.tiny import VOCAB, tiny_ids, tiny_model
-from train.metrics import evaluate_metrics as scores
+from train.metrics import evaluate_metrics
 from train.metrics.evaluate_metrics import (
     BitsPerByte,
-    Classification,
+    ClassificationMetrics,
     Perplexity,
     TokenAccuracy,
     classification_metrics,
@@ -31,7 +31,7 @@ BUILDERS = {
     "perplexity": Perplexity,
     "bits_per_byte": lambda **settings: BitsPerByte(TOKEN_BYTES, **settings),
     "token_accuracy": TokenAccuracy,
-    "accuracy": lambda **settings: Classification(num_labels=4, **settings),
+    "accuracy": lambda **settings: ClassificationMetrics(num_labels=4, **settings),
 }
 EXPECTED = {
     "perplexity": math.exp(NATS / TOKENS),
@@ -44,7 +44,7 @@ SUBSETS = [names for size in range(1, 5) for names in itertools.combinations(BUI
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Where evaluate would put its files."""
+    """The cache folder of evaluate."""
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -98,8 +98,8 @@ def read_only(rows):
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, read_only, lambda rows: [torch.tensor(row) for row in rows]])
 def test_arrays_and_tensors_are_read_like_lists(kind):
     rows = {"references": [[1, 2, IGNORED]], "log_probs": [[-1.0, -2.0, 0.0]]}
-    figures = Perplexity().compute(**{name: kind(values) for name, values in rows.items()})
-    assert figures == pytest.approx({"perplexity": math.exp(1.5), "nats_per_token": 1.5})
+    metrics = Perplexity().compute(**{name: kind(values) for name, values in rows.items()})
+    assert metrics == pytest.approx({"perplexity": math.exp(1.5), "nats_per_token": 1.5})
 
 
 def test_a_metric_keeps_sums_and_not_tokens():
@@ -114,16 +114,20 @@ def test_a_metric_keeps_sums_and_not_tokens():
     ("build", "given", "message"),
     [
         (Perplexity, {"references": [1, 2], "log_probs": [-1.0]}, "'references': 2, 'log_probs': 1.*shift labels"),
-        (Perplexity, {"references": [1], "log_probs": [0.5]}, "log_probs holds 0.5: the logarithm"),
+        (Perplexity, {"references": [1], "log_probs": [0.5]}, "log_probs contains 0.5: the logarithm"),
         (Perplexity, {"references": [1]}, "log_probs"),
         (Perplexity, {"references": [IGNORED], "log_probs": [-1.0]}, "all references are -100"),
         (Perplexity, {}, "nothing to compute from"),
-        (TokenAccuracy, {"references": [1], "predictions": [[0.1, 0.9]]}, "predictions holds 0.1, not ids: .* argmax"),
+        (
+            TokenAccuracy,
+            {"references": [1], "predictions": [[0.1, 0.9]]},
+            "predictions contains 0.1, not ids: .* argmax",
+        ),
         (TokenAccuracy, {"references": [IGNORED], "predictions": [1]}, "all references are -100"),
-        (BUILDERS["bits_per_byte"], {"references": [4], "log_probs": [-1.0]}, "id 4 .* 0 and 3: token_bytes is that"),
+        (BUILDERS["bits_per_byte"], {"references": [4], "log_probs": [-1.0]}, "id 4 .* 0 and 3: token_bytes belongs"),
         (BUILDERS["accuracy"], {"references": [1], "predictions": [4]}, "id 4 .* 0 and 3: num_labels"),
-        (Classification, {"references": [-1], "predictions": [1]}, "id -1 does not lie"),
-        (Classification, {"references": [IGNORED], "predictions": [1]}, "has no figures"),
+        (ClassificationMetrics, {"references": [-1], "predictions": [1]}, "id -1 is not between"),
+        (ClassificationMetrics, {"references": [IGNORED], "predictions": [1]}, "must be square and not empty"),
     ],
 )
 def test_refuses(build, given, message):
@@ -158,28 +162,28 @@ CASES = {
 def test_classification_as_scikit_learn(case):
     sklearn = pytest.importorskip("sklearn.metrics")
     references, predictions, size = CASES[case]
-    figures = Classification(size).compute(predictions=predictions, references=references)
-    assert figures["accuracy"] == sklearn.accuracy_score(references, predictions)
-    assert figures["confusion_matrix"] == sklearn.confusion_matrix(
+    metrics = ClassificationMetrics(size).compute(predictions=predictions, references=references)
+    assert metrics["accuracy"] == sklearn.accuracy_score(references, predictions)
+    assert metrics["confusion_matrix"] == sklearn.confusion_matrix(
         references, predictions, labels=range(size)
     ).tolist()  # fmt: skip
     macro = sklearn.precision_recall_fscore_support(references, predictions, average="macro", zero_division=0)
-    assert [figures[name] for name in ("precision", "recall", "f1")] == pytest.approx(macro[:3])
+    assert [metrics[name] for name in ("precision", "recall", "f1")] == pytest.approx(macro[:3])
     for positive in range(size):
-        figures = Classification(size, positive=positive).compute(predictions=predictions, references=references)
+        metrics = ClassificationMetrics(size, positive=positive).compute(predictions=predictions, references=references)
         of_one = sklearn.precision_recall_fscore_support(
             references, predictions, labels=[positive], average="macro", zero_division=0
         )
         names = ("positive_precision", "positive_recall", "positive_f1")
-        assert [figures[name] for name in names] == pytest.approx(of_one[:3])
+        assert [metrics[name] for name in names] == pytest.approx(of_one[:3])
 
 
 def test_the_matrix_is_as_large_as_the_classes_that_occur():
-    figures = Classification().compute(predictions=[0, 2, 5], references=[0, 1, IGNORED])
-    assert figures["confusion_matrix"] == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    metrics = ClassificationMetrics().compute(predictions=[0, 2, 5], references=[0, 1, IGNORED])
+    assert metrics["confusion_matrix"] == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
 
 
-def test_figures_of_summed_matrices_may_be_weighted():
+def test_confusion_matrices_may_be_weighted():
     assert classification_metrics([[0.5, 0.25], [0.0, 0.25]]) == classification_metrics(torch.tensor([[2, 1], [0, 1]]))
 
 
@@ -187,11 +191,11 @@ def test_figures_of_summed_matrices_may_be_weighted():
     ("confusion", "positive", "message"),
     [
         ([[1, 2]], None, r"shape \(1, 2\)"),
-        ([[0, 0], [0, 0]], None, "sum 0.0 has no figures"),
+        ([[0, 0], [0, 0]], None, "sum 0.0: it must be square and not empty"),
         ([[1, 0], [0, 1]], 2, "positive is 2, but the classes are 0 to 1"),
     ],
 )
-def test_figures_of_a_matrix_refuse(confusion, positive, message):
+def test_refuses_a_matrix(confusion, positive, message):
     with pytest.raises(ValueError, match=message):
         classification_metrics(confusion, positive)
 
@@ -199,12 +203,12 @@ def test_figures_of_a_matrix_refuse(confusion, positive, message):
 # Models
 
 
-def test_scores_of_targets_are_those_of_log_softmax(monkeypatch):
-    monkeypatch.setattr(scores, "POSITIONS_AT_ONCE", 4)
+def test_scores_of_targets_match_log_softmax(monkeypatch):
+    monkeypatch.setattr(evaluate_metrics, "POSITIONS_AT_ONCE", 4)
     logits = torch.randn(2, 5, VOCAB).bfloat16()
     targets = tiny_ids(2, 5)
     targets[1, 2] = IGNORED
-    predictions, log_probs = scores.score_targets(logits, targets)
+    predictions, log_probs = evaluate_metrics.score_targets(logits, targets)
     expected = logits.float().log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     expected[1, 2] = 0
     torch.testing.assert_close(log_probs, expected)
@@ -222,13 +226,13 @@ def test_in_the_trainer_perplexity_is_exp_of_eval_loss(tmp_path, by_batch):
             report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
         ),
         eval_dataset=rows,
-        preprocess_logits_for_metrics=scores.score_labels,
-        compute_metrics=scores.compute_metrics_with(metrics),
+        preprocess_logits_for_metrics=evaluate_metrics.score_labels,
+        compute_metrics=evaluate_metrics.compute_metrics_with(metrics),
     )  # fmt: skip
-    figures = trainer.evaluate()
-    assert figures["eval_loss"] == pytest.approx(figures["eval_nats_per_token"], rel=1e-5)
-    assert figures["eval_perplexity"] == pytest.approx(math.exp(figures["eval_loss"]), rel=1e-5)
-    assert figures["eval_bits_per_byte"] == pytest.approx(figures["eval_loss"] / math.log(2) / 2, rel=1e-5)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_nats_per_token"], rel=1e-5)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]), rel=1e-5)
+    assert metrics["eval_bits_per_byte"] == pytest.approx(metrics["eval_loss"] / math.log(2) / 2, rel=1e-5)
     ids = torch.stack([row["input_ids"] for row in rows])
     hits = trainer.model(ids).logits[:, :-1].argmax(-1) == ids[:, 1:]
-    assert figures["eval_token_accuracy"] == pytest.approx(float(hits.float().mean()))
+    assert metrics["eval_token_accuracy"] == pytest.approx(float(hits.float().mean()))

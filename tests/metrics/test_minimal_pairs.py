@@ -1,4 +1,4 @@
-"""Minimal pairs: a model whose answers are known, sums by hand, and files with mistakes."""
+"""Minimal pairs: a model with known answers, sums by hand, and files with mistakes."""
 
 import json
 from types import SimpleNamespace
@@ -9,7 +9,14 @@ import torch
 from tests.support.tiny import tiny_model
 from tests.support.tiny_loop import VOCABULARY
 from train.metrics import minimal_pairs
-from train.metrics.minimal_pairs import Accuracy, accuracies, accuracy_table, encode_pairs, read_pairs, sum_log_probs
+from train.metrics.minimal_pairs import (
+    FileAccuracy,
+    accuracies,
+    accuracy_table,
+    encode_pairs,
+    read_pairs,
+    sum_log_probs,
+)
 
 GOOD, BAD = "def f(x): return x", "def f(x): return y"
 
@@ -38,7 +45,7 @@ class Unigrams:
 
 @pytest.fixture
 def favours_a(tokenizer):
-    """Finds "a" likelier than "b" and both likelier than other letters."""
+    """A model that finds "a" more probable than "b", and both more probable than other letters."""
     return Unigrams(tokenizer, {"a": 5.0, "b": 4.0})
 
 
@@ -48,20 +55,20 @@ def score(model, tokenizer, paths, batch_size=3):
 
 
 def test_known_answers(favours_a, tokenizer, tmp_path):
-    right, wrong, tie = ("aab", "abb"), ("zzab", "zzaa"), ("abz", "bza")
-    first = write(tmp_path / "blimp" / "b.jsonl", right, wrong, right, right)
+    correct, wrong, tie = ("aab", "abb"), ("zzab", "zzaa"), ("abz", "bza")
+    first = write(tmp_path / "blimp" / "b.jsonl", correct, wrong, correct, correct)
     second = write(tmp_path / "blimp" / "a.jsonl", tie, ("a", "aa"))
     (tmp_path / "blimp" / "README.md").write_text("not a pair")
     third = write(tmp_path / "c.jsonl", wrong)
     found = score(favours_a, tokenizer, [tmp_path / "blimp", third])
-    assert found == [Accuracy(second, 2, 1), Accuracy(first, 4, 3), Accuracy(third, 1, 0)]
+    assert found == [FileAccuracy(second, 2, 1), FileAccuracy(first, 4, 3), FileAccuracy(third, 1, 0)]
     head, *lines = (line.rsplit(maxsplit=2) for line in accuracy_table(found).splitlines())
     assert head == ["file", "pairs", "accuracy"]
     assert lines[:3] == [[str(second), "2", "0.5000"], [str(first), "4", "0.7500"], [str(third), "1", "0.0000"]]
     assert [line[-1] for line in lines[3:]] == [f"{1.25 / 3:.4f}", f"{4 / 7:.4f}"]
 
 
-def test_a_sum_is_that_of_the_tokens_one_by_one(tokenizer, tmp_path):
+def test_a_sum_matches_the_tokens_scored_one_by_one(tokenizer, tmp_path):
     model = tiny_model(vocab_size=VOCABULARY)
     rows = encode_pairs(read_pairs([write(tmp_path / "pairs.jsonl", (GOOD, BAD))]), tokenizer, 64)
     sums = sum_log_probs(model, rows, batch_size=2)
@@ -83,7 +90,7 @@ def test_batches_do_not_change_the_sums(position):
         torch.testing.assert_close(sum_log_probs(model, rows, batch_size), one_by_one, atol=1e-4, rtol=0)
 
 
-def test_nearly_equal_lengths_share_a_batch(tokenizer, favours_a, monkeypatch):
+def test_similar_lengths_share_a_batch(tokenizer, favours_a, monkeypatch):
     lengths, padded = [], minimal_pairs.padded
     monkeypatch.setattr(minimal_pairs, "padded", lambda rows: lengths.append([*map(len, rows)]) or padded(rows))
     sum_log_probs(favours_a, [[0] * length for length in (2, 9, 3, 8)], batch_size=2)
@@ -91,7 +98,7 @@ def test_nearly_equal_lengths_share_a_batch(tokenizer, favours_a, monkeypatch):
 
 
 LINES = {
-    "missing field": ('{"sentence_good": "a"}', "has no 'sentence_bad', but sentence_good"),
+    "missing field": ('{"sentence_good": "a"}', "has no 'sentence_bad' .found: sentence_good"),
     "empty sentence": ('{"sentence_good": "a", "sentence_bad": " "}', "'sentence_bad' is ' ': it must be a sentence"),
     "number": ('{"sentence_good": 1, "sentence_bad": "b"}', "'sentence_good' is 1: it must be a sentence"),
     "twice the same": ('{"sentence_good": "a", "sentence_bad": "a"}', "both sentences are 'a'"),
@@ -110,12 +117,12 @@ def test_refuses_a_line(tmp_path, line):
     assert f"{path}:3" in str(error.value)
 
 
-def test_refuses_what_holds_no_pairs(tmp_path):
+def test_refuses_files_and_folders_without_pairs(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match=r"empty\.jsonl holds no pair"):
+    with pytest.raises(ValueError, match=r"empty\.jsonl has no pairs"):
         read_pairs([tmp_path])
-    with pytest.raises(ValueError, match=r"folder holds no \*\.jsonl file"):
+    with pytest.raises(ValueError, match=r"folder has no \*\.jsonl file"):
         read_pairs([tmp_path / "folder"])
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
         read_pairs([tmp_path / "gone"])
@@ -127,16 +134,16 @@ def test_refuses_a_file_given_twice(tmp_path):
         read_pairs([tmp_path, path])
 
 
-def test_refuses_a_sentence_longer_than_the_context(tokenizer, tmp_path):
+def test_refuses_a_sentence_longer_than_the_block_size(tokenizer, tmp_path):
     pairs = read_pairs([write(tmp_path / "pairs.jsonl", ("zz", "zy"), ("zzz", "zz"))])
-    assert len(encode_pairs(pairs, tokenizer, context=3)[2]) == 1 + 3
-    with pytest.raises(ValueError, match=r"pairs\.jsonl:2: a sentence has 3 tokens, but the model sees 2 at once"):
-        encode_pairs(pairs, tokenizer, context=2)
+    assert len(encode_pairs(pairs, tokenizer, block_size=3)[2]) == 1 + 3
+    with pytest.raises(ValueError, match=r"pairs\.jsonl:2: a sentence has 3 tokens, but --block_size is 2"):
+        encode_pairs(pairs, tokenizer, block_size=2)
 
 
-def test_refuses_a_tokenizer_that_cannot_write_the_sentence(tmp_path):
+def test_refuses_a_tokenizer_that_cannot_encode_the_sentence(tmp_path):
     pairs = read_pairs([write(tmp_path / "pairs.jsonl", ("a", "b"))])
-    with pytest.raises(ValueError, match="neither bos_token nor eos_token"):
+    with pytest.raises(ValueError, match="neither a bos_token nor an eos_token"):
         encode_pairs(pairs, SimpleNamespace(bos_token_id=None, eos_token_id=None), 64)
 
     class Failing:
@@ -145,7 +152,7 @@ def test_refuses_a_tokenizer_that_cannot_write_the_sentence(tmp_path):
         def __call__(self, text, add_special_tokens):
             raise Exception("WordLevel error: Missing [UNK] token")
 
-    with pytest.raises(ValueError, match=r"pairs\.jsonl:1: no token for a part of 'a' \(WordLevel"):
+    with pytest.raises(ValueError, match=r"pairs\.jsonl:1: cannot encode 'a' \(WordLevel"):
         encode_pairs(pairs, Failing(), 64)
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hf_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
 from tests.support.tiny import assert_same, tiny_ids, tiny_model
 
-# PEFT asks by a name that transformers 5.23 gave up
+# PEFT uses a name that transformers 5.23 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 WITH_DEFAULT_TARGETS = pytest.mark.parametrize(
     ("config_class", "targets"),
@@ -32,7 +32,7 @@ def logits(model, ids=None):
 
 
 def adapted(base, config_class=peft.LoraConfig, **settings):
-    """A model with an adapter as training leaves it: every weight that may change has changed."""
+    """A model with an adapter after training: all trained weights have changed."""
     config = config_class(task_type="CAUSAL_LM", **settings)
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     return changed(model).eval()
@@ -48,7 +48,7 @@ def changed(model):
 
 
 @WITH_DEFAULT_TARGETS
-def test_adapters_find_their_default_targets_and_begin_as_the_base(config_class, targets, base):
+def test_adapters_find_their_default_targets_and_start_as_the_base(config_class, targets, base):
     model = AutoModelForCausalLM.from_pretrained(base)
     before = logits(model)
     adapter = peft.get_peft_model(model, config_class(task_type="CAUSAL_LM"))
@@ -80,20 +80,22 @@ def test_an_adapter_is_refused_by_a_model_of_another_shape(base, tmp_path):
         peft.PeftModel.from_pretrained(tiny_model(hidden_size=24), tmp_path / "adapter")
 
 
-def test_an_adapter_that_leaves_layers_out_is_noticed(base, tmp_path):
+def test_an_adapter_without_some_layers_gives_a_warning(base, tmp_path):
     adapted(base).save_pretrained(tmp_path / "adapter")
     with pytest.warns(UserWarning, match=r"missing adapter keys.*layers\.4\."):
         peft.PeftModel.from_pretrained(tiny_model(num_hidden_layers=5), tmp_path / "adapter")
 
 
-def test_an_adapter_whose_base_is_gone_is_not_loaded(base, tmp_path):
+def test_an_adapter_without_its_base_is_not_loaded(base, tmp_path):
     adapted(base).save_pretrained(tmp_path / "adapter")
     base.rename(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="base"):
         peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
 
 
-@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # generate makes them, PEFT drops them
+@pytest.mark.filterwarnings(
+    "ignore:Position ids are not supported:UserWarning"
+)  # generate creates them, PEFT drops them
 @pytest.mark.parametrize("config_class", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
 def test_learned_prompts_load_by_their_path_and_generate(config_class, base, tmp_path):
     model = adapted(base, config_class, num_virtual_tokens=4)

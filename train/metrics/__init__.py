@@ -1,1 +1,1 @@
-"""Numbers that tell how good a model is, and their plots."""
+"""Metrics of predictions and of whole runs, and their plots."""

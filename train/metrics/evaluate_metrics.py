@@ -1,8 +1,8 @@
-"""Figures of predictions: `evaluate.Metric` classes that need no network, and the functions below them.
+"""Metrics of predictions, as `evaluate.Metric` classes that need no network.
 
-The fields have the names that Hugging Face's metrics use, so that `evaluate.combine` can feed all of these at once:
-`predictions` (ids), `references` (the right ids; -100 is not counted) and `log_probs` (ln p of each right id).
-Each may be a list, a list of rows, an array or a tensor, on any device: all shapes are read token by token.
+The fields have the names of Hugging Face's metrics, so `evaluate.combine` works: `predictions` (ids), `references`
+(the correct ids; -100 is ignored) and `log_probs` (ln p of each correct id). Each may be a list, a list of rows, an
+array or a tensor, on any device; shapes are flattened to tokens.
 """
 
 import math
@@ -19,58 +19,58 @@ from transformers import EvalPrediction
 from ..data.examples import IGNORE_INDEX
 from .perplexity import bits_per_byte, perplexity
 
-POSITIONS_AT_ONCE = 1024  # of which logits exist a second time, in float32
+POSITIONS_AT_ONCE = 1024  # limits the float32 copy of the logits
 
 
 class SummedMetric(evaluate.Metric):
-    """A metric of which each `add_batch` keeps a few sums, so that any number of tokens fits into memory.
+    """A metric that keeps only a few sums per `add_batch`, so any number of tokens fits into memory.
 
-    Plain evaluate writes every token to an Arrow file (a million tokens cost it some seconds and 16 MB per
-    metric). Here the Arrow columns carry the names of the fields, but hold what `_fold` makes of them. Nothing is
-    written to a disk unless `cache_dir` or `num_process` asks for it.
+    `evaluate` itself writes every token to an Arrow file: seconds and 16 MB per metric for a million tokens. Here the
+    Arrow columns have the names of the fields, but contain the output of `_reduce`. Nothing is written to disk unless
+    `cache_dir` or `num_process` is given.
     """
 
     summary: str
-    value_types: dict[str, str]  # Arrow type of what is kept, per field
+    value_types: dict[str, str]  # Arrow type of each column
 
     def __init__(self, **settings: Any) -> None:
         in_memory = settings.get("num_process", 1) == 1 and not settings.get("cache_dir")
         super().__init__(**{"keep_in_memory": in_memory} | settings)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **further: Any) -> None:
-        """Count one token, or one row of them."""
+        """Add one token, or one row of tokens."""
         self.add_batch(**{"predictions": prediction, "references": reference} | further)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **further: Any) -> None:
-        """Count a batch.
+        """Add a batch.
 
         Raises:
-            ValueError: a field is missing, unknown, or has another number of tokens than `references`.
+            ValueError: a field is missing, unknown, or differs from `references` in its number of tokens.
         """
         given = {"predictions": predictions, "references": references} | further
         fields = {name: _flat(name, given.get(name)) for name in self._feature_names()}
         sizes = {name: len(tokens) for name, tokens in fields.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(
-                f"{self.name} got {sizes}: each of them needs one entry per token. The logits of a causal model "
-                "at position i score label i + 1: shift labels and logits against each other first."
+                f"{self.name} got {sizes}: each field needs one entry per token. The logits of a causal model at "
+                "position i predict label i + 1: shift labels and logits against each other first."
             )
         counted = fields["references"] != IGNORE_INDEX
-        super().add_batch(**given | self._fold({name: tokens[counted] for name, tokens in fields.items()}))
+        super().add_batch(**given | self._reduce({name: tokens[counted] for name, tokens in fields.items()}))
 
     def compute(self, *, predictions: Any = None, references: Any = None, **further: Any) -> dict[str, Any] | None:
-        """Figures of all that was added since the last call; None in processes other than the first.
+        """The metrics of everything added since the last call; None in all processes but the first.
 
         Raises:
-            ValueError: nothing was added, or nothing that counts.
+            ValueError: nothing was added, or all references are -100.
         """
         if self.writer is None and references is None:
             raise ValueError(f"{self.name} has nothing to compute from: call add_batch first, or pass references.")
-        figures: dict[str, Any] | None = super().compute(predictions=predictions, references=references, **further)
-        return figures
+        metrics: dict[str, Any] | None = super().compute(predictions=predictions, references=references, **further)
+        return metrics
 
-    def _fold(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
-        """What to keep of the tokens of a batch that count, (tokens,) per field; lists of equal length."""
+    def _reduce(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
+        """The values to keep of a batch, as lists of equal length; -100 is already removed, each field is (tokens,)."""
         raise NotImplementedError
 
     def _info(self) -> evaluate.MetricInfo:
@@ -80,17 +80,17 @@ class SummedMetric(evaluate.Metric):
         )
 
     def _build_data_dir(self) -> str:
-        # evaluate makes a folder in the home folder even for what it keeps in memory
+        # evaluate creates a folder in the home folder even for metrics kept in memory
         return "" if self.keep_in_memory else super()._build_data_dir()
 
 
 class Perplexity(SummedMetric):
-    """`perplexity` = exp(`nats_per_token`), the sum over all targets divided once: never a mean of means."""
+    """`perplexity` = exp(`nats_per_token`), the mean over all targets and never a mean of batch means."""
 
     summary = "exp of the mean of -ln p over all target tokens"
     value_types = {"references": "int64", "log_probs": "float64"}  # number of targets, sum of ln p
 
-    def _fold(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
+    def _reduce(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
         return {"references": [fields["references"].numel()], "log_probs": [_sum_of_log_probs(fields)]}
 
     def _compute(self, references: Sequence[int], log_probs: Sequence[float]) -> dict[str, float]:
@@ -99,23 +99,23 @@ class Perplexity(SummedMetric):
 
 
 class BitsPerByte(SummedMetric):
-    """`bits_per_byte` of the text that the targets stand for: comparable between tokenizers.
+    """`bits_per_byte` of the target text, which compares models with different tokenizers.
 
     Args:
-        token_bytes: (vocab,), bytes of text per token id, as `metrics.token_byte_lengths` gives them.
-        settings: those of `evaluate.Metric`.
+        token_bytes: (vocab,), bytes of text per token id, from `perplexity.token_byte_lengths`.
+        settings: passed to `evaluate.Metric`.
     """
 
-    summary = "-log2 p of all target tokens, divided by the bytes of text that they stand for"
+    summary = "-log2 p of all target tokens, divided by their bytes of text"
     value_types = {"references": "int64", "log_probs": "float64"}  # number of bytes, sum of ln p
 
     def __init__(self, token_bytes: Tensor | Sequence[int], **settings: Any) -> None:
         self.token_bytes = torch.as_tensor(token_bytes).cpu()
         super().__init__(**settings)
 
-    def _fold(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
+    def _reduce(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
         ids = fields["references"]
-        _check_range(ids, len(self.token_bytes), "token_bytes is that of another tokenizer")
+        _check_range(ids, len(self.token_bytes), "token_bytes belongs to another tokenizer")
         return {"references": [int(self.token_bytes[ids].sum())], "log_probs": [_sum_of_log_probs(fields)]}
 
     def _compute(self, references: Sequence[int], log_probs: Sequence[float]) -> dict[str, float]:
@@ -123,12 +123,12 @@ class BitsPerByte(SummedMetric):
 
 
 class TokenAccuracy(SummedMetric):
-    """`token_accuracy`: the share of the targets that were predicted."""
+    """`token_accuracy`: the fraction of targets that were predicted."""
 
-    summary = "share of the target tokens that are the most probable one"
-    value_types = {"references": "int64", "predictions": "int64"}  # number of targets, of those predicted
+    summary = "fraction of target tokens that are the most probable token"
+    value_types = {"references": "int64", "predictions": "int64"}  # number of targets, number of hits
 
-    def _fold(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
+    def _reduce(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
         hits = fields["predictions"] == fields["references"]
         return {"references": [hits.numel()], "predictions": [int(hits.sum())]}
 
@@ -138,23 +138,23 @@ class TokenAccuracy(SummedMetric):
         return {"token_accuracy": sum(predictions) / _total(references)}
 
 
-class Classification(SummedMetric):
-    """`accuracy`, macro-averaged `precision`, `recall` and `f1`, and the `confusion_matrix` (right class, predicted).
+class ClassificationMetrics(SummedMetric):
+    """`accuracy`, macro-averaged `precision`, `recall` and `f1`, and the `confusion_matrix` (correct, predicted).
 
     Args:
-        num_labels: size of the confusion matrix; without it the classes that occur.
-        positive: class whose own precision, recall and f1 are given too, as `positive_precision` and so on.
-        settings: those of `evaluate.Metric`.
+        num_labels: size of the confusion matrix (default: up to the largest class that occurs).
+        positive: class whose `positive_precision`, `positive_recall` and `positive_f1` are added.
+        settings: passed to `evaluate.Metric`.
     """
 
     summary = "accuracy, macro precision, recall and F1, confusion matrix"
-    value_types = {"references": "int64", "predictions": "int64"}  # as they came
+    value_types = {"references": "int64", "predictions": "int64"}  # all ids
 
     def __init__(self, num_labels: int | None = None, positive: int | None = None, **settings: Any) -> None:
         self.num_labels, self.positive = num_labels, positive
         super().__init__(**settings)
 
-    def _fold(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
+    def _reduce(self, fields: dict[str, Tensor]) -> dict[str, list[float]]:
         for ids in fields.values():
             _check_range(ids, self.num_labels or math.inf, "num_labels must be that of the model")
         return {name: ids.tolist() for name, ids in fields.items()}
@@ -169,21 +169,24 @@ class Classification(SummedMetric):
 def classification_metrics(
     confusion: Sequence[Sequence[float]] | Tensor, positive: int | None = None
 ) -> dict[str, Any]:
-    """Accuracy, and precision, recall and F1 as means over the classes, as scikit-learn's average="macro".
+    """Accuracy, and precision, recall and F1 averaged over the classes, as scikit-learn's average="macro".
 
-    A class that was never predicted has precision 0 (zero_division=0). One that neither occurs nor was predicted
-    is left out of the means.
+    A class that was never predicted has precision 0 (zero_division=0). A class that neither occurs nor was predicted
+    is excluded from the averages.
 
     Args:
-        confusion: (classes, classes), how often class i was taken for class j.
-        positive: class whose own figures are added as `positive_precision`, `positive_recall`, `positive_f1`.
+        confusion: (classes, classes), how often class i was predicted as class j.
+        positive: class whose own metrics are added as `positive_precision`, `positive_recall`, `positive_f1`.
 
     Raises:
-        ValueError: the matrix is not square or holds no example, or there is no class `positive`.
+        ValueError: the matrix is not square or empty, or there is no class `positive`.
     """
     counts = torch.as_tensor(confusion, dtype=torch.float64, device="cpu")
     if counts.dim() != 2 or counts.shape[0] != counts.shape[1] or not counts.sum() > 0:
-        raise ValueError(f"a confusion matrix of shape {tuple(counts.shape)} and sum {counts.sum()} has no figures.")
+        raise ValueError(
+            f"the confusion matrix has shape {tuple(counts.shape)} and sum {counts.sum()}: it must be square and not "
+            "empty."
+        )
     if positive is not None and not 0 <= positive < len(counts):
         raise ValueError(f"positive is {positive}, but the classes are 0 to {len(counts) - 1}.")
     hits, occurring, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
@@ -193,11 +196,11 @@ def classification_metrics(
         "f1": 2 * hits / (occurring + predicted).clamp(min=1e-300),
     }
     seen = occurring + predicted > 0
-    figures = {"accuracy": float(hits.sum() / counts.sum())}
-    figures |= {name: float(values[seen].mean()) for name, values in per_class.items()}
+    metrics = {"accuracy": float(hits.sum() / counts.sum())}
+    metrics |= {name: float(values[seen].mean()) for name, values in per_class.items()}
     if positive is not None:
-        figures |= {f"positive_{name}": float(values[positive]) for name, values in per_class.items()}
-    return figures
+        metrics |= {f"positive_{name}": float(values[positive]) for name, values in per_class.items()}
+    return metrics
 
 
 def token_metrics(token_bytes: Tensor | Sequence[int]) -> evaluate.CombinedEvaluations:
@@ -207,11 +210,11 @@ def token_metrics(token_bytes: Tensor | Sequence[int]) -> evaluate.CombinedEvalu
 
 @torch.no_grad()
 def score_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The most probable id and ln p of the target at each position, both of the shape of `targets`.
+    """The most probable id and the ln p of the target at each position, both shaped like `targets`.
 
     Args:
         logits: (..., vocab).
-        targets: (...), the id that each position should predict; -100 gives 0.
+        targets: (...), the id that each position should predict; for -100, ln p is 0.
     """
     parts = zip(logits.flatten(0, -2).split(POSITIONS_AT_ONCE), targets.flatten().split(POSITIONS_AT_ONCE), strict=True)
     scored = [
@@ -226,17 +229,17 @@ def score_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def score_labels(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`score_targets` of a causal model, (batch, seq - 1): for `Trainer(preprocess_logits_for_metrics=score_labels)`.
+    """`score_targets` of a causal model, (batch, seq - 1), for `Trainer(preprocess_logits_for_metrics=score_labels)`.
 
-    So the Trainer keeps 12 bytes per token and not the logits of the whole evaluation. Some models put more behind
-    the logits.
+    The Trainer then keeps 12 bytes per token instead of all logits.
     """
+    # some models return further outputs after the logits
     logits = logits[0] if isinstance(logits, tuple) else logits  # (batch, seq, vocab)
     return score_targets(logits[:, :-1], labels[:, 1:])
 
 
 def compute_metrics_with(metrics: list[evaluate.Metric]) -> Callable[..., dict[str, Any]]:
-    """Make the `compute_metrics` of a Trainer that has `score_labels`; also with `batch_eval_metrics`."""
+    """A `compute_metrics` for a Trainer that uses `score_labels`, with or without `batch_eval_metrics`."""
     combined = evaluate.combine(metrics)
 
     def compute_metrics(evaluation: EvalPrediction, compute_result: bool = True) -> dict[str, Any]:
@@ -249,7 +252,7 @@ def compute_metrics_with(metrics: list[evaluate.Metric]) -> Callable[..., dict[s
 
 
 def _flat(name: str, values: Any) -> Tensor:
-    """All numbers in the order of the rows, (tokens,); rows of a list may have different lengths."""
+    """All numbers row by row, (tokens,); rows of a list may differ in length."""
     if values is None:
         raise ValueError(f"{name} is missing.")
     if isinstance(values, list | tuple) and values and not isinstance(values[0], int | float | np.number):
@@ -257,26 +260,26 @@ def _flat(name: str, values: Any) -> Tensor:
     if not isinstance(values, Tensor):
         values = torch.tensor(np.asarray(values))
     if name != "log_probs" and values.is_floating_point() and values.numel():
-        raise ValueError(f"{name} holds {values.flatten()[0]:g}, not ids: take the argmax of logits first.")
+        raise ValueError(f"{name} contains {values.flatten()[0]:g}, not ids: take the argmax of the logits first.")
     values = values.detach().cpu().flatten()
     return values if name == "log_probs" else values.long()
 
 
 def _sum_of_log_probs(fields: dict[str, Tensor]) -> float:
     log_probs = fields["log_probs"].double()
-    if (log_probs > 1e-4).any():  # rounding can lift a certain token above 0
-        raise ValueError(f"log_probs holds {log_probs.max():g}: the logarithm of a probability is at most 0.")
+    if (log_probs > 1e-4).any():  # 0 up to rounding
+        raise ValueError(f"log_probs contains {log_probs.max():g}: the logarithm of a probability is at most 0.")
     return float(log_probs.sum())
 
 
 def _total(counts: Sequence[int]) -> int:
     total = sum(counts)
     if not total:
-        raise ValueError(f"no token counts: all references are {IGNORE_INDEX}.")
+        raise ValueError(f"no token to count: all references are {IGNORE_INDEX}.")
     return total
 
 
 def _check_range(ids: Tensor, size: float, remedy: str) -> None:
     for limit in (ids.min(), ids.max()) if ids.numel() else ():
         if not 0 <= limit < size:
-            raise ValueError(f"id {limit} does not lie between 0 and {size - 1}: {remedy}.")
+            raise ValueError(f"id {limit} is not between 0 and {size - 1}: {remedy}.")

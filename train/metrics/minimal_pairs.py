@@ -1,8 +1,8 @@
-"""Which of two sentences that hardly differ does a model find more probable, the good one or the bad one?
+"""Minimal pairs: does a model find a correct sentence more probable than a nearly identical wrong one?
 
-The files are those of BLiMP (https://huggingface.co/papers/1912.00582): one JSON object per line, with `sentence_good`
-and `sentence_bad`. A sentence's probability is that of all its tokens after the token that begins a text. (EleutherAI's
-harness puts a space in front of it, `target_delimiter`; with that set to "" its figures are these.)
+The files have the format of BLiMP (https://huggingface.co/papers/1912.00582): one JSON object per line, with
+`sentence_good` and `sentence_bad`. The probability of a sentence is that of all its tokens after the token that begins
+a text. EleutherAI's harness computes the same with `target_delimiter: ""`; by default it adds a leading space.
 """
 
 import itertools
@@ -24,7 +24,7 @@ FIELDS = ("sentence_good", "sentence_bad")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sentences, and the file and line that they come from."""
+    """Two sentences, and the file and line where they were read."""
 
     path: Path
     line: int
@@ -33,35 +33,35 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """How many of the pairs of a file were right."""
+class FileAccuracy:
+    """The number of pairs in a file, and how many of them the model ranks correctly."""
 
     path: Path
     num_pairs: int
-    num_right: int
+    num_correct: int
 
     @property
-    def share(self) -> float:
-        """From 0 to 1; guessing gives a half."""
-        return self.num_right / self.num_pairs
+    def accuracy(self) -> float:
+        """From 0 to 1; guessing gives 0.5."""
+        return self.num_correct / self.num_pairs
 
 
 def read_pairs(paths: Sequence[str | Path]) -> list[Pair]:
-    """The pairs of all files, and of all *.jsonl files of folders, in the order of their names.
+    """The pairs in all files, and in all *.jsonl files of folders in alphabetical order.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a file is given twice or has no pairs, a line is not JSON, lacks a sentence, or has twice the same.
+        ValueError: a file is given twice or has no pairs; a line is not JSON, lacks a sentence, or repeats it.
     """
     pairs: list[Pair] = []
     seen: set[Path] = set()
     for path in (path for given in paths for path in _files(Path(given))):
         if path.resolve() in seen:
-            raise ValueError(f"--pairs gives {path} twice: name each file once, or the folder that it is in.")
+            raise ValueError(f"--pairs gives {path} twice: give each file once, or its folder.")
         seen.add(path.resolve())
         of_file = [_checked_pair(path, line, row) for line, row in read_rows(path)]
         if not of_file:
-            raise ValueError(f"--pairs {path} holds no pair: it needs one JSON object per line.")
+            raise ValueError(f"--pairs {path} has no pairs: it needs one JSON object per line.")
         pairs += of_file
     return pairs
 
@@ -73,45 +73,43 @@ def _files(path: Path) -> list[Path]:
         return [path]
     files = sorted(path.glob("*.jsonl"))
     if not files:
-        raise ValueError(f"--pairs {path} holds no *.jsonl file: name files with other suffixes one by one.")
+        raise ValueError(f"--pairs {path} has no *.jsonl file: give files with other suffixes one by one.")
     return files
 
 
 def _checked_pair(path: Path, line: int, row: dict[str, Any]) -> Pair:
-    where = f"{path}:{line}"
+    place = f"{path}:{line}"
     for field in FIELDS:
         if field not in row:
-            raise ValueError(
-                f"{where} has no {field!r}, but {', '.join(row) or 'nothing'}: a pair needs both sentences."
-            )
+            raise ValueError(f"{place} has no {field!r} (found: {', '.join(row) or 'nothing'}).")
         if not isinstance(row[field], str) or not row[field].strip():
-            raise ValueError(f"{where}: {field!r} is {row[field]!r:.40}: it must be a sentence.")
+            raise ValueError(f"{place}: {field!r} is {row[field]!r:.40}: it must be a sentence.")
     good, bad = (row[field] for field in FIELDS)
     if good == bad:
-        raise ValueError(f"{where}: both sentences are {good!r:.80}: no model could tell them apart. Remove the pair.")
+        raise ValueError(f"{place}: both sentences are {good!r:.80}: remove the pair.")
     return Pair(path, line, good, bad)
 
 
-def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, context: int) -> list[list[int]]:
-    """The ids of all sentences, good and bad in turn, each behind the token that begins a text.
+def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, block_size: int) -> list[list[int]]:
+    """The ids of all sentences, good and bad in turn, each after the token that begins a text.
 
     Raises:
-        ValueError: the tokenizer has no such token or cannot encode a sentence, or one is longer than `context`.
+        ValueError: the tokenizer has no such token or cannot encode a sentence, or a sentence exceeds `block_size`.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
-        raise ValueError("the tokenizer has neither bos_token nor eos_token: nothing could stand before a sentence.")
+        raise ValueError("the tokenizer has neither a bos_token nor an eos_token to begin a sentence with.")
     rows = []
     for pair in pairs:
         for sentence in (pair.good, pair.bad):
             try:
                 ids = tokenizer(sentence, add_special_tokens=False)["input_ids"]
-            except Exception as error:  # tokenizers has no class of its own for a character that a vocabulary lacks
-                raise ValueError(f"{pair.path}:{pair.line}: no token for a part of {sentence!r} ({error}).") from None
-            if not 0 < len(ids) <= context:
+            except Exception as error:  # tokenizers raises a plain Exception for a character not in the vocabulary
+                raise ValueError(f"{pair.path}:{pair.line}: cannot encode {sentence!r} ({error}).") from None
+            if not 0 < len(ids) <= block_size:
                 raise ValueError(
-                    f"{pair.path}:{pair.line}: a sentence has {len(ids)} tokens, but the model sees {context} at once. "
-                    "Remove the pair."
+                    f"{pair.path}:{pair.line}: a sentence has {len(ids)} tokens, but --block_size is {block_size}: "
+                    "remove the pair."
                 )
             rows.append([start, *ids])
     return rows
@@ -119,13 +117,15 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, cont
 
 @torch.no_grad()
 def sum_log_probs(model: PreTrainedModel, rows: Sequence[Sequence[int]], batch_size: int) -> Tensor:
-    """ln p of all ids of each row but its first one, (rows,); nearly equal lengths share a batch.
+    """ln p of all ids of each row except the first, (rows,). Rows of similar length share a batch.
 
     Raises:
-        ValueError: the model computes numbers that are not finite.
+        ValueError: a sum is not finite.
     """
     sums = torch.zeros(len(rows), dtype=torch.float64)
-    numbers = iter(tqdm(_longest_first(rows), unit=" sentences", mininterval=0.5))
+    # longest first, so that running out of memory happens at once
+    longest_first = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    numbers = iter(tqdm(longest_first, unit=" sentences", mininterval=0.5))
     while batch := list(itertools.islice(numbers, batch_size)):
         ids, targets = padded([rows[number] for number in batch])
         mask = (targets != IGNORE_INDEX).long()
@@ -133,17 +133,12 @@ def sum_log_probs(model: PreTrainedModel, rows: Sequence[Sequence[int]], batch_s
         logits = model(**on_device, use_cache=False).logits
         sums[batch] = score_targets(logits, targets.to(logits.device))[1].double().sum(dim=1).cpu()
     if not sums.isfinite().all():
-        raise ValueError("the model computes numbers that are not finite: its weights are damaged.")
+        raise ValueError("the model's outputs are not finite: its weights are damaged.")
     return sums
 
 
-def _longest_first(rows: Sequence[Sequence[int]]) -> list[int]:
-    """So that a batch that is too large for the memory is the first one."""
-    return sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-
-
 def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, both (batch, seq): the targets are one token further, and -100 behind the end of a row."""
+    """Inputs and targets, both (batch, seq). Targets are shifted by one token, and -100 after the end of a row."""
     seq = max(map(len, rows)) - 1
     ids = torch.zeros(len(rows), seq, dtype=torch.long)
     targets = torch.full((len(rows), seq), IGNORE_INDEX)
@@ -153,26 +148,26 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, targets
 
 
-def accuracies(pairs: Sequence[Pair], sums: Tensor) -> list[Accuracy]:
-    """Per file, the pairs of which the good sentence is the more probable one; a tie is wrong.
+def accuracies(pairs: Sequence[Pair], sums: Tensor) -> list[FileAccuracy]:
+    """The accuracy per file: a pair is correct if the good sentence is more probable, a tie is not.
 
     Args:
         pairs: in any order.
         sums: (2 * pairs,), ln p of the good and the bad sentence of each pair in turn.
     """
-    is_right = (sums[0::2] > sums[1::2]).tolist()
-    of_files: dict[Path, list[bool]] = {}
-    for pair, right in zip(pairs, is_right, strict=True):
-        of_files.setdefault(pair.path, []).append(right)
-    return [Accuracy(path, len(rights), sum(rights)) for path, rights in of_files.items()]
+    is_correct = (sums[0::2] > sums[1::2]).tolist()
+    by_file: dict[Path, list[bool]] = {}
+    for pair, correct in zip(pairs, is_correct, strict=True):
+        by_file.setdefault(pair.path, []).append(correct)
+    return [FileAccuracy(path, len(found), sum(found)) for path, found in by_file.items()]
 
 
-def accuracy_table(files: Sequence[Accuracy]) -> str:
-    """A line per file, then the mean over the files and that over the pairs."""
-    num_pairs, num_right = sum(file.num_pairs for file in files), sum(file.num_right for file in files)
+def accuracy_table(files: Sequence[FileAccuracy]) -> str:
+    """One line per file, then the mean over files and the mean over pairs."""
+    num_pairs, num_correct = sum(file.num_pairs for file in files), sum(file.num_correct for file in files)
     rows = [("file", "pairs", "accuracy")]
-    rows += [(str(file.path), f"{file.num_pairs:,}", f"{file.share:.4f}") for file in files]
-    rows.append(("mean of the files", "", f"{sum(file.share for file in files) / len(files):.4f}"))
-    rows.append(("all pairs", f"{num_pairs:,}", f"{num_right / num_pairs:.4f}"))
+    rows += [(str(file.path), f"{file.num_pairs:,}", f"{file.accuracy:.4f}") for file in files]
+    rows.append(("mean of the files", "", f"{sum(file.accuracy for file in files) / len(files):.4f}"))
+    rows.append(("all pairs", f"{num_pairs:,}", f"{num_correct / num_pairs:.4f}"))
     width = max(len(name) for name, *_ in rows)
-    return "\n".join(f"{name:<{width}}  {count:>9}  {share:>8}" for name, count, share in rows)
+    return "\n".join(f"{name:<{width}}  {count:>9}  {accuracy:>8}" for name, count, accuracy in rows)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Plots for model cards: the loss curve and the confusion matrix."""
 
 import math
 import statistics
@@ -9,50 +9,22 @@ from typing import Any
 
 import numpy as np
 
-INK = "#33373d"
-
-
-def draw_confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, title: str) -> None:
-    """A cell's colour is its share of the row, so that rare labels show their mistakes as clearly as frequent ones."""
-    from matplotlib.figure import Figure  # no pyplot: it would pick a window system
-
-    counts = np.array(confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(3.6, 0.5 * len(names) + 2)
-    figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(
-        range(len(names)), names, rotation=45 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center"
-    )
-    axes.set_yticks(range(len(names)), names)
-    for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if shares[row, column] > 0.6 else INK if count else "#b8bcc2"
-        axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("right label")
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    figure.savefig(path)
-
-
-TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#9bb8d3", "#c4502c", "#33373d"
+TRAIN_COLOUR, VALIDATION_COLOUR, TEXT_COLOUR = "#9bb8d3", "#c4502c", "#33373d"
 
 
 def draw_loss_curve(
     records: list[dict[str, Any]], path: Path, *, title: str, num_choices: int, per: str = "token"
 ) -> None:
-    """Draw training loss (light) and validation loss (points, the last one labelled) over the tokens seen.
+    """Plot training loss (light) and validation loss (points, the last one labelled) over the tokens seen.
 
     Args:
-        records: the lines of metrics.jsonl: `tokens_seen` with `loss` or with `eval_loss`.
-        path: the PNG to write.
-        title: what was trained.
-        per: what the loss is a mean over.
-        num_choices: its logarithm, the loss of a model that knows nothing, bounds the picture.
+        records: the lines of metrics.jsonl: `tokens_seen` with `loss` or `eval_loss`.
+        path: the PNG file to write.
+        title: title of the plot.
+        per: the unit that the loss is averaged over.
+        num_choices: number of tokens or labels to choose from; a line shows the loss of guessing among them.
     """
-    from matplotlib.figure import Figure  # no pyplot: it would pick a window system
+    from matplotlib.figure import Figure  # not pyplot, which selects a window system
 
     training = [(r["tokens_seen"] / 1e6, r["loss"]) for r in records if "loss" in r]
     validation = [(r["tokens_seen"] / 1e6, r["eval_loss"]) for r in records if "eval_loss" in r]
@@ -67,14 +39,14 @@ def draw_loss_curve(
             color=VALIDATION_COLOUR, va="center", fontweight="bold", annotation_clip=False,
         )  # fmt: skip
     last_tokens = max(tokens for tokens, _ in training + validation)
-    axes.axhline(math.log(num_choices), color=INK, linewidth=0.8, linestyle=":")
+    axes.axhline(math.log(num_choices), color=TEXT_COLOUR, linewidth=0.8, linestyle=":")
     axes.annotate(
         f"guessing: ln({num_choices}) = {math.log(num_choices):.2f}", (last_tokens, math.log(num_choices)),
-        xytext=(0, -11), textcoords="offset points", ha="right", fontsize=8, color=INK,
+        xytext=(0, -11), textcoords="offset points", ha="right", fontsize=8, color=TEXT_COLOUR,
     )  # fmt: skip
     axes.set_xlabel("tokens seen (millions)")
     axes.set_ylabel(f"loss (nats per {per})")
-    axes.set_title(textwrap.fill(title, 90), loc="left", fontsize=10, color=INK)
+    axes.set_title(textwrap.fill(title, 90), loc="left", fontsize=10, color=TEXT_COLOUR)
     axes.grid(axis="y", color="#e8e8e8")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -84,9 +56,34 @@ def draw_loss_curve(
 
 
 def smoothed(points: list[tuple[float, float]], reach: int = 4) -> list[tuple[float, float]]:
-    """Each point's y replaced by the mean of up to `reach` neighbours on either side, equally many on both."""
+    """Replace each y by the mean over up to `reach` neighbours on each side, equally many on both sides."""
     means = []
     for i, (x, _) in enumerate(points):
         width = min(reach, i, len(points) - 1 - i)
         means.append((x, statistics.fmean(y for _, y in points[i - width : i + width + 1])))
     return means
+
+
+def draw_confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str], path: Path, title: str) -> None:
+    """Plot a confusion matrix. Colours show fractions of a row, so errors on rare labels are as visible as others."""
+    from matplotlib.figure import Figure  # not pyplot, which selects a window system
+
+    counts = np.array(confusion)
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(3.6, 0.5 * len(names) + 2)
+    figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(
+        range(len(names)), names, rotation=45 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center"
+    )
+    axes.set_yticks(range(len(names)), names)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if fractions[row, column] > 0.6 else TEXT_COLOUR if count else "#b8bcc2"
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xlabel("predicted label")
+    axes.set_ylabel("true label")
+    axes.set_title(title, loc="left", fontsize=10, color=TEXT_COLOUR)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.savefig(path)

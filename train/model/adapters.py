@@ -1,6 +1,6 @@
-"""TODO."""
+"""LoRA adapters, from `peft`: add one to a model, write it, and merge it into its base model."""
 
-import hashlib
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,43 +8,63 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from ..checkpoint.manifest import read_json, sha256_of
+from ..checkpoint.manifest import read_json
 from ..checkpoint.weights import safetensors_names
+from ..hub.client import HubName
+from ..settings.finetuning import BaseArguments
 from ..settings.run_folder import ADAPTER_CONFIG_FILE, ADAPTER_FILE, BASE_MODEL_FILE
-from .find import find_model
+from .find import find_model, weights_sha256
 
 
-def weights_sha256(folder: Path) -> str:
-    """Identity of the weights in a folder: of each file its name and hash."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
+def add_adapter(model: PreTrainedModel, name: str, arguments: BaseArguments, new_tokens: list[int]) -> Any:
+    """The model with a new LoRA adapter (https://huggingface.co/papers/2106.09685) for all matrices.
+
+    Args:
+        model: the base model.
+        name: its folder or its name on the Hub, which the adapter records.
+        arguments: rank, scale and dropout.
+        new_tokens: ids whose embeddings are trained too.
+    """
+    from peft import LoraConfig, get_peft_model  # takes a second to import
+
+    rank = arguments.lora_r or 8
+    source = HubName(name) if Path(name).exists() else HubName.parse(name)
+    config = LoraConfig(
+        task_type="SEQ_CLS" if "SequenceClassification" in type(model).__name__ else "CAUSAL_LM",
+        r=rank,
+        lora_alpha=2 * rank if arguments.lora_alpha is None else arguments.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=arguments.lora_dropout or 0.0,
+        target_modules="all-linear",
+        trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
+        revision=source.revision,
+    )
+    model.name_or_path = source.repo_id
+    with ignored_peft_warning():
+        return get_peft_model(model, config)
 
 
-@contextmanager
-def outdated_names() -> Iterator[None]:
-    """PEFT asks transformers for `is_gradient_checkpointing`, which is called differently since 5.23."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        yield
+def write_adapter(model: Any, folder: Path, base: str, base_sha256: str) -> None:
+    """Write an adapter, and the name and hash of the weights that it belongs to."""
+    model.save_pretrained(folder)
+    text = json.dumps({"name": base, "weights_sha256": base_sha256}, indent=2)
+    (folder / BASE_MODEL_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def base_of_adapter(folder: Path) -> Path:
-    """Where the base model of an adapter lies.
+    """The folder of the base model of an adapter.
 
     Raises:
-        ValueError: it is gone, or no longer has the weights that the adapter was trained on.
+        ValueError: it does not exist, or its weights are not those that the adapter was trained on.
         OSError: as `find_model`.
     """
     settings = read_json(folder / ADAPTER_CONFIG_FILE)
     name = settings.get("base_model_name_or_path") or ""
     revision = settings.get("revision")
-    found = find_model(f"{folder} is an adapter for another model:", f"{name}@{revision}" if revision else name)
-    noted = folder / BASE_MODEL_FILE
-    expected = read_json(noted)["weights_sha256"] if noted.exists() else None
-    if expected is not None and weights_sha256(found) != expected:
+    found = find_model(f"{folder} is an adapter whose base model", f"{name}@{revision}" if revision else name)
+    record = folder / BASE_MODEL_FILE
+    if record.exists() and weights_sha256(found) != read_json(record)["weights_sha256"]:
         raise ValueError(
             f"{folder} is an adapter for other weights than those in {name}: set base_model_name_or_path in its "
             f"{ADAPTER_CONFIG_FILE} to the model that it was trained on."
@@ -52,26 +72,35 @@ def base_of_adapter(folder: Path) -> Path:
     return found
 
 
-def put_adapter_on(model: nn.Module, folder: Path) -> Any:
-    """The model with an adapter.
+def merge_adapter(model: nn.Module, folder: Path) -> Any:
+    """The model with the adapter in `folder` merged into its weights.
 
     Raises:
-        ValueError: it is an adapter for another model.
+        ValueError: the adapter has no safetensors file, or belongs to another model.
     """
-    from peft import PeftModel, get_peft_model_state_dict  # takes a second
+    from peft import PeftModel, get_peft_model_state_dict  # takes a second to import
 
     if not (folder / ADAPTER_FILE).exists():
-        raise ValueError(f"{folder} is an adapter without its weights ({ADAPTER_FILE}); pickles are not loaded.")
+        raise ValueError(f"{folder} is an adapter without {ADAPTER_FILE}; weights in pickles are not loaded.")
     try:
-        with outdated_names():
+        with ignored_peft_warning():
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError) as error:  # sizes differ; no module of that name
+    except (RuntimeError, ValueError) as error:  # other sizes, or no module of that name
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{folder} is an adapter for another model ({reason}).") from None
-    saved, there = set(safetensors_names(folder / ADAPTER_FILE)), set(get_peft_model_state_dict(adapted))
-    if saved != there:  # PEFT leaves out weights that the model has no place for, and makes new ones where it has more
+    # PEFT ignores weights that do not match a module, and initializes those that are missing
+    saved, expected = set(safetensors_names(folder / ADAPTER_FILE)), set(get_peft_model_state_dict(adapted))
+    if saved != expected:
         raise ValueError(
-            f"{folder} is an adapter for another model: {len(saved - there)} of its weights have no place in this one, "
-            f"such as {min(saved ^ there)}, and {len(there - saved)} are missing."
+            f"{folder} is an adapter for another model: {len(saved - expected)} of its weights do not match this one, "
+            f"such as {min(saved ^ expected)}, and {len(expected - saved)} are missing."
         )
-    return adapted
+    return adapted.merge_and_unload()
+
+
+@contextmanager
+def ignored_peft_warning() -> Iterator[None]:
+    """Ignore a warning: PEFT uses `is_gradient_checkpointing`, which transformers 5.23 renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield

@@ -1,63 +1,58 @@
-"""TODO."""
+"""Find a model by its folder or its name on the Hugging Face Hub, and identify its weights."""
 
+import hashlib
 from pathlib import Path
 
-from transformers import (
-    CONFIG_MAPPING,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import CONFIG_MAPPING
 
-from ..checkpoint.manifest import read_json
+import hf_scratch_gpt  # noqa: F401  registers the model's classes
+
+from ..checkpoint.manifest import read_json, sha256_of
 from ..hub.client import HubName
 from ..hub.download import pull_or_cached
-from ..settings.run_folder import ADAPTER_CONFIG_FILE
+from ..settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 
 def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
-    """The folder of a model: as named, or where a model of the Hub was downloaded to and verified.
+    """The folder of a model or adapter. A model on the Hub is downloaded and verified first.
+
+    Args:
+        option: the option that `name` was given with, for the error messages.
 
     Raises:
-        ValueError: what is missing.
-        OSError: the Hub cannot be reached, the disk is full.
+        ValueError: no such model, or a folder without a known config or without weights.
+        OSError: the Hub cannot be reached, or the disk is full.
     """
     folder = Path(name)
     if not folder.exists():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ValueError(f"{option} {name} does not exist; train.quickstart makes runs/quickstart/run/model.")
+            raise ValueError(
+                f"{option} {name} does not exist; scratch-gpt quickstart writes runs/quickstart/run/model."
+            )
         folder = pull_or_cached(HubName.parse(name))
     found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     shown = ", ".join(found[:8]) or "nothing"
     if ADAPTER_CONFIG_FILE in found:
         return folder
-    if "config.json" not in found:
-        raise ValueError(f"{option} {name} is no model folder: it holds no config.json (but {shown}).")
-    model_type = read_json(folder / "config.json").get("model_type")
+    if CONFIG_FILE not in found:
+        raise ValueError(f"{option} {name} is not a model folder: it has no {CONFIG_FILE} (found: {shown}).")
+    model_type = read_json(folder / CONFIG_FILE).get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"{option} {name} is of the type {model_type}, which neither this project nor transformers knows; "
-            "code that lies beside the weights is not run."
+            f"{option} {name} has the unknown model_type {model_type}: it must be scratch_gpt or one of transformers' "
+            "own; code in a model folder is never executed."
         )
     if needs_weights and not any(entry.endswith(".safetensors") for entry in found):
         raise ValueError(
-            f"{option} {name} holds no weights (*.safetensors, but {shown}): give the folder of a trained model. "
-            "(Fine-tuning can also begin with new weights: --random_weights true.)"
+            f"{option} {name} has no weights (*.safetensors; found: {shown}): give the folder of a trained model. "
+            "Only fine-tuning can start without: --random_weights true."
         )
     return folder
 
 
-def load_model_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, with a token to pad with.
-
-    Raises:
-        ValueError: the folder has none.
-    """
-    path = Path(name)
-    if path.is_dir() and not (path / "tokenizer_config.json").exists():
-        raise ValueError(f"{name} holds no tokenizer: name its folder with --tokenizer.")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer of {name} has neither a pad_token nor an eos_token: give it one.")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+def weights_sha256(folder: Path) -> str:
+    """The identity of the weights in a folder: a hash of the names and contents of all safetensors files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()

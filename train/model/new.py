@@ -1,4 +1,4 @@
-"""TODO."""
+"""Build a new model from a preset or a config.json."""
 
 import json
 from pathlib import Path
@@ -10,15 +10,16 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_scratch_gpt import PRESETS, ScratchGPTConfig
 
+from ..settings.run_folder import CONFIG_FILE
 from ..settings.seeds import seed_at
 from ..settings.training import ModelArguments
 
 
 def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> ScratchGPTConfig:
-    """The model's config; vocabulary size and special tokens are those of the tokenizer.
+    """The config of the model, with the vocabulary size and special tokens of the tokenizer.
 
     Raises:
-        ValueError: no such preset, unknown keys, values that do not fit each other.
+        ValueError: no such preset, unknown keys, or values that do not fit together.
         OSError: config.json cannot be read.
     """
     overrides = parse_overrides(arguments.config_overrides or "")
@@ -39,11 +40,11 @@ def read_config(name: str) -> dict[str, Any]:
     """The values of a config.json, given by its path or its folder.
 
     Raises:
-        ValueError: `name` is neither, or holds no JSON object.
-        OSError: it cannot be read.
+        ValueError: `name` is neither, or the file does not contain a JSON object.
+        OSError: the file cannot be read.
     """
     path = Path(name)
-    path = path / "config.json" if path.is_dir() else path
+    path = path / CONFIG_FILE if path.is_dir() else path
     if path.suffix != ".json":
         raise ValueError(f"--config {name} is neither a preset ({', '.join(PRESETS)}) nor a config.json.")
     try:
@@ -51,12 +52,12 @@ def read_config(name: str) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path} must hold a JSON object, not {values!r:.80}")
+        raise ValueError(f"--config {path} must contain a JSON object, not {values!r:.80}")
     return values
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """`"num_hidden_layers=4,qk_norm=false"` as a dictionary; values as in YAML.
+    """`"num_hidden_layers=4,qk_norm=false"` as a dictionary; values are read as YAML.
 
     Raises:
         ValueError: the text has another form.
@@ -71,14 +72,14 @@ def parse_overrides(text: str) -> dict[str, Any]:
 
 
 def _number_or_same(value: Any) -> Any:
-    try:  # YAML takes 1e-6 for text
+    try:  # YAML reads 1e-6 as text
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
 
 
 def check_block_size(config: PreTrainedConfig, block_size: int) -> None:
-    """Refuses sequences for which the model has no positions.
+    """Refuse sequences longer than the model can process.
 
     Raises:
         ValueError: both lengths, and how to raise the model's.
@@ -88,12 +89,12 @@ def check_block_size(config: PreTrainedConfig, block_size: int) -> None:
         raise ValueError(
             f"the data has sequences of {block_size} tokens, but max_position_embeddings is "
             f"{longest}: raise it with --config_overrides max_position_embeddings={block_size}, "
-            "or prepare the data with a shorter block."
+            "or prepare the data with a smaller --block_size."
         )
 
 
 def new_model(config: PreTrainedConfig, seed: int, auto_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
-    """A model with new weights in float32, which depend on the seed alone."""
+    """A model with new float32 weights, which depend only on the seed."""
     torch.manual_seed(seed_at(seed, "model"))
     model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
     return model

@@ -1,4 +1,4 @@
-"""The pretrained model that a fine-tuning run starts from: found, checked, loaded, and what of it is trained."""
+"""The pretrained model that fine-tuning starts from: load it, choose its trained parameters, write the result."""
 
 import hashlib
 import json
@@ -8,56 +8,46 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-import hf_scratch_gpt  # noqa: F401  registers the model's classes
-
 from ..checkpoint.weights import is_adapter
-from ..hub.client import HubName
 from ..settings.finetuning import REQUIRED_TRAINABLE, BaseArguments
-from ..settings.run_folder import ADAPTER_CONFIG_FILE, BASE_MODEL_FILE
+from ..settings.run_folder import ADAPTER_CONFIG_FILE
 from ..settings.seeds import seed_at
-from .adapters import base_of_adapter, outdated_names, put_adapter_on, weights_sha256
-from .find import find_model, load_model_tokenizer
+from .adapters import add_adapter, base_of_adapter, merge_adapter, write_adapter
+from .find import find_model, weights_sha256
 from .new import new_model, parse_overrides
 
 
 @dataclass
 class BaseModel:
-    """A model with its tokenizer, and the name and fingerprint of what it was loaded from."""
+    """A pretrained model and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    name: str
-    fingerprint: str
+    name: str  # its folder, or its name on the Hub
+    fingerprint: str  # of its weights
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the result of a run: it must not change when the run continues."""
+        """Hashes of weights and vocabulary, which must not change when a run continues."""
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return {"base": self.fingerprint, "tokenizer_sha256": hashlib.sha256(vocabulary.encode()).hexdigest()}
 
 
 def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: Any) -> BaseModel:
-    """Loads the base model with float32 weights; what it lacks, such as a new head, depends on `seed` alone.
+    """Load the base model with float32 weights. New weights, such as a head, depend only on `seed`.
 
-    An adapter is merged into the model that it was trained on.
+    An adapter is merged into its base model.
 
     Args:
         auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification ...
         config: entries for the model's config, such as `num_labels`.
 
     Raises:
-        ValueError: no model, no weights, weights of another model, a tokenizer of another model.
-        OSError: a file cannot be read.
+        ValueError: no such model, no weights, or weights or a tokenizer of another model.
+        OSError: the Hub cannot be reached, or a file cannot be read.
     """
     name = arguments.model
     folder = find_model("--model", name, needs_weights=not arguments.random_weights)
@@ -67,7 +57,7 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
             f"--model {name} is an adapter: it takes neither --random_weights nor another adapter. "
             "Give the model that it was merged into."
         )
-    tokenizer = load_model_tokenizer(arguments.tokenizer or str(folder))
+    tokenizer = load_base_tokenizer(arguments.tokenizer or str(folder))
     source = base_of_adapter(folder) if is_adapted else folder
     overrides = parse_overrides(arguments.config_overrides or "")
     settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -80,16 +70,33 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
         settings.pad_token_id = tokenizer.pad_token_id
     if arguments.random_weights:
         return BaseModel(new_model(settings, seed, auto_class), tokenizer, name, "random weights")
-    model = _load_weights(source, settings, seed, auto_class)
+    model = load_weights(source, settings, seed, auto_class)
     fingerprint = weights_sha256(source)
     if is_adapted:
-        model = put_adapter_on(model, folder).merge_and_unload().requires_grad_(True)
+        model = merge_adapter(model, folder).requires_grad_(True)
         fingerprint += weights_sha256(folder)
     return BaseModel(model, tokenizer, name, fingerprint)
 
 
+def load_base_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or on the Hub. If it has no pad_token, eos_token is used for padding.
+
+    Raises:
+        ValueError: no tokenizer, or one with neither of these tokens.
+    """
+    path = Path(name)
+    if path.is_dir() and not (path / "tokenizer_config.json").exists():
+        raise ValueError(f"{name} has no tokenizer: give its folder with --tokenizer.")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of {name} has neither a pad_token nor an eos_token: add one.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, arguments: BaseArguments) -> None:
-    """Refuses a tokenizer that is not the model's.
+    """Refuse a tokenizer that belongs to another model.
 
     Raises:
         ValueError: it has more tokens than the model, or other special tokens.
@@ -97,25 +104,30 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
     name = arguments.tokenizer or arguments.model
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"the tokenizer of {name} has {len(tokenizer)} tokens, but the model {arguments.model} only "
-            f"{config.vocab_size}: it is another model's tokenizer. Name the right one with --tokenizer."
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, but the model {arguments.model} has only "
+            f"{config.vocab_size}: it is another model's tokenizer. Give the right one with --tokenizer."
         )
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
         theirs, ours = getattr(tokenizer, token), getattr(config, token, None)
         if isinstance(ours, int) and theirs is not None and theirs != ours and arguments.tokenizer:
             raise ValueError(
                 f"{token} is {theirs} in the tokenizer of {name}, but {ours} in {arguments.model}: "
-                "it is another model's tokenizer. Name the right one with --tokenizer."
+                "it is another model's tokenizer. Give the right one with --tokenizer."
             )
 
 
-def _load_weights(folder: Path, config: PreTrainedConfig, seed: int, auto_class: Any) -> PreTrainedModel:
+def load_weights(folder: Path, config: PreTrainedConfig, seed: int, auto_class: Any) -> PreTrainedModel:
+    """The model in `folder` with float32 weights and the given config.
+
+    Raises:
+        ValueError: weights are missing or do not fit the config.
+    """
     torch.manual_seed(seed_at(seed, "model"))  # for the weights of a new head
     transformers_logging.disable_progress_bar()
     before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # that a new head has no weights is what we want
+    transformers_logging.set_verbosity_error()  # no warning that a new head has no weights
     try:
-        model, told = auto_class.from_pretrained(
+        model, loading_info = auto_class.from_pretrained(
             folder, config=config, trust_remote_code=False, dtype=torch.float32, use_safetensors=True,
             output_loading_info=True,
         )  # fmt: skip
@@ -125,34 +137,34 @@ def _load_weights(folder: Path, config: PreTrainedConfig, seed: int, auto_class:
     finally:
         transformers_logging.set_verbosity(before)
     prefix = model.base_model_prefix + "."
-    lacking = sorted(key for key in told["missing_keys"] if key.startswith(prefix))
-    if lacking:
+    missing = sorted(key for key in loading_info["missing_keys"] if key.startswith(prefix))
+    if missing:
         raise ValueError(
-            f"--model {folder}: {len(lacking)} weights are missing, such as {lacking[0]}: it is not a "
-            f"{type(model).__name__}, or its files are not complete."
+            f"--model {folder}: {len(missing)} weights are missing, such as {missing[0]}: it is not a "
+            f"{type(model).__name__}, or its files are incomplete."
         )
     loaded: PreTrainedModel = model
     return loaded
 
 
-# What is trained
 def trained_settings(arguments: BaseArguments) -> dict[str, Any]:
-    """The settings that decide what is trained: they must not change when a run continues."""
+    """The settings that select the trained parameters, which must not change when a run continues."""
     return {name: getattr(arguments, name) for name in ("trainable", *REQUIRED_TRAINABLE)}
 
 
 def choose_trained(base: BaseModel, arguments: BaseArguments, new_tokens: list[int]) -> PreTrainedModel:
-    """The model in which only what `--trainable` names requires gradients.
+    """The model in which only the parameters selected by `--trainable` require gradients.
 
     Args:
-        new_tokens: ids that pretraining has never seen; adapters learn their embeddings too.
+        new_tokens: ids that the base model was not trained on; with adapters their embeddings are trained too.
 
     Raises:
-        ValueError: more layers than there are, or nothing to train.
+        ValueError: more layers than the model has, or nothing to train.
     """
     model = base.model
     if arguments.trainable == "lora":
-        return _with_adapters(base, arguments, new_tokens)
+        adapted: PreTrainedModel = add_adapter(model, base.name, arguments, new_tokens)
+        return adapted
     if arguments.trainable == "all":
         return model
     model.base_model.requires_grad_(False)
@@ -168,67 +180,19 @@ def choose_trained(base: BaseModel, arguments: BaseArguments, new_tokens: list[i
     return model
 
 
-def _with_adapters(base: BaseModel, arguments: BaseArguments, new_tokens: list[int]) -> Any:
-    """https://huggingface.co/papers/2106.09685, from `peft`."""
-    from peft import LoraConfig, get_peft_model  # takes a second
-
-    is_classifier = "SequenceClassification" in type(base.model).__name__
-    rank = arguments.lora_r or 8
-    source = HubName(base.name) if Path(base.name).exists() else HubName.parse(base.name)
-    config = LoraConfig(
-        task_type="SEQ_CLS" if is_classifier else "CAUSAL_LM",
-        r=rank,
-        lora_alpha=2 * rank if arguments.lora_alpha is None else arguments.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=arguments.lora_dropout or 0.0,
-        target_modules="all-linear",
-        trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
-        revision=source.revision,
-    )
-    base.model.name_or_path = source.repo_id
-    with outdated_names():
-        return get_peft_model(base.model, config)
-
-
-# What is written
-def write_adapter(model: Any, base: BaseModel, folder: Path) -> None:
-    """Writes an adapter, its tokenizer, and which weights it belongs to."""
-    model.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
-    text = json.dumps({"name": base.name, "weights_sha256": base.fingerprint}, indent=2)
-    (folder / BASE_MODEL_FILE).write_text(text + "\n", encoding="utf-8")
-
-
 def write_tuned_model(model: Any, base: BaseModel, folder: Path, weights: dict[str, Tensor], adapter: Path) -> None:
     """Write a fine-tuned model and its tokenizer.
 
     Args:
-        model: with an adapter, it is merged.
-        weights: of the whole model, by name.
-        adapter: the folder to which an adapter is written too.
+        model: the trained model; if it has an adapter, the merged model is written.
+        folder: where to write.
+        weights: all weights of a model without an adapter, by name.
+        adapter: where to write an adapter on its own.
     """
     if is_adapter(model):
-        write_adapter(model, base, adapter)
+        write_adapter(model, adapter, base.name, base.fingerprint)
+        base.tokenizer.save_pretrained(adapter)
         model.merge_and_unload().save_pretrained(folder)
     else:
         model.save_pretrained(folder, state_dict=weights)
     base.tokenizer.save_pretrained(folder)
-
-
-def load_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the causal language model and the tokenizer that lie in one folder or Hub repository.
-
-    An adapter is put on its base model.
-
-    Raises:
-        ValueError: the folder does not exist or holds no model, or an adapter for another one.
-    """
-    folder = find_model("--model", name)
-    is_adapter = (folder / ADAPTER_CONFIG_FILE).exists()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    source = base_of_adapter(folder) if is_adapter else folder
-    model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
-    if is_adapter:
-        model = put_adapter_on(model, folder).merge_and_unload()
-    if torch.cuda.is_available():
-        model = model.cuda()
-    return model.eval(), tokenizer

@@ -6,6 +6,7 @@ run/metrics.jsonl               losses, learning rates and evaluations, one JSON
 run/samples.jsonl               completions of the sample prompts
 run/confusion_matrices/         pictures of a classifier's evaluations
 run/test_results.json           a classifier's scores on its test set
+run/report.html                 the page that `report` writes
 run/skipped_steps.json          steps that `rollback` excludes
 run/checkpoint-00000250/        everything that a run continues from
     config.json model.safetensors       loads with AutoModelForCausalLM
@@ -23,6 +24,7 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 CONFUSION_MATRICES_FOLDER = "confusion_matrices"
 TEST_RESULTS_FILE = "test_results.json"
+REPORT_FILE = "report.html"
 SKIPPED_STEPS_FILE = "skipped_steps.json"
 LOCK_FILE = ".lock"
 HEARTBEAT_FOLDER = ".heartbeat"
