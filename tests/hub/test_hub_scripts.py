@@ -93,7 +93,7 @@ def test_evaluate(tiny, base, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("The a number 1 is red. " * 9)
     printed = []
     for model in (base, tiny):
-        assert run(evaluate.main, "--model", model, "--text", tmp_path / "text.txt", "--context", 16) == 0
+        assert run(evaluate.main, "--model", model, "--text", tmp_path / "text.txt", "--block_size", 16) == 0
         printed.append(capsys.readouterr().out.replace(str(model), "MODEL"))
     assert printed[0] == printed[1]
     assert "MODEL" in printed[0]
@@ -155,7 +155,7 @@ def commands(model, tmp_path):
     return {
         "generate": (generate.main, ["--model", model, "--prompt", "The"]),
         "chat": (chat.main, ["--model", model]),
-        "evaluate": (evaluate.main, ["--model", model, "--text", tmp_path / "text.txt", "--context", 16]),
+        "evaluate": (evaluate.main, ["--model", model, "--text", tmp_path / "text.txt", "--block_size", 16]),
         "finetune": (finetune.main, options(train_file=rows, **of_run)),
         "finetune_classifier": (finetune_classifier.main, options(train_file=table, max_new_tokens=None, **of_run)),
     }
