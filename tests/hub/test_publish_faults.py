@@ -246,7 +246,7 @@ def test_a_hub_that_lists_other_checksums(hub, send, monkeypatch):
         return entries
 
     monkeypatch.setattr(HfApi, "get_paths_info", other)
-    with pytest.raises(ValueError, match="the checksums of .*model.safetensors.* in alice/tiny differ"):
+    with pytest.raises(ValueError, match=r"the checksums of .*model\.safetensors.* in alice/tiny differ"):
         send()
 
 

@@ -63,7 +63,7 @@ def pull(name: HubName, *, local_dir: str | None = None, force_download: bool = 
     if damaged:
         options = f"--model {name}{f' --local_dir {local_dir}' if local_dir else ''} --force_download true"
         raise ValueError(
-            f"{len(damaged)} files of {name} in {folder} do not match the checksums on the Hub: {', '.join(damaged)}. "
+            f"files of {name} in {folder} do not match the checksums on the Hub: {', '.join(damaged)}. "
             f"Download them again: scratch-gpt pull {options}"
         )
     return LocalModel(folder, sha, is_verified=True)
