@@ -1,6 +1,6 @@
-"""Upload the files of a model to the Hub as one commit: look at the repository, plan, commit, verify.
+"""Upload the files of a model to the Hub as one commit: fetch the state of the repository, plan, commit, verify.
 
-Nothing on the Hub changes before `upload`, so that a plan can also be printed by a dry run.
+Nothing on the Hub changes before `upload`: a dry run prints the plan.
 """
 
 import json
@@ -232,7 +232,7 @@ def validate_card(card: ModelCard) -> None:
     try:
         card.validate(repo_type="model")
     except HfHubHTTPError:
-        raise
+        raise  # some of these are ValueErrors, too
     except ValueError as error:
         reasons = "; ".join(entry["message"] for entry in json.loads(str(error))["errors"])
         raise ValueError(f"the Hub refuses the metadata of {CARD_FILE}: {reasons}. Nothing was published.") from None
@@ -241,8 +241,8 @@ def validate_card(card: ModelCard) -> None:
 def upload(api: HfApi, plan: UploadPlan, commit_message: str) -> None:
     """Create what is missing, commit, compare the checksums that the Hub then lists, and set `plan.commit`.
 
-    Large files are transferred before the commit, so that no one sees half a model. What has arrived is not sent again
-    by the next attempt.
+    Large files are transferred before the commit, so the repository never contains half a model. The next attempt does
+    not transfer them again.
 
     Raises:
         HTTPError, OSError, RuntimeError: as huggingface_hub raises them.
@@ -253,8 +253,8 @@ def upload(api: HfApi, plan: UploadPlan, commit_message: str) -> None:
         api.create_repo(repo_id, private=plan.private, exist_ok=True)
     if plan.is_new_branch and revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # not `upload_folder`: it may split an upload into several commits, takes all files from one folder, and decides
-    # anew what to delete, which need not be what a dry run has listed
+    # `upload_folder` may split an upload into several commits, uploads files of one folder only, and looks again which
+    # files to delete, so a dry run could list others; `create_commit` is the thinnest call that keeps these promises
     commit = api.create_commit(
         repo_id,
         [
