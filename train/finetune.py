@@ -30,8 +30,8 @@ from .data.conversations import (
     prompt_ids,
 )
 from .data.rows import read_parts
-from .hub.cards.finetuned import adapter_card, assistant_card
-from .hub.cards.metadata import LANGUAGE_METRICS, Origin, model_tags, named_metrics, origin_of, tuned_data
+from .hub.cards.finetuned import write_assistant_card
+from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
 from .loop.evaluation import sample
 from .loop.finish import COMPLETE, STOPPED, load_best_weights, new_model_folder, report_complete
@@ -52,7 +52,7 @@ from .settings.finetuning import (
     TuneArguments,
 )
 from .settings.recipe import parse_recipe, recipe_text
-from .settings.run_folder import ADAPTER_FOLDER, CARD_FILE, LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
+from .settings.run_folder import ADAPTER_FOLDER, LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
 
 NUM_SHOWN = 5  # held-out conversations whose first question is answered at each evaluation
 
@@ -244,25 +244,23 @@ def before_answer(one: Conversation) -> list[Message]:
 def write_card(
     run: Run, folder: Path, data: ConversationData, origin: Origin, step: int, final_samples: list[tuple[str, str]]
 ) -> None:
-    """Write the model card and the loss curve; print the answers before and after.
+    """Write the model card and the loss curve; print the answers before and after fine-tuning.
 
     Args:
-        step: of the weights.
-        final_samples: answers of these weights.
+        step: of the final weights.
+        final_samples: prompts and answers of these weights.
     """
     records, samples = JsonLines(run.folder / METRICS_FILE).read(), JsonLines(run.folder / SAMPLES_FILE).read()
-    vocabulary = run.bare_model.config.vocab_size
-    draw_loss_curve(records, folder / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=vocabulary)
-    shown = before_and_after(samples, final_samples, data)
+    config = run.bare_model.config
+    draw_loss_curve(
+        records, folder / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=config.vocab_size
+    )
     evaluations = [record for record in records if "eval_loss" in record]
     final = next(record for record in evaluations if record["step"] == step)
-    model_type: str = run.bare_model.config.model_type
-    name, tags = f"{model_type.replace('_', '-')} assistant", model_tags(model_type, folder, "conversational")
-    metadata = tuned_data(name, "text-generation", tags, origin, named_metrics(LANGUAGE_METRICS, final))
-    card = assistant_card(metadata, origin, data.notes, [evaluations[0], final], shown)
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
-    if (adapter := run.folder / ADAPTER_FOLDER).exists():
-        (adapter / CARD_FILE).write_text(adapter_card(metadata, origin), encoding="utf-8")
+    shown = before_and_after(samples, final_samples, data)
+    write_assistant_card(
+        folder, run.folder / ADAPTER_FOLDER, config.model_type, origin, data.notes, (evaluations[0], final), shown
+    )
     for one in shown:
         print(f"\n{one['prompt']}\n  before: {one['before']!r:.200}\n  after:  {one['after']!r:.200}")
 

@@ -30,8 +30,8 @@ from .data.labelled_texts import (
     with_bpe_dropout,
 )
 from .data.rows import read_parts
-from .hub.cards.finetuned import adapter_card, classifier_card, table_of_labels
-from .hub.cards.metadata import LABEL_METRICS, Origin, model_tags, named_metrics, origin_of, tuned_data
+from .hub.cards.finetuned import table_of_labels, write_classifier_card
+from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
 from .loop.classification import TextClassification
 from .loop.evaluation import evaluate
@@ -47,7 +47,6 @@ from .settings.finetuning import DEFAULT_FRACTION, BaseArguments, FinetuneArgume
 from .settings.recipe import parse_recipe, recipe_text
 from .settings.run_folder import (
     ADAPTER_FOLDER,
-    CARD_FILE,
     CONFUSION_MATRIX_FILE,
     LOSS_CURVE_FILE,
     METRICS_FILE,
@@ -180,24 +179,21 @@ def build_classifier(
 
 
 def write_results(run: Run, folder: Path, data: LabelledData, origin: Origin, results: dict[str, Any]) -> None:
-    """Write the test results, model card, loss curve and confusion matrix; print the test."""
+    """Write the test results, model card, loss curve and confusion matrix; print the test metrics."""
     (run.folder / TEST_RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    records = JsonLines(run.folder / METRICS_FILE).read()
-    title = f"{len(data.names)} labels, trained on {len(data.originals):,} texts"
-    draw_loss_curve(records, folder / LOSS_CURVE_FILE, title=title, num_choices=len(data.names), per="text")
-    confusion = results["test_confusion_matrix"]
+    records, labels, confusion = (
+        JsonLines(run.folder / METRICS_FILE).read(),
+        data.names,
+        results["test_confusion_matrix"],
+    )
+    title = f"{len(labels)} labels, trained on {len(data.originals):,} texts"
+    draw_loss_curve(records, folder / LOSS_CURVE_FILE, title=title, num_choices=len(labels), per="text")
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"
-    draw_confusion_matrix(confusion, data.names, folder / CONFUSION_MATRIX_FILE, title)
-    table = table_of_labels(confusion, data.names)
+    draw_confusion_matrix(confusion, labels, folder / CONFUSION_MATRIX_FILE, title)
     model_type: str = run.bare_model.config.model_type
-    name, tags = f"{model_type.replace('_', '-')} classifier", model_tags(model_type, folder)
-    metadata = tuned_data(name, "text-classification", tags, origin, named_metrics(LABEL_METRICS, results, "test_"))
-    card = classifier_card(metadata, origin, describe(data), results, table)
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
-    if (adapter := run.folder / ADAPTER_FOLDER).exists():
-        text = adapter_card(metadata, origin, num_labels=len(data.names))
-        (adapter / CARD_FILE).write_text(text, encoding="utf-8")
-    print(f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%}\n{table}")
+    write_classifier_card(folder, run.folder / ADAPTER_FOLDER, model_type, origin, describe(data), results, labels)
+    print(f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%}")
+    print(table_of_labels(confusion, labels))
 
 
 if __name__ == "__main__":

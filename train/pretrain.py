@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch_gpt import ScratchGPTTokenizer
 
-from .data.blocks import SPLITS, TOKENIZER_FOLDER, PreparedData, open_data
-from .hub.cards.metadata import LANGUAGE_METRICS, Recipe, card_data, model_tags, named_metrics, public_recipe
-from .hub.cards.pretrained import corpus_source, data_facts_in_words, last_evaluation, model_card, run_metrics
+from .data.blocks import TOKENIZER_FOLDER, PreparedData, open_data
+from .hub.cards.origin import Recipe, public_recipe
+from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
 from .loop.finish import COMPLETE, STOPPED, new_model_folder, report_complete
 from .loop.language_modeling import next_token_objective
@@ -31,7 +31,7 @@ from .metrics.plots import draw_loss_curve
 from .model.new import build_config, check_block_size, new_model
 from .settings.command import run_command
 from .settings.recipe import parse_recipe, recipe_text
-from .settings.run_folder import CARD_FILE, LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
+from .settings.run_folder import LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
 from .settings.training import DataArguments, ModelArguments, TrainArguments
 
 
@@ -95,17 +95,11 @@ def write_model(
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     records, samples = JsonLines(run.folder / METRICS_FILE).read(), JsonLines(run.folder / SAMPLES_FILE).read()
-    size = f"{model.num_parameters() / 1e6:.1f}"
-    trained_on, measured_on = (corpus_source(data, split) for split in SPLITS)
-    title = f"{size} million parameters, trained on {trained_on.description}"
+    title = (
+        f"{model.num_parameters() / 1e6:.1f} million parameters, trained on {corpus_source(data, 'train').description}"
+    )
     draw_loss_curve(records, folder / LOSS_CURVE_FILE, title=title, num_choices=model.config.vocab_size)
-    name, tags = f"scratch-gpt-{size}M", model_tags(model.config.model_type, folder, "from-scratch")
-    metrics = named_metrics(LANGUAGE_METRICS, last_evaluation(records))
-    metadata = card_data(name, "text-generation", tags, trained_on, measured_on, metrics)
-    facts = {"name": name, "recipe": recipe} | data_facts_in_words(data, run.arguments.max_eval_samples)
-    rows = {"parameters": f"{model.num_parameters():,}"} | run_metrics(records)
-    last = [sample for sample in samples if sample["step"] == run.arguments.max_steps]
-    (folder / CARD_FILE).write_text(model_card(metadata, facts, rows, last), encoding="utf-8")
+    write_pretrained_card(folder, model, data, recipe, records, samples, run.arguments.max_eval_samples)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,153 @@
-"""Publish a model on the Hugging Face Hub, as one commit, private unless told otherwise:
+"""Publish a model on the Hugging Face Hub as one commit. New repositories are private by default.
 
     scratch-gpt publish --folder_path runs/quickstart/run/model --repo_id alice/tiny --dry_run
     scratch-gpt publish --folder_path runs/quickstart/run/model --repo_id alice/tiny
 
-Weights, config, code, tokenizer, model card and pictures are sent and nothing else; weights of an earlier push that
-are not sent again are removed. The same command again sends only what has changed.
+Uploads weights, config, code, tokenizer, model card and pictures, and nothing else. Weights of an earlier upload that
+are not part of the model any more are deleted. Run the same command again to upload only what has changed.
 """
 
+import re
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from .hub.upload import PublishArguments, publish
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HTTPError
+
+from .hub.client import HubName, account_of_token, hub_errors
+from .hub.upload import UploadPlan, fetch_remote_state, is_retryable, plan_upload, upload, validate_card
+from .hub.upload_files import UploadFile, collect_files
 from .settings.command import run_command
-from .settings.recipe import parse_recipe
+from .settings.recipe import option, option_list, parse_recipe, required
+
+ATTEMPTS = 4
+WAIT = 1.0  # seconds before the second attempt, doubled for each further one
+
+
+@dataclass
+class PublishArguments:
+    """Settings of `scratch-gpt publish`."""
+
+    folder_path: str = required("Folder of a model: model/ of a run, a checkpoint, or an adapter.", is_path=True)
+    repo_id: str = required("Name on the Hub: namespace/name, or a name in your own namespace.")
+    private: bool | None = option("Whether a new repository is private (default: true).")
+    revision: str | None = option("Branch to commit to; created if it does not exist (default: main).")
+    create_pr: bool = option("Open a pull request instead of committing to the branch.", False)
+    commit_message: str | None = option("Title of the commit (default: Publish and the name of the folder).")
+    dry_run: bool = option("List the files and upload nothing.", False)
+    overwrite: bool = option("Replace a model of another type in the repository.", False)
+    license: str | None = option("License for the card, as the Hub spells it: apache-2.0, mit, cc-by-4.0, ...")
+    language: list[str] = option_list("Languages for the card, as ISO 639 codes: en de ...")
+    base_model: str | None = option("Base model of an adapter: its name on the Hub.")
+    max_shard_size: str = option("Maximum size of a weights file; larger ones are split.", "5GB")
+
+    def __post_init__(self) -> None:
+        """Refuse a commit as the branch."""
+        if self.revision and re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise ValueError(f"--revision is {self.revision}, which is a commit: give the name of a branch.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """List, send, and say how to load what was sent."""
+    """Publish, and print how to load this version."""
     (arguments,) = parse_recipe([PublishArguments], argv, description=__doc__ or "")
-    done = publish(arguments)
+    plan = publish(arguments)
     if arguments.dry_run:
-        print(f"{done.table()}\nnothing was sent (--dry_run)")
+        print(f"{plan.table()}\nnothing was uploaded (--dry_run)")
         return
-    if done.url is None:
-        print(f"{done.table()}\nthe Hub holds all of it already: nothing was sent")
+    if plan.commit is None:
+        print(f"{plan.table()}\nnothing to upload: the Hub already has all files")
     else:
-        print(f"published, and the Hub lists the checksums of what lies here: {done.pull_request or done.url}")
-    print(f'load exactly this: from_pretrained("{done.name.repo_id}", revision="{done.sha}")')
+        print(f"published, all checksums match: {plan.commit.pr_url or plan.commit.commit_url}")
+    print(f'load this version: from_pretrained("{plan.name.repo_id}", revision="{plan.sha}")')
+
+
+def publish(arguments: PublishArguments) -> UploadPlan:
+    """Upload a model folder to the Hub in one commit, or with `dry_run` only plan it.
+
+    Files, card, name and token are checked before the first change on the Hub.
+
+    Raises:
+        ValueError: a folder without a model or with a secret, a card or name that the Hub refuses, a token without
+            write access, a repository with another type of model, or others who keep committing.
+        ConnectionError: the Hub cannot be reached or is unavailable.
+    """
+    base_model = HubName.parse(arguments.base_model) if arguments.base_model else None
+    message = arguments.commit_message or f"Publish {Path(arguments.folder_path).name}"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(arguments.folder_path)
+        files, skipped = collect_files(folder, Path(scratch), arguments.max_shard_size, base_model)
+        api = HfApi()
+        name = repository(api, arguments)
+        for attempt in range(ATTEMPTS):
+            plan = plan_changes(api, arguments, name, files)
+            plan.notes += [f"not uploaded: {', '.join(skipped)}"] if skipped else []
+            if arguments.dry_run or plan.is_empty:
+                return plan
+            if attempt == 0:
+                print(plan.table())
+            with hub_errors(name, "An upload is published as a whole or not at all: run the same command again."):
+                try:
+                    upload(api, plan, message)
+                    return plan
+                except HTTPError as error:
+                    if attempt == ATTEMPTS - 1 or not is_retryable(error):
+                        raise
+                    print(f"trying again in {WAIT * 2**attempt:.0f} s: {error}", file=sys.stderr)
+            time.sleep(WAIT * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def repository(api: HfApi, arguments: PublishArguments) -> HubName:
+    """The repository and branch. The namespace defaults to that of the token; a dry run needs no token.
+
+    Raises:
+        ValueError: an invalid name, or no token with write access.
+        ConnectionError: the Hub cannot be reached.
+    """
+    repo_id = arguments.repo_id
+    needs_account = not arguments.dry_run or ("/" not in repo_id and get_token() is not None)
+    if needs_account:
+        account = account_of_token(api, needs_write=not arguments.dry_run)
+        repo_id = repo_id if "/" in repo_id else f"{account}/{repo_id}"
+    return HubName(HubName.parse(repo_id).repo_id, arguments.revision)
+
+
+def plan_changes(api: HfApi, arguments: PublishArguments, name: HubName, files: Mapping[str, UploadFile]) -> UploadPlan:
+    """Compare the local files with the repository as it is now.
+
+    Raises:
+        ValueError: the repository has another visibility or another type of model, or the Hub refuses the card.
+        ConnectionError: the Hub cannot be reached.
+    """
+    try:
+        with hub_errors(name, "Nothing was published."):
+            remote = fetch_remote_state(api, name)
+    except ConnectionError as error:
+        if not arguments.dry_run:
+            raise
+        print(f"warning: {error} This plan assumes that the repository is empty.", file=sys.stderr)
+        remote = None
+    metadata: dict[str, Any] = {"license": arguments.license, "language": arguments.language}
+    if arguments.base_model:
+        metadata |= {"base_model": HubName.parse(arguments.base_model).repo_id, "base_model_relation": "adapter"}
+    plan = plan_upload(
+        name,
+        files,
+        remote,
+        metadata,
+        private=arguments.private,
+        create_pr=arguments.create_pr,
+        overwrite=arguments.overwrite,
+    )
+    if not arguments.dry_run:
+        with hub_errors(name, "Nothing was published."):
+            validate_card(plan.card)
+    return plan
 
 
 if __name__ == "__main__":

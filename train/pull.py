@@ -1,9 +1,9 @@
-"""Download a model of the Hugging Face Hub and compare every file with the Hub's checksum:
+"""Download a model from the Hugging Face Hub and verify the checksum of every file:
 
     scratch-gpt pull --model alice/tiny
     scratch-gpt pull --model alice/tiny@v1 --local_dir models/tiny
 
-The client of the Hub compares sizes only. Files that Python would unpickle are left there.
+Pickles are not downloaded.
 """
 
 import sys
@@ -18,24 +18,24 @@ from .settings.recipe import option, parse_recipe, required
 
 @dataclass
 class PullArguments:
-    """Settings of train.pull."""
+    """Settings of `scratch-gpt pull`."""
 
-    model: str = required("Name on the Hub, such as alice/tiny; alice/tiny@v1 for a branch, a tag or a commit.")
-    local_dir: str | None = option("Folder to download to; without, the cache that every Hugging Face library shares.")
-    force_download: bool = option("Download again what is there.", False)
+    model: str = required("Name on the Hub, such as alice/tiny, or alice/tiny@v1 for a branch, tag or commit.")
+    local_dir: str | None = option("Folder to download to (default: the shared cache of Hugging Face).", is_path=True)
+    force_download: bool = option("Download files again that already exist.", False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Download, verify, and say how to load exactly this."""
+    """Download, verify, and print how to load this version."""
     (arguments,) = parse_recipe([PullArguments], argv, description=__doc__ or "")
     name = HubName.parse(arguments.model)
-    found = pull(name, local_dir=arguments.local_dir, force_download=arguments.force_download)
-    print(f"{name} at commit {found.sha}: " + ("all checksums are the Hub's" if found.is_verified else "not verified"))
-    code = sorted(path.name for path in found.folder.glob("*.py"))
+    model = pull(name, local_dir=arguments.local_dir, force_download=arguments.force_download)
+    print(f"{name} at commit {model.sha}: {'all checksums match' if model.is_verified else 'not verified (offline)'}")
+    code = sorted(path.name for path in model.folder.glob("*.py"))
     if code:
-        print(f"it brings code, which nothing runs unless you pass trust_remote_code=True: {', '.join(code)}")
-    print(f'from_pretrained("{name.repo_id}", revision="{found.sha}") loads exactly this.')
-    print(found.folder)
+        print(f"contains Python code, which runs only with trust_remote_code=True: {', '.join(code)}")
+    print(f'load this version: from_pretrained("{name.repo_id}", revision="{model.sha}")')
+    print(model.folder)
 
 
 if __name__ == "__main__":

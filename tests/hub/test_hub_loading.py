@@ -1,6 +1,6 @@
-"""What users load from a hub: models with their code where our package is absent, without it where it is, and datasets.
+"""Loading models from a Hub, with and without our package installed, and datasets.
 
-What needs a process of its own is forked from one that has imported torch and transformers, but none of our modules.
+Tests without the package fork from a process that has imported torch and transformers, but none of our modules.
 """
 
 import inspect
@@ -123,7 +123,7 @@ def logits_of(model, seed=0):
         return model(torch.arange(20, 30)[None]).logits
 
 
-# Where our package is not installed
+# Without our package
 
 
 def compare(auto_class, name, expected, trust):
@@ -162,8 +162,8 @@ def load_revisions(name, revisions):
     return found
 
 
-def test_name_tag_branch_and_commit_have_their_own_weights_and_code(hub, tiny, base, apart):
-    """A commit, too, whose code was changed later, in the repository and in the cache."""
+def test_every_revision_has_its_own_weights_and_code(hub, tiny, base, apart):
+    """Including a commit whose code was changed later, in the repository and in the cache."""
     old = [1, 16.0]
     assert apart(load_revisions, "alice/tiny", [tiny]) == {tiny: old}
     HfApi().create_tag("alice/tiny", tag="v1")
@@ -214,7 +214,7 @@ def labels(hub, base, tmp_path):
     return tmp_path / "labels"
 
 
-def test_pipelines_say_what_they_said_before(tiny, labels, base, apart):
+def test_pipelines_give_the_same_results(tiny, labels, base, apart):
     text, chat = TEXTS[0], [{"role": "user", "content": "What is 1?"}]
     generated, classified, tokenizer_class, ids, prompt = apart(run_pipelines, text, chat)
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -233,7 +233,7 @@ def logits_apart(name, revision, offline):
 
 
 @pytest.mark.parametrize("revision", ["main", "v1"])
-def test_offline_the_cache_holds_model_and_code(revision, hub, tiny, apart):
+def test_offline_the_cache_has_model_and_code(revision, hub, tiny, apart):
     HfApi().create_tag("alice/tiny", tag="v1")
     logits = apart(logits_apart, "alice/tiny", revision, False)
     hub.requests.clear()
@@ -260,16 +260,16 @@ def test_private_and_gated_code_needs_the_token(hub, tiny, apart):
     assert not hub.requests.matching("GET", r"\.py$")[2:]
 
 
-# Where it is
+# With our package
 
 
 def paths(hub, name="alice/tiny"):
-    """What was asked of the hub, with the commit left out."""
+    """The requests to the hub, without the commit."""
     commit = hub.repo(name).commit_at().id
     return [f"{entry.method} {entry.path.replace(commit, 'SHA')}" for entry in hub.requests if entry.port == "hub"]
 
 
-def test_with_the_package_no_code_is_asked_for(hub, tiny, base):
+def test_with_the_package_no_code_is_downloaded(hub, tiny, base):
     for trust in (None, True, False):
         for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
             model = getattr(transformers, name).from_pretrained("alice/tiny", trust_remote_code=trust)
@@ -281,7 +281,7 @@ def test_with_the_package_no_code_is_asked_for(hub, tiny, base):
     assert code <= {"SHA/custom_generate/generate.py", "main/custom_generate/generate.py"}  # ours is not such a model
 
 
-def test_what_a_first_and_a_second_load_ask_for(hub, tiny):
+def test_requests_of_a_first_and_a_second_load(hub, tiny):
     AutoModelForCausalLM.from_pretrained("alice/tiny")
     assert sorted(paths(hub)) == [
         "GET /alice/tiny/resolve/SHA/config.json",
@@ -299,7 +299,7 @@ def test_what_a_first_and_a_second_load_ask_for(hub, tiny):
     assert list(hub.requests) == []
 
 
-def test_a_second_load_of_the_tokenizer_looks_for_chat_templates_only(hub, tiny):
+def test_a_second_load_of_the_tokenizer_requests_only_chat_templates(hub, tiny):
     AutoTokenizer.from_pretrained("alice/tiny")
     hub.requests.clear()
     AutoTokenizer.from_pretrained("alice/tiny")
@@ -320,7 +320,7 @@ def test_afterwards_the_hub_is_not_needed(hub, tiny, base, monkeypatch):
 
 
 @pytest.mark.parametrize("visibility", ["private", "gated"])
-def test_strangers_are_told_why(visibility, hub, tiny, base, monkeypatch):
+def test_others_get_a_reason(visibility, hub, tiny, base, monkeypatch):
     if visibility == "private":
         hub.repo("alice/tiny").private = True
     else:
@@ -349,7 +349,7 @@ def colours(request, hub, tmp_path):
     hub.create("alice/colours", kind="dataset", private=True)
     hub.commit("alice/colours", {f"train.{suffix}": (tmp_path / f"train.{suffix}").read_bytes()}, kind="dataset")
     yield list(table)
-    viewer = "a client looked for datasets-server.127.0.0.1"  # a service beside the hub that need not be there
+    viewer = "a client looked for datasets-server.127.0.0.1"  # a separate service, which is optional
     hub.errors[:] = [error for error in hub.errors if error != viewer]
 
 
@@ -358,7 +358,7 @@ def test_rows_arrive_as_they_are(colours):
     assert list(load_dataset("alice/colours", split="train", streaming=True)) == colours
 
 
-def test_strangers_do_not_see_a_private_dataset(colours, hub, monkeypatch, base, tmp_path, capsys):
+def test_others_do_not_see_a_private_dataset(colours, hub, monkeypatch, base, tmp_path, capsys):
     monkeypatch.setenv("HF_TOKEN", hub.token("bob"))
     line = ["--tokenizer", str(base), "--output_dir", str(tmp_path / "data"), "--dataset_name", "alice/colours"]
     assert run_command(prepare_data.main, line) == 2
@@ -383,12 +383,12 @@ def test_a_corpus_from_the_hub(streaming, colours, base, tmp_path, capsys):
     manifest = json.loads((tmp_path / "data/data.json").read_text())
     assert sum(split["num_documents"] for split in manifest["splits"].values()) == len(colours)
     assert {json.dumps(split["origin"]) for split in manifest["splits"].values()} == {
-        json.dumps({"dataset_name": "alice/colours", "config": None, "split": "train"})
+        json.dumps({"dataset": "alice/colours", "config": None, "split": "train"})
     }
 
 
 @pytest.mark.parametrize("colours", ["parquet"], indirect=True)
-def test_a_classifier_learns_from_the_hub_what_it_learns_from_the_table(colours, base, tmp_path, capsys):
+def test_a_classifier_learns_the_same_from_the_hub_and_from_a_table(colours, base, tmp_path, capsys):
     """And so the rows are the same, in the same order."""
     losses = []
     for name, source in (("hub", {"dataset_name": "alice/colours"}), ("table", {"train_file": tmp_path / "rows.csv"})):

@@ -1,4 +1,4 @@
-"""What `push_to_hub` and `hf upload` leave on a hub: all that loading needs, and nothing secret (or it is named)."""
+"""The files that `push_to_hub` and `hf upload` leave on a Hub: everything that loading needs, and few secrets."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 from tests.support.tiny_base import TEXTS
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # PEFT asks by a name that transformers gave up
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # PEFT uses a name that transformers deprecated
     "ignore:Cannot enable progress bars",
 )
 REPOSITORY = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def tokenizer(base):
 
 
 def all_that_is_stored(hub):
-    """(where, bytes), as it lies there and, because that may be compressed, as it is read."""
+    """(where, bytes) of everything, as it is stored and, because that may be compressed, as it is read."""
     yield from hub.every_stored_byte()
     for repository in hub.repositories.values():
         for reference in repository.references():
@@ -61,14 +61,14 @@ def all_that_is_stored(hub):
 
 
 def leaks(hub, tmp_path):
-    """Where a token or the name of a folder of this machine can be read."""
+    """Places where a token or a path of this machine can be read."""
     secrets = [hub.token(), str(tmp_path.parent), str(REPOSITORY), sys.prefix, str(Path.home())]
     found = all_that_is_stored(hub)
     return sorted({where for where, data in found for secret in secrets if secret.encode() in data})
 
 
 def assert_whole(hub, name, model, revision="main"):
-    """The repository holds all that loading needs, and what is loaded is the model."""
+    """The repository has everything that loading needs, and loading gives the model."""
     files = hub.repo(name).files(revision)
     assert set(files) >= OF_MODEL - {"model.safetensors"}
     assert json.loads(files["config.json"])["auto_map"] == AUTO_MAP
@@ -89,7 +89,7 @@ def test_a_model(hub, model, tmp_path):
 
 
 @pytest.mark.parametrize("hub", ["lfs"], indirect=True)
-def test_a_model_again_changes_nothing_and_makes_no_commit(hub, model):
+def test_pushing_a_model_again_makes_no_commit(hub, model):
     for _ in range(2):
         model.push_to_hub("alice/tiny")
     assert len(hub.repo("alice/tiny").history()) == 2
@@ -124,8 +124,8 @@ def test_shards(hub, model, tmp_path):
     assert leaks(hub, tmp_path) == []
 
 
-def test_shards_after_one_file_are_not_what_is_loaded(hub, model):
-    """A trap of transformers, and the reason why train.publish deletes what a push leaves behind."""
+def test_shards_after_a_single_file_are_not_loaded(hub, model):
+    """A trap of transformers, and the reason why `publish` deletes old weights."""
     model.push_to_hub("alice/tiny")
     old = logits(model)
     changed(model).push_to_hub("alice/tiny", max_shard_size="20KB")
@@ -161,7 +161,7 @@ def test_a_pipeline(hub, model, tokenizer, tmp_path):
     assert leaks(hub, tmp_path) == []
 
 
-def test_what_a_reader_pushes_arrives_nowhere(hub, model, monkeypatch):
+def test_readers_cannot_push(hub, model, monkeypatch):
     hub.create("alice/tiny")
     for token in (hub.token("alice", "read"), hub.token("bob")):
         monkeypatch.setenv("HF_TOKEN", token)
@@ -199,8 +199,8 @@ def test_an_adapter_of_a_model_of_the_hub(hub, model, tmp_path):
     assert leaks(hub, tmp_path) == []
 
 
-def test_an_adapter_of_a_local_model_tells_where_that_lies(hub, model, base, tmp_path):
-    """PEFT writes the name by which the base was loaded; nobody else can load the adapter by it."""
+def test_an_adapter_of_a_local_model_contains_its_path(hub, model, base, tmp_path):
+    """PEFT records the path that the base was loaded from; others cannot load the adapter with it."""
     adapter_of(model).push_to_hub("alice/adapter")
     config = json.loads(hub.repo("alice/adapter").files()["adapter_config.json"])
     assert config["base_model_name_or_path"] == str(base)
@@ -208,7 +208,7 @@ def test_an_adapter_of_a_local_model_tells_where_that_lies(hub, model, base, tmp
 
 
 def test_an_adapter_forgets_the_revision_of_its_base(hub, model):
-    """Why train.finetune writes it down itself."""
+    """So `finetune` records it."""
     model.push_to_hub("alice/tiny")
     HfApi().create_tag("alice/tiny", tag="v1")
     adapter_of(AutoModelForCausalLM.from_pretrained("alice/tiny", revision="v1")).push_to_hub("alice/adapter")
@@ -248,8 +248,8 @@ def test_a_trainer(hub, model, tokenizer, tmp_path):
     assert_whole(hub, "alice/trained", model)
 
 
-def test_while_a_trainer_trains_the_code_is_not_there_yet(hub, model, tokenizer, tmp_path):
-    """Of its folder it sends the files it knows; those of custom code come with the last push."""
+def test_during_training_a_trainer_does_not_push_the_code(hub, model, tokenizer, tmp_path):
+    """Of its folder it uploads the files it knows; those of custom code follow with the last push."""
     trained(model, tokenizer, tmp_path)
     last, *before, initial = hub.repo("alice/trained").history()
     assert (last.title, initial.title, set(last.files) >= CODE) == ("End of training", "initial commit", True)
@@ -269,7 +269,7 @@ def test_a_trainer_sends_its_pickle_with_the_name_of_the_folder_but_no_token_of_
 
 
 def test_a_trainer_publishes_a_token_that_it_is_given(hub, model, tokenizer, tmp_path):
-    """So give it none: HF_TOKEN and `hf auth login` serve as well."""
+    """So do not pass one: use HF_TOKEN or `hf auth login`."""
     trained(model, tokenizer, tmp_path, hub_token=hub.token())
     assert hub.token().encode() in hub.repo("alice/trained").files()["training_args.bin"]
 

@@ -1,4 +1,4 @@
-"""The local hub as the real client finds it: who may do what, what is stored, and what goes wrong on purpose."""
+"""The local Hub with the real client: permissions, files, history and metadata."""
 
 import json
 import os
@@ -27,7 +27,7 @@ PLAIN = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 CARD = b"---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [small]\n---\n# A model\n"
 
 
-# who may do what
+# permissions
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ CARD = b"---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: text-gener
         ("alice", 200, 200, 404, 200),
     ],
 )
-def test_who_may_do_what(hub, caller, public, private, missing, write):
+def test_permissions(hub, caller, public, private, missing, write):
     hub.create("alice/public")
     hub.create("alice/private", private=True)
     token = {
@@ -57,7 +57,7 @@ def test_who_may_do_what(hub, caller, public, private, missing, write):
     for reply in (*replies, changed):
         assert "X-Request-Id" in reply.headers
         assert reply.status_code not in (401, 404) or reply.headers["X-Error-Code"]
-    if private == missing:  # then they look alike
+    if private == missing:  # then both give the same response
         assert replies[1].content == replies[2].content
         assert replies[1].headers["X-Error-Code"] == replies[2].headers["X-Error-Code"]
 
@@ -80,7 +80,7 @@ def test_the_client_understands_refusals(hub):
     assert HfApi().whoami()["orgs"][0]["name"] == "acme"
 
 
-def test_repositories_come_move_and_go(hub):
+def test_creating_moving_and_deleting_repositories(hub):
     api = HfApi()
     assert api.create_repo("acme/m", private=True).repo_id == "acme/m"
     with pytest.raises(HfHubHTTPError, match="409"):
@@ -93,7 +93,7 @@ def test_repositories_come_move_and_go(hub):
     api.update_repo_settings("acme/m", private=False)
     assert not hub.repo("acme/m").private
     api.move_repo("acme/m", "alice/n")
-    assert api.model_info("acme/m").id == "alice/n"  # sent on to the new address
+    assert api.model_info("acme/m").id == "alice/n"  # redirected to the new name
     api.delete_repo("ALICE/N")
     assert not api.repo_exists("alice/n")
 
@@ -117,7 +117,7 @@ def test_a_gated_repository_shows_everything_but_its_files(hub):
 
 @BOTH
 @pytest.mark.parametrize("parts", [1, 3])
-def test_what_goes_up_comes_down(hub, tmp_path, parts):
+def test_uploads_are_downloaded_unchanged(hub, tmp_path, parts):
     hub.part_size = 100_000
     files = {"a/b/config.json": b"{}", "empty.bin": b"", "weights.bin": os.urandom(100_000 * parts - 7)}
     for name, data in files.items():
@@ -138,11 +138,11 @@ def test_what_goes_up_comes_down(hub, tmp_path, parts):
     assert not HfApi().verify_repo_checksums("alice/m").mismatches
     hub.requests.clear()
     HfApi().upload_folder(folder_path=tmp_path, repo_id="alice/m")
-    assert len(hub.repo("alice/m").history()) == 2  # nothing has changed, so there is no commit
+    assert len(hub.repo("alice/m").history()) == 2  # no changes, so no commit
     assert not hub.requests.matching("PUT") + hub.requests.matching("POST", "xorbs")
 
 
-def test_downloads_can_do_without_xet(hub, tmp_path):
+def test_downloads_without_xet(hub, tmp_path):
     HfApi().create_repo("m")
     HfApi().upload_file(path_or_fileobj=b"\0" * 1000, path_in_repo="model.bin", repo_id="alice/m")
     hub.announces_xet = False
@@ -151,7 +151,7 @@ def test_downloads_can_do_without_xet(hub, tmp_path):
     assert not hub.requests.matching("GET", "xet-read-token|/xorb/")
 
 
-def test_the_storage_takes_only_what_was_announced(hub):
+def test_the_storage_refuses_unannounced_content(hub):
     hub.create("alice/m")
     wanted = {"oid": "0" * 64, "size": 4}
 
@@ -170,7 +170,7 @@ def test_the_storage_takes_only_what_was_announced(hub):
     assert len(hub.repo("alice/m").history()) == 1
 
 
-def test_a_token_at_the_storage_is_found_out(hub):
+def test_a_token_sent_to_the_storage_is_recorded(hub):
     assert call(hub, "GET", f"{hub.storage_url}/lfs/x/y", hub.token()).status_code == 500
     assert len(hub.leaks) == 1
     hub.leaks.clear()
@@ -211,7 +211,7 @@ def test_paths_that_are_refused(hub, path):
     assert set(hub.repo("alice/m").files()) == {".gitattributes"}
 
 
-def test_what_is_no_commit(hub):
+def test_invalid_commits(hub):
     hub.create("alice/m")
     hub.commit("alice/m", {"file": b"", "folder/file": b""})
     statuses = {
@@ -260,7 +260,7 @@ def test_which_files_are_large():
     assert not is_lfs("x.bin", 1, b"{", GIT_ATTRIBUTES + b"*.bin -filter\n")
 
 
-def test_ignored_files_stay_away(hub, tmp_path):
+def test_ignored_files_are_not_committed(hub, tmp_path):
     (tmp_path / "x.log").touch()
     (tmp_path / ".gitignore").write_text("*.log\n")
     hub.create("alice/m")
@@ -295,7 +295,7 @@ def test_branches_tags_and_squash(hub):
 
 
 @PLAIN
-def test_long_lists_come_in_pages(hub):
+def test_long_lists_have_pages(hub):
     hub.create("alice/m")
     hub.commit("alice/m", {f"{number:04}.txt": b"" for number in range(1050)})
     for number in range(60):
@@ -317,9 +317,9 @@ def test_a_commit_is_refused_when_another_has_landed(hub):
     assert hub.repo("alice/m").read("x") == b"mine"
 
 
-def test_commits_at_the_same_time_all_land(hub, monkeypatch):
+def test_concurrent_commits_all_succeed(hub, monkeypatch):
     hub.create("alice/m")
-    # the time between reading the branch and moving it, which only a lock makes safe
+    # a pause between reading the branch and moving it, which is only safe with a lock
     monkeypatch.setattr(uploads, "new_commit", lambda *what, make=uploads.new_commit: time.sleep(0.01) or make(*what))
     with ThreadPoolExecutor(12) as threads:
         replies = list(threads.map(lambda number: commit(hub, put(f"{number}.txt")), range(12)))
@@ -328,7 +328,7 @@ def test_commits_at_the_same_time_all_land(hub, monkeypatch):
 
 
 @BOTH
-def test_a_pull_request_from_a_stranger(hub, tmp_path):
+def test_a_pull_request_from_another_user(hub, tmp_path):
     hub.create("alice/m")
     (tmp_path / "model.bin").write_bytes(b"\0\1")
     bob, alice = HfApi(token=hub.token("bob")), HfApi()
@@ -358,10 +358,10 @@ def test_a_pull_request_in_conflict(hub):
         HfApi().merge_pull_request("alice/m", pull.pr_num)
 
 
-# what the hub knows
+# metadata
 
 
-def test_what_the_hub_knows_about_a_model(hub):
+def test_metadata_of_a_model(hub):
     hub.create("alice/m")
     tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)}
     config = json.dumps(

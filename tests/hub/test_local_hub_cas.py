@@ -1,4 +1,4 @@
-"""The content-addressed store without a client: xorbs and shards made by hand, and the decoder of LZ4."""
+"""The content-addressed store without a client: handmade xorbs and shards, and the LZ4 decoder."""
 
 import hashlib
 import random
@@ -73,12 +73,12 @@ def small(cas):
     return cas
 
 
-def test_hashes_are_written_as_the_documentation_says():
+def test_hashes_as_in_the_documentation():
     # The example of huggingface.co/docs/xet/api.
     assert text(bytes(range(32))) == "07060504030201000f0e0d0c0b0a090817161514131211101f1e1d1c1b1a1918"
 
 
-def test_answer_of_version_2(small):
+def test_response_of_version_2(small):
     assert small.reconstruction(FILE, url="http://store/{}".format) == {
         "offset_into_first_range": 0,
         "terms": [
@@ -97,7 +97,7 @@ def test_answer_of_version_2(small):
     }
 
 
-def test_answer_of_version_1_for_a_range(small):
+def test_response_of_version_1_for_a_range(small):
     assert small.reconstruction(FILE, (6, 9), 1, "http://store/{}".format) == {  # !!ze
         "offset_into_first_range": 6,
         "terms": [
@@ -119,7 +119,7 @@ def test_ranges_at_the_edges_of_chunks_and_of_the_file(small):
         assert small.read_file(FILE, start) == whole[start:]
         for end in range(len(whole) + 2):
             assert small.read_file(FILE, start, end) == whole[start:end]
-    for first, last, chunk in ((8, 12, 0), (13, 15, 1), (0, 7, 2)):  # neither the chunk before nor the one behind
+    for first, last, chunk in ((8, 12, 0), (13, 15, 1), (0, 7, 2)):  # neither the chunk before nor the one after
         answer = small.reconstruction(FILE, (first, last))
         span = {"start": chunk, "end": chunk + 1}
         assert answer["terms"] == [{"hash": XORB, "unpacked_length": last + 1 - first, "range": span}]
@@ -159,7 +159,7 @@ def test_damaged_xorb(cas, body, message):
 
 
 @pytest.mark.parametrize("name", ["", "0A" * 32, "0a" * 31, "../" + "a" * 61, "0a" * 32 + "\n"])
-def test_name_that_is_no_hash(cas, name):
+def test_invalid_hash(cas, name):
     with pytest.raises(ValueError, match="64 hexadecimal digits"):
         cas.put_xorb(name, chunk(b"abc"))
 
@@ -197,7 +197,7 @@ def test_damaged_shard(cas, body, message):
         cas.file_of_sha256(SHA256)
 
 
-def test_sent_twice(small):
+def test_uploading_twice(small):
     sent = small.read_xorb(XORB)
     again = b"".join(chunk(PACKED, LZ4, 300) for _ in range(3))
     assert not small.put_xorb(XORB, again)
@@ -236,11 +236,11 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("data", SAMPLES.values(), ids=SAMPLES)
-def test_lz4_undoes_what_another_program_did(data):
+def test_lz4_decodes_frames_of_another_program(data):
     assert lz4.decompress(pyarrow.compress(data, codec="lz4", asbytes=True)) == data
 
 
-def test_lz4_refuses_what_is_damaged():
+def test_lz4_refuses_damaged_frames():
     data = " ".join(str(i) for i in range(300)).encode()
     frame = pyarrow.compress(data, codec="lz4", asbytes=True)
     for end in range(len(frame)):

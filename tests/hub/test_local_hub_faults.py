@@ -1,4 +1,4 @@
-"""What goes wrong on purpose at the local hub, as the real client meets it, and the hub in a shell of its own."""
+"""Faults of the local Hub with the real client, and the Hub as a separate process."""
 
 import functools
 import os
@@ -23,20 +23,20 @@ PLAIN = pytest.mark.parametrize("hub", ["lfs"], indirect=True)
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    """The client waits for seconds before it tries again."""
+    """The client waits for seconds between attempts."""
     monkeypatch.setattr("time.sleep", lambda _: None)
 
 
 @pytest.fixture
 def model(hub):
-    """A repository with a file of 900 kB, which the client takes in pieces of 100."""
+    """A repository with a file of 900 kB, which the client downloads in pieces of 100 kB."""
     data = os.urandom(900_000)
     hub.create("alice/m")
     hub.commit("alice/m", {"model.bin": data, "config.json": b"{}"})
     return data
 
 
-def test_a_failure_that_passes(hub, model):
+def test_a_temporary_failure(hub, model):
     hub.fail(path="/preupload/", status=503, retry_after=0, times=2)
     upload = functools.partial(HfApi().upload_file, path_or_fileobj=b"x", path_in_repo="x", repo_id="alice/m")
     upload()
@@ -45,7 +45,7 @@ def test_a_failure_that_passes(hub, model):
     with pytest.raises(HfHubHTTPError, match="Out of order"):
         upload(path_or_fileobj=b"y")
     assert hub.repo("alice/m").read("x") == b"x"
-    hub.fail(path="/commit/", method="GET", times=None)  # does not fit
+    hub.fail(path="/commit/", method="GET", times=None)  # does not match
     upload(path_or_fileobj=b"y")
     assert hub.repo("alice/m").read("x") == b"y"
     with pytest.raises(ValueError, match="method must be"):
@@ -53,7 +53,7 @@ def test_a_failure_that_passes(hub, model):
 
 
 @PLAIN
-def test_a_download_goes_on_where_it_was_cut(hub, model, monkeypatch):
+def test_a_download_resumes_where_it_was_cut(hub, model, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
     hub.cut_download(450_000, path="model.bin", port="storage")
     assert Path(hf_hub_download("alice/m", "model.bin")).read_bytes() == model
@@ -70,7 +70,7 @@ def test_a_download_that_is_reset_fails(hub, model):
     assert Path(hf_hub_download("alice/m", "model.bin")).read_bytes() == model
 
 
-def test_a_download_by_xet_goes_on_too(hub, tmp_path, monkeypatch):
+def test_a_download_by_xet_resumes_too(hub, tmp_path, monkeypatch):
     data = os.urandom(900_000)
     HfApi().create_repo("m")
     HfApi().upload_file(path_or_fileobj=data, path_in_repo="model.bin", repo_id="alice/m")
@@ -105,7 +105,7 @@ def test_a_second_file_shares_what_it_can(hub):
 
 @PLAIN
 @pytest.mark.parametrize("reset", [False, True])
-def test_an_upload_that_is_cut_is_sent_again(hub, reset):
+def test_a_cut_upload_is_repeated(hub, reset):
     data = os.urandom(900_000)
     hub.create("alice/m")
     hub.cut_upload(450_000, path="^/upload/", reset=reset)
@@ -131,7 +131,7 @@ def checked(name):
 
 @BOTH
 @pytest.mark.parametrize("name", ["../../evil", "a/../../../evil", "/tmp/evil", "..\\evil"])
-def test_a_malicious_hub_is_not_believed(hub, tmp_path, name):
+def test_unsafe_names_from_a_malicious_hub(hub, tmp_path, name):
     hub.create("alice/m")
     hub.commit("alice/m", {"config.json": b"{}", name: b"evil"}, is_checked=False)
     assert name in HfApi().list_repo_files("alice/m")
@@ -153,7 +153,7 @@ def test_any_card_can_be_refused(hub, model):
         upload(path_or_fileobj=b"# No metadata\n")
 
 
-def test_a_request_can_be_held(hub, model):
+def test_a_request_can_be_delayed(hub, model):
     with hub.hold(path="/commit/", method="POST") as gate:
         landing = HfApi().upload_file(
             path_or_fileobj=b"x", path_in_repo="x", repo_id="alice/m", run_as_future=True, commit_message="Late"
@@ -209,14 +209,14 @@ def test_other_hosts_are_out_of_reach(hub):
     hub.errors.clear()
 
 
-def test_what_the_hub_does_not_know_is_no_missing_repository(hub, model):
+def test_an_unimplemented_route_is_not_a_missing_repository(hub, model):
     reply = call(hub, "POST", "/api/models/alice/m/like", hub.token())
     assert (reply.status_code, "X-Error-Code" in reply.headers) == (501, False)
     assert call(hub, "GET", "/api/papers").headers["X-Error-Code"] == "RouteNotFound"
     assert call(hub, "GET", "/api/models/alice/n/like").headers["X-Error-Code"] == "RepoNotFound"
 
 
-def test_without_the_hub_everything_is_offline():
+def test_without_the_fixture_everything_is_offline():
     assert constants.is_offline_mode()
     assert not os.environ.get("HF_TOKEN", "").startswith("local-")
     assert "hub_home" not in constants.HF_HUB_CACHE + os.environ.get("HF_HOME", "")
@@ -233,7 +233,7 @@ def test_another_process_is_a_client_too(hub, tmp_path, model):
     assert {entry.user for entry in hub.requests.matching("HEAD")} == {"bob"}
 
 
-def test_a_hub_for_a_shell(tmp_path):
+def test_a_hub_in_a_shell(tmp_path):
     (tmp_path / "accounts.yaml").write_text(
         "users: {carol: Carol C.}\norganizations: {house: {members: {carol: write}, private_by_default: true}}\n"
     )

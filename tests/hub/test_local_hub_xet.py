@@ -1,4 +1,4 @@
-"""The content-addressed store of the local Hub: what the real Xet client sends is kept, checked and found again."""
+"""The content-addressed store of the local Hub with the real Xet client."""
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Remembers what came and what it refused; `damage` changes what it understands."""
+    """Records uploads and refusals; `damage` changes uploads before they are parsed."""
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -106,7 +106,7 @@ class Client:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "client"))  # where it remembers what is uploaded already
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "client"))  # its cache of earlier uploads
     server = Server(tmp_path / "cas")
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -143,7 +143,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize(("data", "scheme"), CONTENTS.values(), ids=CONTENTS)
-def test_what_is_uploaded_comes_back_the_same(server, client, tmp_path, data, scheme):
+def test_uploads_are_downloaded_unchanged(server, client, tmp_path, data, scheme):
     [info] = client.upload(data)
     [(_, body)] = server.received["xorbs"]
     assert schemes(body) - {RAW} == {scheme} - {RAW}
@@ -172,7 +172,7 @@ def test_several_files_in_one_upload_share_a_xorb(server, client, tmp_path):
         assert client.download(info, tmp_path / "file") == data
 
 
-def test_repeated_content_is_kept_once(server, client, tmp_path):
+def test_repeated_content_is_stored_once(server, client, tmp_path):
     data = bytes(3_000_000) + noise(500_000) * 3
     [info] = client.upload(data)
     assert sum(len(body) for _, body in server.received["xorbs"]) < 1_000_000
@@ -193,7 +193,7 @@ def test_a_file_of_several_xorbs(server, client, tmp_path, version):
     assert server.cas.read_file(info.hash) == data
     other = Client(server.endpoint, **{"client.reconstruction_api_version": version})
     assert other.download(info, tmp_path / "file") == data
-    assert len(server.downloaded) > 2  # ranges that do not touch come one by one
+    assert len(server.downloaded) > 2  # one request per range, as they do not touch
 
 
 def test_any_range_of_a_file(server, client):
@@ -216,7 +216,7 @@ def test_any_range_of_a_file(server, client):
         assert server.cas.read_file(info.hash, start, end) == data[start:end]
 
 
-def test_client_hears_of_an_unknown_file(server, client, tmp_path):
+def test_the_client_reports_an_unknown_file(server, client, tmp_path):
     [info] = client.upload(b"known")
     unknown = hf_xet.XetFileInfo("0e" * 32, 5)
     with pytest.raises(Exception, match="404 Not Found"):
@@ -224,7 +224,7 @@ def test_client_hears_of_an_unknown_file(server, client, tmp_path):
     assert client.download(info, tmp_path / "file") == b"known"
 
 
-def test_client_hears_of_a_damaged_xorb(server, client):
+def test_the_client_reports_a_damaged_xorb(server, client):
     server.damage["xorbs"] = lambda body: body[:-1]
     with pytest.raises(Exception, match="400 Bad Request"):
         client.upload(noise(100_000))
@@ -232,7 +232,7 @@ def test_client_hears_of_a_damaged_xorb(server, client):
     assert not server.cas.files
 
 
-def test_client_hears_of_content_that_is_not_what_was_hashed(server, client):
+def test_the_client_reports_content_with_another_hash(server, client):
     server.damage["xorbs"] = lambda body: body[:-1] + bytes([body[-1] ^ 1])  # a raw chunk holds any byte
     with pytest.raises(Exception, match="400 Bad Request"):
         client.upload(noise(1000))

@@ -1,83 +1,133 @@
-"""The model card and the picture: facts of the run in, readable files out."""
+"""The text of model cards and the loss curve: readable, whole whatever a prompt contains, with programs that run."""
 
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.image
+import numpy as np
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import UndefinedError
+from matplotlib.colors import to_rgb
 
 from tests.support.tiny_base import options, write_conversations, write_labels
 from train import finetune, finetune_classifier, pretrain
-from train.hub.cards.finetuned import BASE_PLACE
-from train.hub.cards.metadata import PLACE, Recipe, Source, card_data
-from train.hub.cards.pretrained import model_card
+from train.data.blocks import PreparedData
+from train.hub.cards.origin import Recipe
+from train.hub.cards.pretrained import write_pretrained_card
+from train.hub.cards.template import BASE_PLACEHOLDER, MODEL_PLACEHOLDER, render_card
 from train.metrics.plots import draw_loss_curve, smoothed
 
-RECORDS = [{"step": s, "tokens_seen": 1000 * s, "loss": 8.0 - s / 10} for s in range(1, 21)] + [
-    {"step": s, "tokens_seen": 1000 * s, "eval_loss": 8.1 - s / 10, "bits_per_byte": 3.0} for s in (10, 20)
-]
+EVALUATION = {"bits_per_byte": 3.0, "eval_perplexity": 445.9, "eval_bits_per_byte": 3.0}
+RECORDS = [
+    {"step": s, "tokens_seen": 1000 * s, "loss": 8.0 - s / 10, "tokens_per_second": 10.0} for s in range(1, 21)
+] + [{"step": s, "tokens_seen": 1000 * s, "eval_loss": 8.1 - s / 10, **EVALUATION} for s in (10, 20)]
+TRAINING, VALIDATION = "#9bb8d3", "#c4502c"  # colours of the lines
+
+# The picture
 
 
-def test_the_picture_is_a_png_of_the_announced_size(tmp_path):
-    draw_loss_curve(RECORDS, tmp_path / "curve.png", title="tiny", num_choices=512)
-    content = (tmp_path / "curve.png").read_bytes()
-    assert content.startswith(b"\x89PNG")
-    assert struct.unpack(">II", content[16:24]) == (1200, 675)
+def num_pixels(picture, colour):
+    return int((np.abs(picture[..., :3] - to_rgb(colour)).max(axis=-1) < 0.01).sum())
 
 
-def test_a_run_without_evaluation_can_be_drawn(tmp_path):
-    draw_loss_curve(RECORDS[:20], tmp_path / "curve.png", title="tiny", num_choices=512)
-    assert (tmp_path / "curve.png").stat().st_size > 5000
+@pytest.mark.parametrize("has_evaluations", [True, False])
+def test_the_loss_curve_shows_a_line_per_kind_of_loss(tmp_path, has_evaluations):
+    records = RECORDS if has_evaluations else RECORDS[:20]
+    draw_loss_curve(records, tmp_path / "curve.png", title="tiny", num_choices=512)
+    picture = matplotlib.image.imread(tmp_path / "curve.png")
+    assert picture.shape[:2] == (675, 1200)
+    assert num_pixels(picture, TRAINING) > 500  # of the line, more than its entry in the legend
+    assert (num_pixels(picture, VALIDATION) > 500) == has_evaluations
 
 
-def pretrained_card(samples, recipe="max_steps: 3\n", tags=("scratch_gpt", "custom_code")):
-    source = Source("a book")
-    data = card_data("tiny", "text-generation", tags, source, source, {"loss": 6.1})
-    facts = {"name": "tiny", "corpus": "a book", "recipe": Recipe(recipe, "scratch-gpt pretrain recipe.yaml ...")}
-    facts |= {"train_file": "- train: a book", "measured": "2 of 3 blocks"}
-    return model_card(data, facts, {"validation loss (nats per token)": "6.1"}, samples)
+# The text
+
+
+@pytest.fixture
+def card_of(tmp_path):
+    """Writes the card of a pretrained model and returns its content."""
+
+    def card_of(samples=(), recipe="max_steps: 20\n", has_code=True, source="a book"):
+        if has_code:
+            (tmp_path / "modeling_scratch_gpt.py").touch()
+        model = SimpleNamespace(num_parameters=lambda: 3_100_000, config=SimpleNamespace(model_type="scratch_gpt"))
+        splits = {split: {"num_documents": 1, "num_bytes": 9, "num_tokens": 4} for split in ("train", "validation")}
+        manifest = {"splits": splits, "corpus": {split: {"description": source} for split in splits}}
+        data = PreparedData(train=None, validation=range(3), manifest=manifest)
+        recipe = Recipe(recipe, "scratch-gpt pretrain recipe.yaml ...")
+        samples = [{"step": 20, **sample} for sample in samples]
+        write_pretrained_card(tmp_path, model, data, recipe, RECORDS, samples, max_eval_samples=2)
+        return (tmp_path / "README.md").read_text()
+
+    return card_of
 
 
 def programs(card):
     return [block for _, block in re.findall(r"^(`{3,})python\n(.*?)\n\1$", card, flags=re.DOTALL | re.MULTILINE)]
 
 
-def test_the_card_holds_the_figures_and_valid_metadata():
-    card = pretrained_card([{"prompt": "def ", "text": "f():"}])
+def test_the_card_has_the_metrics_and_valid_metadata(card_of):
+    old = {"step": 10, "prompt": "import ", "text": "early"}
+    card = card_of([{"prompt": "def ", "text": "f():"}, old])
     parsed = ModelCard(card)
     assert parsed.data.library_name == "transformers"
     assert parsed.data.pipeline_tag == "text-generation"
-    assert [result.metric_value for result in parsed.data.eval_results] == [6.1]
-    assert "| validation loss (nats per token) | 6.1 |" in card
-    assert "computed by `scratch-gpt pretrain recipe.yaml ...` after its last step, on 2 of 3 blocks" in card
+    assert {result.metric_type: result.metric_value for result in parsed.data.eval_results} == {
+        "loss": pytest.approx(6.1), "perplexity": 445.9, "bits_per_byte": 3.0,
+    }  # fmt: skip
+    assert "| validation loss (nats per token) | 6.1000 |" in card
+    assert "| parameters | 3,100,000 |" in card
+    assert "`scratch-gpt pretrain recipe.yaml ...` computed these metrics after the last step, on 2 of 3 blocks" in card
+    assert f"`scratch-gpt evaluate --model {MODEL_PLACEHOLDER} --text your.txt`" in card
+    assert "- train: a book: 1 documents, 9 bytes, 4 tokens\n- validation: a book" in card
     assert "def f():" in card
+    assert "early" not in card
     recipe = card.split("```yaml\n")[1].split("```")[0]
-    assert yaml.safe_load(recipe) == {"max_steps": 3}
+    assert yaml.safe_load(recipe) == {"max_steps": 20}
 
 
-def test_prompts_of_any_kind_leave_the_card_whole():
-    prompt = "{x} ```python\n\"'"
-    card = pretrained_card([{"prompt": prompt, "text": "\n```\n# no heading"}], f"sample_prompts: {[prompt]!r}\n")
+@pytest.mark.parametrize("prompt", ["{x} ```python\n\"'", "{{ 6 * 7 }} {% if %}{# note #} {{ metadata }}"])
+def test_prompts_of_any_kind_leave_the_card_whole(card_of, prompt):
+    """Also those that look like template syntax."""
+    card = card_of(
+        [{"prompt": prompt, "text": "\n```\n# no heading"}], f"sample_prompts: {[prompt]!r}\n", source=prompt
+    )
     assert len(programs(card)) == 2
     for program in programs(card):
         assert f"tokenizer({prompt!r}, return_tensors" in program
         compile(program, "card", "exec")
+    assert f"{prompt}\n```\n# no heading\n````" in card
     headings = re.findall("^## .*", re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", card), flags=re.MULTILINE)
     assert headings == [
-        "## Use it", "## What it writes", "## What it was trained on", "## How it was trained", "## Limits",
+        "## Results", "## Usage", "## Samples", "## Training data", "## Training procedure", "## Limitations",
     ]  # fmt: skip
 
 
-def test_a_model_without_code_needs_neither_package_nor_trust():
-    (program,) = programs(pretrained_card([], tags=("gpt2",)))
+def test_two_ways_to_load_a_model_with_code(card_of):
+    installed, remote = programs(card_of())
+    assert installed.startswith("import hf_scratch_gpt")
+    assert "trust_remote_code" not in installed
+    assert "hf_scratch_gpt" not in remote
+    assert remote.count(', trust_remote_code=True, revision="the-commit-you-reviewed")') == 2
+
+
+def test_a_model_without_code_needs_neither_package_nor_trust(card_of):
+    card = card_of(has_code=False)
+    (program,) = programs(card)
     assert "hf_scratch_gpt" not in program
-    assert "trust_remote_code" not in program
+    assert "trust_remote_code" not in card
+
+
+def test_a_missing_variable_of_a_template_is_an_error():
+    with pytest.raises(UndefinedError, match="'title' is undefined"):
+        render_card("pretrained.md.jinja", ModelCardData())
 
 
 @pytest.mark.slow
@@ -96,7 +146,7 @@ def test_the_programs_of_all_cards_run_in_new_processes(base, data_dir, recipe, 
     cases = []
     for folder in folders:
         for program in programs((folder / "README.md").read_text()):
-            program = program.replace(PLACE, str(folder)).replace(BASE_PLACE, str(base))
+            program = program.replace(MODEL_PLACEHOLDER, str(folder)).replace(BASE_PLACEHOLDER, str(base))
             cases.append(re.sub(r"max_new_tokens=\d+", "max_new_tokens=5", program))
     assert ["import hf_scratch_gpt" in case for case in cases] == [True, False] * 5
     environment = {

@@ -1,4 +1,4 @@
-"""train.publish against a hub of our own: what is sent, and what never is."""
+"""`publish` with a local Hub: the files that are uploaded, and those that never are."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ from train.model.adapters import ignored_peft_warning
 from train.model.inference import load_for_inference
 from train.publish import main
 
-# What is sent
+# Files
 
 
 @pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)
-def test_one_commit_holds_all_that_the_model_needs_and_nothing_else(hub, send, model_folder):
+def test_one_commit_contains_all_files_that_the_model_needs_and_no_others(hub, send, model_folder):
     done = send(commit_message="First")
     repository = hub.repo("alice/tiny")
     files = repository.files("main")
@@ -37,16 +37,16 @@ def test_one_commit_holds_all_that_the_model_needs_and_nothing_else(hub, send, m
     assert tokenizer.chat_template == here.chat_template
 
 
-def test_nothing_of_this_machine_is_stored(hub, send, model_folder, tmp_path):
+def test_no_traces_of_this_machine_are_uploaded(hub, send, model_folder, tmp_path):
     send()
-    secrets = [hub.token(), str(tmp_path), str(Path.home()), str(Path.cwd()), "this stays here", "moment"]
+    secrets = [hub.token(), str(tmp_path), str(Path.home()), str(Path.cwd()), "not for the Hub", "moment"]
     stored = [(where, content) for where, content in hub.every_stored_byte() if not where.startswith("request ")]
     assert any((model_folder / WEIGHTS).read_bytes()[:100] in content for _, content in stored)
     found = [(where, secret) for where, content in stored for secret in secrets if secret.encode() in content]
     assert not found
 
 
-def test_old_settings_of_this_machine_are_left_out(hub, send, model_folder):
+def test_local_paths_in_the_config_are_removed(hub, send, model_folder):
     edit_json(model_folder / "config.json", _name_or_path=str(model_folder), auto_map={"AutoConfig": "other.Config"})
     send()
     config = json.loads(hub.repo("alice/tiny").files("main")["config.json"])
@@ -57,40 +57,40 @@ def test_old_settings_of_this_machine_are_left_out(hub, send, model_folder):
 @pytest.mark.parametrize(
     ("settings", "is_private"), [({}, True), ({"private": True}, True), ({"private": False}, False)]
 )
-def test_private_unless_told_otherwise(hub, send, settings, is_private, capsys):
+def test_new_repositories_are_private_by_default(hub, send, settings, is_private, capsys):
     send(**settings)
     assert hub.repo("alice/tiny").private is is_private
     assert f"alice/tiny (new, {'private' if is_private else 'public'})" in capsys.readouterr().out
 
 
-def test_a_name_alone_lies_in_the_own_namespace(hub, send):
+def test_a_bare_name_is_in_the_own_namespace(hub, send):
     assert send(repo_id="tiny").name.repo_id == "alice/tiny"
     assert hub.repo("alice/tiny").files("main").keys() > {WEIGHTS}
 
 
-def test_an_organization_too(hub, send):
+def test_an_organization(hub, send):
     send(repo_id="acme/tiny")
     assert hub.repo("acme/tiny").private
 
 
-def test_the_same_again_is_no_commit(hub, send, capsys):
+def test_publishing_again_makes_no_commit(hub, send, capsys):
     first = send()
     again = send()
     assert again.sha == first.sha
-    assert not again.send
-    assert {file.name for file in again.same} == SENT
+    assert not again.upload
+    assert {file.name for file in again.unchanged} == SENT
     assert len(hub.repo("alice/tiny").history("main")) == 2
 
 
-def test_only_what_has_changed_is_sent(hub, send, model_folder):
+def test_only_changed_files_are_uploaded(hub, send, model_folder):
     send()
     (model_folder / "loss_curve.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     hub.requests.clear()
-    assert [file.name for file in send().send] == ["loss_curve.png"]
+    assert [file.name for file in send().upload] == ["loss_curve.png"]
     assert sum(entry.received for entry in hub.requests) < (model_folder / WEIGHTS).stat().st_size
 
 
-def test_stale_files_of_an_earlier_push_are_removed_and_those_of_people_stay(hub, send, model_folder):
+def test_stale_files_of_an_earlier_upload_are_deleted_and_other_files_stay(hub, send, model_folder):
     send(max_shard_size="9KB")
     shards = {name for name in hub.repo("alice/tiny").files("main") if name.startswith("model-")}
     assert len(shards) > 2
@@ -101,12 +101,12 @@ def test_stale_files_of_an_earlier_push_are_removed_and_those_of_people_stay(hub
     hub.commit("alice/tiny", theirs)
     (model_folder / "chat_template.jinja").unlink()
     done = send()
-    assert set(done.remove) == shards | {"model.safetensors.index.json", "pytorch_model.bin", "chat_template.jinja"}
+    assert set(done.delete) == shards | {"model.safetensors.index.json", "pytorch_model.bin", "chat_template.jinja"}
     files = hub.repo("alice/tiny").files("main")
     assert set(files) == (SENT | {".gitattributes", *theirs}) - {"pytorch_model.bin", "chat_template.jinja"}
 
 
-def test_shards_of_the_folder_are_sent_as_they_lie(hub, send, model_folder):
+def test_shards_of_the_folder_are_uploaded_unchanged(hub, send, model_folder):
     AutoModelForCausalLM.from_pretrained(model_folder).save_pretrained(model_folder, max_shard_size="9KB")
     (model_folder / WEIGHTS).unlink(missing_ok=True)
     here = {path.name: path.read_bytes() for path in model_folder.glob("model-*")}
@@ -115,7 +115,7 @@ def test_shards_of_the_folder_are_sent_as_they_lie(hub, send, model_folder):
     assert here.items() <= hub.repo("alice/tiny").files("main").items()
 
 
-def test_a_branch_is_made_and_main_is_left_alone(hub, send, model_folder):
+def test_a_new_branch_leaves_main_alone(hub, send, model_folder):
     first = send()
     edit_json(model_folder / "generation_config.json", temperature=0.5, do_sample=True)
     done = send(revision="cooler")
@@ -125,7 +125,7 @@ def test_a_branch_is_made_and_main_is_left_alone(hub, send, model_folder):
     assert json.loads(repository.files("cooler")["generation_config.json"])["temperature"] == 0.5
 
 
-def test_a_new_branch_may_hold_what_main_holds(hub, send, capsys):
+def test_a_new_branch_may_equal_main(hub, send, capsys):
     first = send()
     assert send(revision="v1").sha == first.sha
     assert hub.repo("alice/tiny").branches.keys() == {"main", "v1"}
@@ -137,13 +137,13 @@ def test_a_pull_request_leaves_the_branch_alone(hub, send, model_folder):
     first = send()
     (model_folder / "loss_curve.png").write_bytes(b"\x89PNG other")
     done = send(create_pr=True, commit_message="Another picture")
-    assert done.pull_request == f"{hub.url}/alice/tiny/discussions/1"
+    assert done.commit.pr_url == f"{hub.url}/alice/tiny/discussions/1"
     repository = hub.repo("alice/tiny")
     assert repository.head("main").id == first.sha
     assert repository.files("refs/pr/1")["loss_curve.png"] == b"\x89PNG other"
 
 
-def test_a_dry_run_lists_exactly_what_is_then_sent(hub, model_folder, capsys):
+def test_a_dry_run_lists_exactly_the_files_that_are_then_uploaded(hub, model_folder, capsys):
     options = ["--folder_path", str(model_folder), "--repo_id", "alice/tiny"]
     main([*options, "--dry-run"])
     listed = capsys.readouterr().out
@@ -153,19 +153,23 @@ def test_a_dry_run_lists_exactly_what_is_then_sent(hub, model_folder, capsys):
     told = capsys.readouterr().out
     assert listed.splitlines()[:-1] == told.splitlines()[: len(listed.splitlines()) - 1]
     files = hub.repo("alice/tiny").files("main")
-    sizes = {line.split()[1]: int(line.split()[2].replace(",", "")) for line in told.splitlines() if "  send  " in line}
+    sizes = {
+        line.split()[1]: int(line.split()[2].replace(",", ""))
+        for line in told.splitlines()
+        if line.startswith("  upload ")
+    }
     assert sizes == {name: len(content) for name, content in files.items() if name in SENT}
-    assert "note: stays here: .env, metrics.jsonl" in listed
+    assert "note: not uploaded: .env, metrics.jsonl" in listed
     assert f'from_pretrained("alice/tiny", revision="{hub.repo("alice/tiny").head("main").id}")' in told
 
 
 def test_a_dry_run_needs_no_token_and_no_hub(hub, send, monkeypatch, capsys):
     log_in(monkeypatch, None)
-    assert send(dry_run=True).is_new
-    assert send(dry_run=True, repo_id="tiny").is_new
+    assert send(dry_run=True).is_new_repo
+    assert send(dry_run=True, repo_id="tiny").is_new_repo
     hub.fail(path="/api/", times=None)
-    assert {file.name for file in send(dry_run=True).send} == SENT
-    assert "What lies there is not known." in capsys.readouterr().err
+    assert {file.name for file in send(dry_run=True).upload} == SENT
+    assert "This plan assumes that the repository is empty." in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_card_and_tokenizer(hub, send, model_folder):
@@ -191,7 +195,7 @@ def test_an_adapter_names_its_base_on_the_hub(hub, send, model_folder, tmp_path)
     adapter = tmp_path / "adapter"
     model.save_pretrained(adapter)
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(adapter)
-    with pytest.raises(ValueError, match="which nobody else has: publish that model"):
+    with pytest.raises(ValueError, match="which is not on the Hub: publish that model first"):
         send(folder_path=str(adapter), repo_id="alice/lora")
     sha = send().sha
     send(folder_path=str(adapter), repo_id="alice/lora", base_model=f"alice/tiny@{sha}")
@@ -210,7 +214,7 @@ def test_an_adapter_names_its_base_on_the_hub(hub, send, model_folder, tmp_path)
 # The card
 
 
-def test_metadata_that_a_person_has_edited_survives(hub, send, model_folder):
+def test_edits_of_the_metadata_on_the_hub_survive(hub, send, model_folder):
     send(license="mit")
     card = ModelCard(hub.repo("alice/tiny").files("main")["README.md"].decode())
     assert card.data.license == "mit"
@@ -218,7 +222,7 @@ def test_metadata_that_a_person_has_edited_survives(hub, send, model_folder):
     edited = edited.replace("license: mit", "license: apache-2.0\nlanguage: de\nwidget:\n- text: Hallo\ntags: [poems]")
     edited = edited.replace("tags:\n- scratch_gpt\n", "")
     hub.commit("alice/tiny", {"README.md": edited.encode()})
-    assert [file.name for file in send().send] == ["README.md"]
+    assert [file.name for file in send().upload] == ["README.md"]
     card = ModelCard(hub.repo("alice/tiny").files("main")["README.md"].decode())
     assert card.data.license == "apache-2.0"
     assert card.data.language == "de"
@@ -229,6 +233,6 @@ def test_metadata_that_a_person_has_edited_survives(hub, send, model_folder):
     assert (card.data.license, card.data.language) == ("cc-by-4.0", ["en", "de"])
 
 
-def test_a_missing_license_is_told(hub, send):
-    assert any("names no license" in note for note in send().notes)
-    assert not any("names no license" in note for note in send(license="mit").notes)
+def test_a_missing_license_is_noted(hub, send):
+    assert any("has no license" in note for note in send().notes)
+    assert not any("has no license" in note for note in send(license="mit").notes)

@@ -1,4 +1,4 @@
-"""train.pull from a hub: what arrives, what is verified, who may, and what is said when something goes wrong."""
+"""`pull` with a local Hub: downloads, verification, permissions, and messages about failures."""
 
 import contextlib
 import random
@@ -27,12 +27,12 @@ FILES = {
 }
 ARRIVING = {".gitattributes", "config.json", "model.safetensors", "modeling.py", "a/notes.txt"}
 BOTH_CLIENTS = pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)
-BUSY = r"the Hub is out of order or busy: HTTP 503 \(Fault on purpose, 503\)\. Try again later\."
+BUSY = r"the Hub is busy or unavailable: HTTP 503 \(Fault on purpose, 503\)\. Try again later\."
 
 
 @pytest.fixture
 def commit(hub):
-    """The commit of alice/tiny, uploaded by the client, so that it lies in the Xet storage if that is on."""
+    """The commit of alice/tiny, uploaded by the client, so that its weights are in the Xet storage if that is on."""
     hub.create("alice/tiny")
     operations = [CommitOperationAdd(path, data) for path, data in FILES.items()]
     info = HfApi().create_commit("alice/tiny", operations, commit_message="All")
@@ -43,7 +43,7 @@ def commit(hub):
 
 @pytest.fixture
 def script(capsys):
-    """Runs train.pull; its exit code, what it prints, and its message if it is one line."""
+    """Runs `pull`; returns its exit code, and its output or its message of one line."""
 
     def script(*options):
         code = run_command(pull.main, ["--model", *map(str, options)])
@@ -64,7 +64,7 @@ def files_in(folder):
 
 
 def downloads(hub):
-    """Paths of the files whose content was asked for."""
+    """Paths of the files whose content was requested."""
     return [
         entry.path.partition("/resolve/")[2].partition("/")[2] or "model.safetensors"
         for entry in hub.requests.matching("GET", "/resolve/|^/lfs/|^/xorb/")
@@ -75,17 +75,17 @@ def offline(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
-# What arrives
+# Downloads
 
 
 @BOTH_CLIENTS
-def test_all_but_the_pickles_arrives_and_is_verified(hub, commit, script):
+def test_all_files_but_pickles_are_downloaded_and_verified(hub, commit, script):
     code, output = script("alice/tiny")
     folder = folder_in(output)
     assert code == 0
-    assert output.startswith(f"alice/tiny at commit {commit}: all checksums are the Hub's\n")
-    assert "it brings code, which nothing runs unless you pass trust_remote_code=True: modeling.py\n" in output
-    assert f'from_pretrained("alice/tiny", revision="{commit}") loads exactly this.\n' in output
+    assert output.startswith(f"alice/tiny at commit {commit}: all checksums match\n")
+    assert "contains Python code, which runs only with trust_remote_code=True: modeling.py\n" in output
+    assert f'load this version: from_pretrained("alice/tiny", revision="{commit}")\n' in output
     assert files_in(folder) == ARRIVING
     assert {name: (folder / name).read_bytes() for name in ARRIVING} == {
         name: data for name, data in hub.repo("alice/tiny").files().items() if name in ARRIVING
@@ -112,11 +112,11 @@ def test_every_way_to_name_a_revision(hub, commit, script):
     for revision, (sha, text) in expected.items():
         code, output = script(f"alice/tiny{revision}")
         assert (code, folder_in(output).name) == (0, sha), revision
-        assert f"alice/tiny{revision} at commit {sha}: all checksums" in output
+        assert f"alice/tiny{revision} at commit {sha}: all checksums match" in output
         assert (folder_in(output) / "a/notes.txt").read_bytes() == text
 
 
-def test_a_folder_of_ones_own(commit, script, tmp_path):
+def test_a_local_folder(commit, script, tmp_path):
     code, output = script("alice/tiny@v1", "--local_dir", tmp_path / "mine")
     assert (code, folder_in(output)) == (0, tmp_path / "mine")
     assert files_in(tmp_path / "mine") == ARRIVING
@@ -124,7 +124,7 @@ def test_a_folder_of_ones_own(commit, script, tmp_path):
     assert not (Path(constants.HF_HUB_CACHE) / "models--alice--tiny").exists()
 
 
-def test_again_nothing_is_downloaded_and_without_the_hub_the_cache_serves(hub, commit, script, monkeypatch):
+def test_a_second_call_downloads_nothing_and_works_offline(hub, commit, script, monkeypatch):
     _, output = script("alice/tiny@v1")
     hub.requests.clear()
     assert script("alice/tiny@v1") == (0, output)
@@ -137,27 +137,29 @@ def test_again_nothing_is_downloaded_and_without_the_hub_the_cache_serves(hub, c
     assert list(hub.requests) == []
 
 
-def test_offline_what_is_not_there_is_named(hub, commit, script, monkeypatch, tmp_path):
+def test_offline_missing_models_are_named(hub, commit, script, monkeypatch, tmp_path):
     script("alice/tiny@v1")
     offline(monkeypatch)
     code, message = script("alice/tiny@main")
     assert code == 2
-    assert re.search(r"alice/tiny@main is not in /.*/hub, and HF_HUB_OFFLINE forbids to ask the Hub: unset it", message)
+    assert re.search(r"alice/tiny@main is not in /.*/hub and cannot be downloaded while HF_HUB_OFFLINE is set", message)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/other.txt").write_text("of another model")
-    assert "--local_dir" in script("alice/tiny@v1", "--local_dir", tmp_path / "mine")[1]
+    code, message = script("alice/tiny@v1", "--local_dir", tmp_path / "mine")
+    assert code == 2
+    assert f"cannot use --local_dir {tmp_path / 'mine'} while HF_HUB_OFFLINE is set" in message
 
 
-# Who may
+# Permissions
 
 
 @pytest.mark.parametrize(
     ("user", "message"),
     [
         ("alice", None),
-        ("bob", "the Hub has no alice/tiny, or it is private and not shown to this token."),
-        (None, "not shown to anybody without a token: log in with `hf auth login` or set HF_TOKEN."),
-        ("nobody", "the Hub does not accept the token (Invalid credentials in Authorization header): log in with"),
+        ("bob", "alice/tiny does not exist on the Hub or is private and this token has no access to it."),
+        (None, "or is private: log in with `hf auth login` or set HF_TOKEN."),
+        ("nobody", "the Hub rejected the token (Invalid credentials in Authorization header): log in with"),
     ],
 )  # fmt: skip
 def test_a_private_model(user, message, hub, commit, script, monkeypatch):
@@ -165,8 +167,8 @@ def test_a_private_model(user, message, hub, commit, script, monkeypatch):
     become(user, hub, monkeypatch)
     code, output = script("alice/tiny")
     assert code == (2 if message else 0)
-    assert (message or "all checksums are the Hub's") in output
-    assert "What was complete" not in output
+    assert (message or "all checksums match") in output
+    assert "Completed files" not in output
 
 
 @pytest.mark.parametrize("user", ["bob", None])
@@ -175,7 +177,7 @@ def test_a_gated_model(user, hub, commit, script, monkeypatch):
     become(user, hub, monkeypatch)
     code, message = script("alice/tiny")
     assert code == 2
-    assert f"error: alice/tiny is gated: ask for access on {hub.url}/alice/tiny, then log in with" in message
+    assert f"error: alice/tiny is gated: request access at {hub.url}/alice/tiny, then log in with" in message
     hub.repo("alice/tiny").granted.add("bob")
     assert script("alice/tiny")[0] == (0 if user else 2)
 
@@ -190,20 +192,20 @@ def become(user, hub, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("alice/nothing", "the Hub has no alice/nothing, or it is private"),
-        ("tiny", "the Hub has no tiny, or it is private"),
+        ("alice/nothing", "alice/nothing does not exist on the Hub or is private"),
+        ("tiny", "tiny does not exist on the Hub or is private"),
         ("alice/tiny@v9", "alice/tiny has no branch, tag or commit v9."),
         ("alice/tiny@" + "0" * 40, "alice/tiny has no branch, tag or commit " + "0" * 40),
         ("alice/tiny@../../v1", "alice/tiny has no branch, tag or commit ../../v1."),
-        ("alice/tiny@", "alice/tiny@ names no revision after the @: give a branch, a tag or a commit."),
-        ("a/b/c", "a/b/c is no name on the Hub: Repo id must be in the form"),
-        ("alice/ti ny", "alice/ti ny is no name on the Hub: Repo id must use alphanumeric chars"),
-        ("../tiny", "../tiny is no name on the Hub"),
-        ("alice/..", "alice/.. is no name on the Hub"),
-        ("", "is no name on the Hub"),
+        ("alice/tiny@", "alice/tiny@ has no revision after the @: give a branch, tag or commit."),
+        ("a/b/c", "a/b/c is not a name on the Hub: Repo id must be in the form"),
+        ("alice/ti ny", "alice/ti ny is not a name on the Hub: Repo id must use alphanumeric chars"),
+        ("../tiny", "../tiny is not a name on the Hub"),
+        ("alice/..", "alice/.. is not a name on the Hub"),
+        ("", "is not a name on the Hub"),
     ],
 )
-def test_names_of_nothing(name, message, commit, script):
+def test_names_that_do_not_exist(name, message, commit, script):
     code, shown = script(name)
     assert code == 2
     assert message in shown
@@ -218,14 +220,14 @@ def test_a_corrupted_transfer_is_named_and_repaired(hub, commit, script):
     code, message = script("alice/tiny@v1")
     assert code == 2
     assert re.search(
-        r"1 of the files of alice/tiny@v1 in \S+ do not have the checksum .*: model\.safetensors\.", message
+        r"error: files of alice/tiny@v1 in \S+ do not match the checksums on the Hub: model\.safetensors\.", message
     )
     command = message.partition("scratch-gpt pull --model ")[2]
     assert script(*command.split())[0] == 0
     assert script("alice/tiny@v1")[0] == 0
 
 
-def test_a_file_that_is_damaged_in_the_cache_is_named(hub, commit, script):
+def test_damaged_files_in_the_cache_are_named(hub, commit, script):
     folder = folder_in(script("alice/tiny")[1])
     for name in ("a/notes.txt", "model.safetensors"):
         blob = (folder / name).resolve()
@@ -234,8 +236,8 @@ def test_a_file_that_is_damaged_in_the_cache_is_named(hub, commit, script):
     hub.requests.clear()
     code, message = script("alice/tiny")
     assert (code, downloads(hub)) == (2, [])
-    assert "2 of the files of alice/tiny in" in message
-    assert ": a/notes.txt, model.safetensors. Download again" in message
+    assert "files of alice/tiny in" in message
+    assert ": a/notes.txt, model.safetensors. Download them again" in message
 
 
 @BOTH_CLIENTS
@@ -245,7 +247,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(where, hub, commit, script, t
     place = tmp_path / "mine" if where == "folder" else constants.HF_HUB_CACHE
     with largest_file(len(WEIGHTS) // 2):
         code, message = script("alice/tiny", *options)
-    kept = f"What was complete is kept in {place}: the same command fetches the rest."
+    kept = f"Completed files are kept in {place}: run the same command again to download the rest."
     assert (code, message) == (2, f"error: File too large. {kept}")
     assert not list(tmp_path.rglob("*.incomplete"))
     hub.requests.clear()
@@ -255,7 +257,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(where, hub, commit, script, t
 
 @contextlib.contextmanager
 def largest_file(size):
-    """Makes the system refuse to write more into one file, as if the disk was full."""
+    """Limits the size of files, as if the disk was full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -268,14 +270,14 @@ def largest_file(size):
 
 
 @BOTH_CLIENTS
-def test_a_connection_that_breaks_once_is_taken_up_again(hub, commit, script):
+def test_a_broken_connection_is_resumed(hub, commit, script):
     hub.cut_download(100_000, path="^/lfs/|^/xorb/", port="storage")
     assert script("alice/tiny")[0] == 0
     assert downloads(hub).count("model.safetensors") == 2
 
 
 @pytest.mark.parametrize("hub", ["lfs"], indirect=True)
-def test_the_rest_of_a_large_file_is_asked_for_by_its_range(hub, commit, script, monkeypatch):
+def test_the_rest_of_a_large_file_is_requested_by_its_range(hub, commit, script, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 40_000)
     hub.cut_download(100_000, path="^/lfs/", port="storage")
     assert script("alice/tiny")[0] == 0
@@ -284,28 +286,28 @@ def test_the_rest_of_a_large_file_is_asked_for_by_its_range(hub, commit, script,
 
 
 @pytest.mark.parametrize("hub", ["lfs"], indirect=True)
-def test_a_connection_that_is_reset_ends_the_call_and_the_next_one_fetches_the_rest(hub, commit, script):
+def test_after_a_connection_reset_the_next_call_downloads_the_rest(hub, commit, script):
     hub.cut_download(100_000, path="^/lfs/", port="storage", reset=True)
     code, message = script("alice/tiny")
     assert code == 2
     assert f"error: the connection to {hub.url} failed (ReadError: " in message
-    assert f"What was complete is kept in {constants.HF_HUB_CACHE}: the same command fetches the rest." in message
+    assert f"Completed files are kept in {constants.HF_HUB_CACHE}: run the same command again" in message
     hub.requests.clear()
     assert script("alice/tiny")[0] == 0
     assert downloads(hub) == ["model.safetensors"]
 
 
-def test_what_xet_does_not_find_is_one_line(hub, commit, script):
+def test_missing_files_in_the_xet_storage_are_one_line(hub, commit, script):
     hub.fail(path="/reconstructions/", status=404, times=None)
     code, message = script("alice/tiny")
     assert code == 2
     assert re.match(
-        rf"error: the connection to {hub.url} failed \(RuntimeError: .*404 Not Found.*\)\. What was", message
+        rf"error: the connection to {hub.url} failed \(RuntimeError: .*404 Not Found.*\)\. Completed", message
     )
 
 
 @BOTH_CLIENTS
-def test_a_busy_hub_is_waited_for_where_the_client_can(hub, commit, script):
+def test_a_busy_hub_is_asked_again(hub, commit, script):
     hub.fail(path="/resolve/", method="HEAD", status=503, retry_after=0)
     hub.fail(path="/resolve/.*/config.json", method="GET", status=429, retry_after=0)
     assert script("alice/tiny")[0] == 0
@@ -321,7 +323,7 @@ def test_a_hub_that_stays_busy(path, method, options, hub, commit, script):
 
 
 @pytest.mark.parametrize("what", ["busy", "unreachable"])
-def test_scripts_use_the_cache_while_the_hub_is_away_and_say_so(what, hub, commit, monkeypatch, capsys):
+def test_commands_warn_and_use_the_cache_if_the_hub_cannot_be_reached(what, hub, commit, monkeypatch, capsys):
     folder = find_model("--model", "alice/tiny@v1")
     assert capsys.readouterr().err == ""
     if what == "busy":
@@ -336,22 +338,24 @@ def test_scripts_use_the_cache_while_the_hub_is_away_and_say_so(what, hub, commi
         find_model("--model", "alice/tiny@main")
 
 
-def test_what_is_refused_is_not_taken_from_the_cache(hub, commit, monkeypatch):
+def test_without_access_the_cache_is_not_used(hub, commit, monkeypatch):
     find_model("--model", "alice/tiny")
     hub.repo("alice/tiny").private = True
     become("bob", hub, monkeypatch)
-    with pytest.raises(ValueError, match="the Hub has no alice/tiny, or it is private and not shown to this token"):
+    with pytest.raises(
+        ValueError, match="alice/tiny does not exist on the Hub or is private and this token has no access"
+    ):
         find_model("--model", "alice/tiny")
 
 
-# Hubs that mean no good
+# Malicious and broken servers
 
 
 @pytest.mark.parametrize(
     "path", ["../../../../stray.txt", "/{tmp}/stray.txt", "..\\..\\stray.txt", "a/../../../../../stray.txt"]
 )
 @pytest.mark.parametrize("where", ["cache", "folder"])
-def test_names_that_lead_elsewhere_write_nothing_there(path, where, hub, commit, script, tmp_path):
+def test_file_names_that_leave_the_folder_write_nothing(path, where, hub, commit, script, tmp_path):
     hub.commit("alice/tiny", {path.format(tmp=str(tmp_path)[1:]): b"bad"}, is_checked=False)
     options = ["--local_dir", tmp_path / "a/b/mine"] if where == "folder" else []
     code, message = script("alice/tiny", *options)
@@ -376,7 +380,7 @@ def test_names_that_lead_elsewhere_write_nothing_there(path, where, hub, commit,
         ("/tree/", b"[1]"),
     ],
 )
-def test_answers_that_are_none(path, body, hub, commit, script, monkeypatch):
+def test_malformed_responses(path, body, hub, commit, script, monkeypatch):
     dispatch = wire.dispatch
 
     def answer(request):
@@ -385,9 +389,9 @@ def test_answers_that_are_none(path, body, hub, commit, script, monkeypatch):
     monkeypatch.setattr(wire, "dispatch", answer)
     code, message = script("alice/tiny")
     assert code == 2
-    assert message.startswith(f"error: {hub.url} does not answer as a Hugging Face Hub (")
+    assert message.startswith(f"error: {hub.url} does not respond like a Hugging Face Hub (")
 
 
-def test_names_are_read_as_they_are_written():
+def test_names_are_parsed():
     assert HubName.parse("alice/tiny@a/b@c") == HubName("alice/tiny", "a/b@c")
     assert str(HubName.parse("alice/tiny")) == "alice/tiny"

@@ -1,4 +1,4 @@
-"""A model folder to publish, as our scripts write it, and what publishes it."""
+"""A model folder as the commands write it, and a function that publishes it."""
 
 import json
 import shutil
@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from train.hub import upload
-from train.hub.upload import PublishArguments, publish
+from train import publish
 
 WEIGHTS = "model.safetensors"
 CARD = """\
@@ -34,13 +33,13 @@ SENT = {
 
 @pytest.fixture
 def model_folder(base, tmp_path):
-    """A model folder as our scripts write it, with what must stay here beside the model."""
+    """A model folder as the commands write it, with files that must not be uploaded."""
     folder = tmp_path / "run" / "model"
     shutil.copytree(base, folder)
     (folder / "README.md").write_text(CARD)
     (folder / "loss_curve.png").write_bytes(b"\x89PNG\r\n\x1a\n\0")
     for name in ("training_args.bin", "trainer_state.json", "metrics.jsonl", ".env", "run.log", "pytorch_model.bin"):
-        (folder / name).write_text("this stays here")
+        (folder / name).write_text("not for the Hub")
     (folder / "optimizer").mkdir()
     save_file({"moment": torch.zeros(9)}, folder / "optimizer" / "shard.safetensors")
     save_file({"moment": torch.zeros(9)}, folder / "optimizer.safetensors")
@@ -49,11 +48,11 @@ def model_folder(base, tmp_path):
 
 @pytest.fixture
 def send(model_folder, monkeypatch):
-    """Publishes the folder as alice/tiny, with changed settings; nobody waits between attempts."""
-    monkeypatch.setattr(upload, "WAIT", 0.0)
+    """Publishes the folder as alice/tiny with the given settings, without waiting between attempts."""
+    monkeypatch.setattr(publish, "WAIT", 0.0)
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
-    return lambda **settings: publish(
-        PublishArguments(**{"folder_path": str(model_folder), "repo_id": "alice/tiny"} | settings)
+    return lambda **settings: publish.publish(
+        publish.PublishArguments(**{"folder_path": str(model_folder), "repo_id": "alice/tiny"} | settings)
     )
 
 

@@ -1,4 +1,4 @@
-"""Models of the Hub on this machine: downloaded, and compared with the Hub's checksums; or from the cache."""
+"""Download models from the Hub and verify them against the Hub's checksums; offline, load them from the cache."""
 
 import sys
 from collections.abc import Collection
@@ -14,98 +14,99 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from ..checkpoint.manifest import read_json, sha256_of
 from .client import HubName, hub_errors
 
-# pickles, which run what they like when they are opened, and the weights of other frameworks
-LEFT_THERE = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]
+# pickles, which can execute code when loaded, and weights of other frameworks
+IGNORED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]
 
 
 @dataclass(frozen=True)
-class Pulled:
-    """A model on this machine. `is_verified` is False where it lay in the cache and the Hub could not be asked."""
+class LocalModel:
+    """A downloaded model. `is_verified` is False if it comes from the cache and the Hub was not asked."""
 
     folder: Path
     sha: str
     is_verified: bool
 
 
-def pull(name: HubName, *, local_dir: str | None = None, force_download: bool = False) -> Pulled:
-    """Downloads a model and verifies it; in offline mode takes what the cache holds.
+def pull(name: HubName, *, local_dir: str | None = None, force_download: bool = False) -> LocalModel:
+    """Download a model and verify it; in offline mode, load it from the cache.
 
     Raises:
-        ValueError: nothing of that name, no right to it, not in the cache, or damaged files (they are named).
-        ConnectionError: the Hub cannot be reached or the connection broke.
-        OSError: the disk is full or cannot be written.
+        ValueError: the name or revision does not exist, no access, not in the cache, or damaged files (the message
+            lists them).
+        ConnectionError: the Hub cannot be reached, or the connection broke.
+        OSError: the disk is full or not writable.
     """
     if is_offline_mode():
         if local_dir:
-            raise ValueError(
-                f"--local_dir {local_dir}: HF_HUB_OFFLINE forbids to ask the Hub what belongs there: unset it."
-            )
+            raise ValueError(f"cannot use --local_dir {local_dir} while HF_HUB_OFFLINE is set.")
         return cached(name)
     api = HfApi()
     with hub_errors(name):
         sha = str(api.model_info(name.repo_id, revision=name.revision).sha)
-    kept = f"What was complete is kept in {local_dir or constants.HF_HUB_CACHE}: the same command fetches the rest."
-    with hub_errors(name, kept):
+    hint = (
+        f"Completed files are kept in {local_dir or constants.HF_HUB_CACHE}: run the same command again to download "
+        "the rest."
+    )
+    with hub_errors(name, hint):
         folder = Path(
             snapshot_download(
                 name.repo_id, revision=sha if local_dir else name.revision, local_dir=local_dir,
-                force_download=force_download, ignore_patterns=LEFT_THERE,
+                force_download=force_download, ignore_patterns=IGNORED,
             )
         )  # fmt: skip
         sha = sha if local_dir else folder.name  # the branch may have moved in between
-        there = api.list_repo_tree(name.repo_id, recursive=True, revision=sha)
-        listed = {entry.path: entry for entry in there if isinstance(entry, RepoFile)}
-    wanted = filter_repo_objects(sorted(listed), ignore_patterns=LEFT_THERE)
+        tree = api.list_repo_tree(name.repo_id, recursive=True, revision=sha)
+        listed = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    expected = filter_repo_objects(sorted(listed), ignore_patterns=IGNORED)
     _check_index(name, folder, listed)
-    damaged = [path for path in wanted if _differs(folder / path, listed[path])]
+    damaged = [path for path in expected if _differs(folder / path, listed[path])]
     if damaged:
+        options = f"--model {name}{f' --local_dir {local_dir}' if local_dir else ''} --force_download true"
         raise ValueError(
-            f"{len(damaged)} of the files of {name} in {folder} do not have the checksum that the Hub lists: "
-            f"{', '.join(damaged)}. Download again: scratch-gpt pull --model {name} --force_download true"
+            f"files of {name} in {folder} do not match the checksums on the Hub: {', '.join(damaged)}. "
+            f"Download them again: scratch-gpt pull {options}"
         )
-    return Pulled(folder, sha, True)
+    return LocalModel(folder, sha, is_verified=True)
 
 
 def pull_or_cached(name: HubName) -> Path:
-    """The folder of a model to load: that of the Hub, or the one in the cache where the Hub cannot be reached.
+    """The folder of a downloaded model; if the Hub cannot be reached, that in the cache.
 
     Raises:
-        ValueError, OSError: as `pull`.
+        ValueError, OSError: see `pull`.
     """
     try:
         return pull(name).folder
     except ConnectionError as error:
         try:
-            found = cached(name)
+            model = cached(name)
         except ValueError:
             raise error from None
-        print(f"warning: {error} Using commit {found.sha} from the cache, not verified.", file=sys.stderr)
-        return found.folder
+        print(f"warning: {error} Using commit {model.sha} from the cache, not verified.", file=sys.stderr)
+        return model.folder
 
 
-def cached(name: HubName) -> Pulled:
-    """A model that was downloaded before, without asking the Hub.
+def cached(name: HubName) -> LocalModel:
+    """A model from the cache, without a request to the Hub.
 
     Raises:
-        ValueError: it was not.
+        ValueError: it is not in the cache.
     """
     try:
-        folder = snapshot_download(
-            name.repo_id, revision=name.revision, local_files_only=True, ignore_patterns=LEFT_THERE
-        )
+        folder = snapshot_download(name.repo_id, revision=name.revision, local_files_only=True, ignore_patterns=IGNORED)
     except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError):
         raise ValueError(
-            f"{name} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to ask the Hub: unset it."
+            f"{name} is not in {constants.HF_HUB_CACHE} and cannot be downloaded while HF_HUB_OFFLINE is set."
         ) from None
-    return Pulled(Path(folder), Path(folder).name, False)
+    return LocalModel(Path(folder), Path(folder).name, is_verified=False)
 
 
 def _check_index(name: HubName, folder: Path, listed: Collection[str]) -> None:
-    """Refuses shards that lie elsewhere, where nothing has verified them."""
+    """Refuse an index that refers to files outside of the repository, which were not verified."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     shards = read_json(index).get("weight_map", {}).values() if index.exists() else []
-    if strange := sorted(set(shards) - set(listed)):
-        raise ValueError(f"{index.name} names files that {name} does not hold: {', '.join(map(str, strange[:3]))}.")
+    if unknown := sorted(set(shards) - set(listed)):
+        raise ValueError(f"{index.name} lists files that are not in {name}: {', '.join(map(str, unknown[:3]))}.")
 
 
 def _differs(path: Path, entry: RepoFile) -> bool:

@@ -1,4 +1,4 @@
-"""Who may call: users, organizations, and tokens that are made for one server and look like no real secret."""
+"""Users, organizations, and tokens, which are made for one server and do not look like real secrets."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class User:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request, and what the token allows; without a token there is no name."""
+    """The user of a request and the role of the token; both are None without a token."""
 
     name: str | None = None
     role: str | None = None
@@ -56,7 +56,7 @@ class Accounts:
         return text in self._callers
 
     def caller(self, authorization):
-        """Raises a 401 for a token that this server has not given out, whatever the request is."""
+        """Raises a 401 for an unknown token, whatever the request is."""
         if authorization is None:
             return ANYONE
         scheme, _, token = authorization.partition(" ")
@@ -65,7 +65,7 @@ class Accounts:
         return self._callers[token]
 
     def role_in(self, name, namespace):
-        """What a user is in a namespace: "admin" of the own one, a member of an organization, or None."""
+        """The role of a user in a namespace: "admin" in their own, that of a member in an organization, or None."""
         if name is None:
             return None
         if name.lower() == namespace.lower():

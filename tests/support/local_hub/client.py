@@ -18,7 +18,7 @@ QUIET = {
 
 
 def environment(hub, home, token, xet):
-    """All variables of another process, of which none is inherited but the paths of programs."""
+    """All variables of another process; it inherits only PATH."""
     variables = {
         **QUIET,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -52,13 +52,13 @@ def connect(monkeypatch, hub, home, token, xet):
 
 
 def forget():
-    """Empties what the clients of this process remember of a hub, and closes their connections."""
+    """Clears the caches of the clients in this process, and closes their connections."""
     from huggingface_hub import HfFileSystem, _tree_cache
     from huggingface_hub.utils import _detect_agent, _http, _xet
 
     _tree_cache._IN_MEMORY_TREE_CACHE.clear()
     _xet.XET_CONNECTION_INFO_CACHE.clear()
-    _xet._GLOBAL_XET_HOLDER._session = None  # it keeps what it has sent, and where its files lie
+    _xet._GLOBAL_XET_HOLDER._session = None  # it caches uploads and the paths of their files
     _detect_agent._registry = None
     HfFileSystem.clear_instance_cache()
     _http.close_session()
@@ -67,7 +67,7 @@ def forget():
 
 
 def _refuse_other_hosts(monkeypatch, hub):
-    """Whoever looks for another machine is noticed, also where a library goes on without an answer."""
+    """Records every lookup of another host, also if a library continues without it."""
     look_up = socket.getaddrinfo
 
     def getaddrinfo(host, *arguments, **options):

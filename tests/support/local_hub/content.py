@@ -1,4 +1,4 @@
-"""Bytes that can be sent in pieces, wherever they lie."""
+"""Content in memory, in a file or in the Xet storage, which can be sent in pieces."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class OnDisk:
 
 @dataclass(frozen=True)
 class InXet:
-    """A file that is put together from the chunks of a `Cas`."""
+    """A file assembled from the chunks of a `Cas`."""
 
     cas: object
     file: str

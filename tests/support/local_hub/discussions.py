@@ -1,4 +1,4 @@
-"""A discussion of a repository, which is a pull request if it has a branch to be merged into."""
+"""A discussion of a repository, or a pull request if it has a branch to merge into."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ class Discussion:
         return self._event("comment", author, {"latest": latest, "edited": False, "hidden": False})
 
     def change_comment(self, event_id, text):
-        """Gives a comment another text, or hides it if there is none."""
+        """Edits a comment, or hides it without a text."""
         event = next((event for event in self.events if event["id"] == event_id and event["type"] == "comment"), None)
         if event is None:
             raise Refusal(404, f"Comment {event_id} not found")
@@ -74,7 +74,7 @@ class Discussion:
         return self._event("status-change", author, {"status": status})
 
     def conflicts(self, repository):
-        """Files that both the pull request and the branch have changed since they parted, and not alike."""
+        """Files that the pull request and the branch have changed in different ways."""
         ours, theirs = repository.branches[self.base], repository.pulls[self.number]
         start = common_ancestor(ours, theirs)
         before = start.files if start else {}
@@ -85,9 +85,9 @@ class Discussion:
         return {path for path in changed[0] & changed[1] if ours.files.get(path) != theirs.files.get(path)}
 
     def merge(self, repository, author):
-        """One commit on the branch with all that the pull request has changed."""
+        """One commit on the branch with all changes of the pull request."""
         if self.base is None or self.status != "open":
-            raise Refusal(400, f"This is no pull request that is open, but a {self.status} {self.kind}")
+            raise Refusal(400, f"This is not an open pull request, but a {self.status} {self.kind}")
         if self.conflicts(repository):
             raise stale_parent()
         ours, theirs = repository.branches[self.base], repository.pulls[self.number]

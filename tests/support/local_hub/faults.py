@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: each fault waits for requests and is used up after `times` of them."""
+"""Faults on purpose: each one affects the next `times` requests that match it."""
 
 import re
 import threading
@@ -25,7 +25,7 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     message: str = ""
-    download: int | None = None  # bytes of the answer after which the connection is cut
+    download: int | None = None  # bytes of the response after which the connection is closed
     upload: int | None = None  # bytes of the request's body
     reset: bool = False
     is_corrupting: bool = False
@@ -52,7 +52,7 @@ class Gate:
 
 
 class Faults:
-    """Made by the methods of the hub, `fail`, `cut_download`, and so on."""
+    """The methods of the hub add faults: `fail`, `cut_download`, and so on."""
 
     def __init__(self):
         self._faults = []
@@ -65,7 +65,7 @@ class Faults:
         self._faults.append(Fault(methods, path, port, float("inf") if times is None else times, **what))
 
     def take(self, request):
-        """The faults that this request meets, the oldest first."""
+        """The faults that affect this request, the oldest first."""
         with self._lock:
             met = [fault for fault in self._faults if fault.fits(request)]
             for fault in met:

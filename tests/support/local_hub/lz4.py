@@ -5,18 +5,18 @@ HEADER = 7  # bytes: magic, flags, size of a block, checksum of the header
 
 
 def decompress(frame: bytes) -> bytearray:
-    """What was packed into the frame.
+    """The content of a frame.
 
     Raises:
-        ValueError: the frame is damaged, or has one of the checksums and sizes that a frame need not have.
+        ValueError: the frame is damaged, or has an optional checksum or size.
     """
-    if frame[:4] != MAGIC or frame[4:5] not in (b"\x40", b"\x60"):  # blocks that may, or must not, look back
+    if frame[:4] != MAGIC or frame[4:5] not in (b"\x40", b"\x60"):  # with dependent or independent blocks
         raise ValueError(f"An LZ4 frame without optional parts does not begin with {frame[:HEADER].hex()}.")
     out = bytearray()
     at = HEADER
     while size := int.from_bytes(frame[at : at + 4], "little"):
         block = frame[at + 4 : (at := at + 4 + (size & 0x7FFFFFFF))]
-        if size >> 31:  # a block that would not have become smaller
+        if size >> 31:  # a block that is not compressed
             out += block
         else:
             _append(block, out)
@@ -26,7 +26,7 @@ def decompress(frame: bytes) -> bytearray:
 
 
 def _append(block: bytes, out: bytearray) -> None:
-    """Unpacks sequences of literals and of copies of what `out` already holds; the last has literals only."""
+    """Unpacks sequences of literals and of copies from `out`; the last one has literals only."""
     at = 0
     try:
         while True:
@@ -47,7 +47,7 @@ def _append(block: bytes, out: bytearray) -> None:
 
 
 def _length(block: bytes, at: int, length: int) -> tuple[int, int]:
-    """A length of four bits, and where the block goes on: 15 and each 255 mean that a further byte is to be added."""
+    """A length of four bits, and the next position: after 15 and after each 255, a further byte is added."""
     more = 255 if length == 15 else 0
     while more == 255:
         more = block[at]

@@ -1,4 +1,4 @@
-"""The YAML block at the top of a README.md, and what the hub finds wrong with it."""
+"""The YAML block at the top of a README.md, and the Hub's checks of it."""
 
 import re
 
@@ -25,7 +25,7 @@ LICENSES = {
 
 
 def metadata_of(readme):
-    """The values of the block, {} if there is none that can be read."""
+    """The values of the block; {} if it is missing or invalid."""
     try:
         values = _parsed(readme)
     except yaml.YAMLError:

@@ -1,4 +1,4 @@
-"""Where bytes lie: small files as Git blobs in memory, large ones on disk under their SHA-256 or in the Xet storage."""
+"""Storage: small files as Git blobs in memory, large ones on disk by their SHA-256 or in the Xet storage."""
 
 import hashlib
 import shutil
@@ -17,13 +17,13 @@ class Objects:
         (folder / "lfs").mkdir(parents=True)
 
     def put_blob(self, data):
-        """The id that Git gives to these bytes."""
+        """The Git id of these bytes."""
         oid = blob_id(data)
         self.blobs[oid] = data
         return oid
 
     def put_lfs(self, sha256, size, pieces):
-        """Keeps an upload only if it is what was announced."""
+        """Stores an upload if it has the announced size and hash."""
         part = self.folder / f"{uuid.uuid4().hex}.part"
         digest, received = hashlib.sha256(), 0
         try:
@@ -44,7 +44,7 @@ class Objects:
         return self._lfs_path(sha256).exists() or self.xet_hash(sha256) is not None
 
     def xet_hash(self, sha256):
-        """The name of a large file in the Xet storage, or None if it did not come that way."""
+        """The hash of a large file in the Xet storage, or None if it is elsewhere."""
         try:
             return self.cas.file_of_sha256(sha256)
         except KeyError:
@@ -54,7 +54,7 @@ class Objects:
         return self.lfs_content(sha256).size
 
     def content(self, entry):
-        """What a file of a commit holds."""
+        """The content of a file of a commit."""
         if entry.sha256 is None:
             return InMemory(self.blobs[entry.oid])
         return self.lfs_content(entry.sha256)
@@ -64,7 +64,7 @@ class Objects:
         return OnDisk(path) if path.exists() else InXet(self.cas, self.cas.file_of_sha256(sha256))
 
     def every_content(self):
-        """(name, content) of all that is stored, also of what no commit names, as it lies on the disk."""
+        """(name, content) of everything that is stored, also without a commit, as it is on the disk."""
         for oid, data in list(self.blobs.items()):
             yield f"blob {oid}", InMemory(data)
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
@@ -82,5 +82,5 @@ def blob_id(data):
 
 
 def pointer(sha256, size):
-    """What Git itself holds of a large file."""
+    """The pointer that Git stores for a large file."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()

@@ -1,10 +1,10 @@
-"""Names of files: which are refused, which `.gitignore` drops, and which `.gitattributes` keeps outside of Git."""
+"""Rules for file names: invalid ones, those in `.gitignore`, and those that `.gitattributes` stores outside of Git."""
 
 import re
 
 from .refusals import Refusal
 
-LARGE = 10_000_000  # bytes; Git takes no larger file
+LARGE = 10_000_000  # bytes; the limit for files in Git
 LFS_NAMES = (
     *("*.7z", "*.arrow", "*.bin", "*.bz2", "*.ckpt", "*.ftz", "*.gz", "*.h5", "*.joblib", "*.lfs.*", "*.mlmodel"),
     *("*.model", "*.msgpack", "*.npy", "*.npz", "*.onnx", "*.ot", "*.parquet", "*.pb", "*.pickle", "*.pkl", "*.pt"),
@@ -15,7 +15,7 @@ GIT_ATTRIBUTES = "".join(f"{name} filter=lfs diff=lfs merge=lfs -text\n" for nam
 
 
 def check_path(path):
-    """Raises a 422 for what must not become a file name on the machine of a reader."""
+    """Raises a 422 for a name that is unsafe on the machine of a reader."""
     parts = path.split("/") if isinstance(path, str) else [""]
     forbidden = {"", ".", "..", ".git"}
     is_bad = any(part.lower() in forbidden for part in parts) or parts[:2] == [".cache", "huggingface"]
@@ -41,7 +41,7 @@ def is_ignored(path, gitignore):
     parts = path.split("/")
     for end in range(1, len(parts) + 1):
         if _decision("/".join(parts[:end]), _lines(gitignore), is_folder=end < len(parts)):
-            return True  # what lies in an ignored folder cannot be taken back, as in Git
+            return True  # as in Git, files in an ignored folder cannot be included again
     return False
 
 
@@ -57,7 +57,7 @@ def _decision(path, patterns, is_folder):
 
 
 def is_lfs(path, size, sample, gitattributes):
-    """Whether a file goes to the object storage: by its name, its size, or because it is not text."""
+    """Whether a file belongs in the object storage: by its name, its size, or because it is not text."""
     if size == 0:
         return False
     return size > LARGE or _has_lfs_filter(path, gitattributes) or _is_binary(sample)
@@ -78,7 +78,7 @@ def _is_binary(sample):
     try:
         sample.decode()
     except UnicodeDecodeError as error:
-        return error.end < len(sample) - 3  # a character that the end of the sample cuts is no sign
+        return error.end < len(sample) - 3  # the end of the sample may cut a character
     return False
 
 
@@ -88,7 +88,7 @@ def _lines(content):
 
 
 def _matches(path, pattern):
-    """Git's rule: a pattern with a slash (but at the end) is anchored, another one matches the last part alone."""
+    """Git's rule: a pattern with a slash (except at the end) is anchored, others match the last part only."""
     if "/" not in pattern:
         path = path.rpartition("/")[2]
     return re.fullmatch(_expression(pattern.removeprefix("/")), path) is not None

@@ -1,8 +1,8 @@
-"""Answers that say no, as the client expects them: status, text, and the code that picks the exception it raises."""
+"""Error responses as the client expects them: status, text, and the code that selects its exception."""
 
 
 class Refusal(Exception):
-    """Raised anywhere below a route; the handler makes the answer of it.
+    """Raised anywhere below a route; the handler turns it into a response.
 
     A 401 or 404 always has a code: over plain HTTP the client does not guess "no such repository" from the status.
     """
@@ -27,7 +27,7 @@ def bad_token():
 
 
 def no_repository(caller):
-    """Of one that is missing and of one that is hidden alike."""
+    """The same response for missing and for hidden repositories."""
     if caller.name is None:
         return Refusal(401, "Invalid username or password.", "RepoNotFound")
     return Refusal(404, "Repository not found", "RepoNotFound")
@@ -38,7 +38,7 @@ def no_revision(revision):
 
 
 def no_entry(path, commit=None):
-    """The commit's id lets the client remember that the file does not exist."""
+    """With the id of the commit, the client caches that the file does not exist."""
     headers = {"X-Repo-Commit": commit} if commit else {}
     return Refusal(404, f"Entry not found: {path}", "EntryNotFound", headers)
 

@@ -1,4 +1,4 @@
-"""A repository: commits that never change, names that point at them, and its discussions."""
+"""A repository: immutable commits, references to them, and discussions."""
 
 import datetime
 import functools
@@ -21,7 +21,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a commit; `sha256` if it is one of those outside of Git, whose id is that of the pointer to it."""
+    """A file of a commit. Files outside of Git have a `sha256`, and the `oid` of their pointer."""
 
     oid: str
     size: int
@@ -53,7 +53,7 @@ class Repository:
         self.id = name
         self.private = private
         self.gated = gated  # False, "auto" or "manual"
-        self.granted = set()  # strangers who may read the files of a gated one
+        self.granted = set()  # other users with access to a gated repository
         self.created = now()
         self.lock = threading.RLock()
         self.objects = objects
@@ -78,7 +78,7 @@ class Repository:
         return hashlib.sha1(f"{self.kind}/{self.id}/{next(_numbers)}".encode(), usedforsecurity=False).hexdigest()[:24]
 
     def references(self):
-        """All names, with the commits they point at."""
+        """All references and their commits."""
         return {
             **{f"refs/heads/{name}": commit for name, commit in self.branches.items()},
             **{f"refs/tags/{name}": commit for name, commit in self.tags.items()},
@@ -86,7 +86,7 @@ class Repository:
         }
 
     def commit_at(self, revision="main"):
-        """The commit of a branch, a tag, a pull request, or an id, which may be short if only one begins so."""
+        """The commit of a branch, tag, pull request or id; an id may be shortened if that is unique."""
         references = self.references()
         for name in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision):
             if name in references:
@@ -99,7 +99,7 @@ class Repository:
         raise no_revision(revision)
 
     def history(self, revision="main"):
-        """Commits, the newest first."""
+        """The commits, newest first."""
         return list(ancestors(self.commit_at(revision)))
 
     def files(self, revision="main"):
@@ -110,12 +110,12 @@ class Repository:
         return read(self.objects.content(self.commit_at(revision).files[path]))
 
     def small_file(self, commit, path):
-        """The bytes of a file that Git holds, b"" if there is none."""
+        """The bytes of a file in Git; b"" if there is none."""
         entry = commit.files.get(path)
         return self.objects.blobs[entry.oid] if entry and entry.sha256 is None else b""
 
     def entry_of(self, path, data, commit):
-        """Stores bytes the way that the repository wants them for this path."""
+        """Stores bytes in Git or as a large file, as the repository's rules say for this path."""
         if not is_lfs(path, len(data), data[:512], self.small_file(commit, ".gitattributes")):
             return Entry(self.objects.put_blob(data), len(data))
         sha256 = hashlib.sha256(data).hexdigest()
@@ -123,7 +123,7 @@ class Repository:
         return lfs_entry(sha256, len(data))
 
     def branch_of(self, revision):
-        """The name under which commits land: a branch, or the number of a pull request."""
+        """The target of commits: a branch, or the number of a pull request."""
         if match := re.fullmatch(r"refs/pr/(\d+)", revision):
             if int(match[1]) not in self.pulls:
                 raise no_revision(revision)
@@ -162,7 +162,7 @@ def ancestors(commit):
 
 
 def last_commits(commit):
-    """Path -> the last commit that changed it; a folder changes with what lies in it."""
+    """Path -> the last commit that changed it; a folder changes with its files."""
     last = {}
     for ancestor in ancestors(commit):
         for path in ancestor.changed:

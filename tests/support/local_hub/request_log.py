@@ -1,4 +1,4 @@
-"""What clients have asked for, to assert on; tokens are never written down where the client is meant to send them."""
+"""A log of requests for assertions. It does not record the Authorization header."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ class Logged:
     path: str  # unquoted
     query: str
     headers: dict[str, str] = field(repr=False)  # without Authorization, names in lower case
-    authorised: bool  # whether it came with Authorization
+    authorised: bool  # whether it had Authorization
     user: str | None = None  # whose token it was
-    status: int | None = None  # None as long as there is no answer, and if the connection was cut before
+    status: int | None = None  # None before the response, and if the connection was closed before it
     received: int = 0  # bytes of the body
     sent: int = 0
 
@@ -26,10 +26,10 @@ class Logged:
 
 
 class RequestLog(list):
-    """Requests in the order of their arrival."""
+    """Requests in order of arrival."""
 
     def matching(self, method="", path="", port=None):
-        """Those whose method is this one and whose path contains this regular expression."""
+        """Requests with this method whose path matches this regular expression."""
         return [
             entry for entry in list(self)
             if method in ("", entry.method) and re.search(path, entry.path) and port in (None, entry.port)

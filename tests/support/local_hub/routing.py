@@ -1,4 +1,4 @@
-"""Which function answers which path, and who may ask."""
+"""Routes: the function for each path, and the permission it needs."""
 
 import re
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Route:
 
 
 def route(method, path, need=None, port="hub"):
-    """Registers a function as the answer to a path.
+    """Registers a function for a path.
 
     `{api}` and `{web}` stand for a repository in the two ways that addresses name it, which is looked up, tested for
     what the caller needs ("read", "content", "login", "write" or "change") and passed on; `{name}` for one segment of
@@ -41,7 +41,7 @@ def route(method, path, need=None, port="hub"):
 
 
 def dispatch(request):
-    """The reply to a request; HEAD is answered as GET, without the body."""
+    """The response to a request; HEAD is treated as GET without the body."""
     method = "GET" if request.method == "HEAD" else request.method
     for entry in ROUTES:
         if (entry.port, entry.method) == (request.port, method) and (
@@ -58,7 +58,7 @@ def dispatch(request):
 
 
 def find(request, kind, name):
-    """A repository that the caller may know of; if its address is a former one, the request is sent to the new one."""
+    """A repository that is visible to the caller; a request for a former name is redirected."""
     repository = request.hub.find(name, kind)
     is_former = repository is None and f"/{name}" in request.raw_path
     if is_former:
@@ -73,7 +73,7 @@ def find(request, kind, name):
 
 
 def require(request, repository, need, revision=""):
-    """Raises unless the caller may do what is needed.
+    """Raises unless the caller has a permission.
 
     "change" is "write", or for what becomes a pull request "login": any caller with a name.
     """
@@ -99,10 +99,10 @@ def _role(request, repository):
 
 
 def _nothing_there(request):
-    """A missing repository, as long as there may be one; what this server lacks must not look like that."""
+    """A missing repository, or a 501 if the repository exists: gaps of this server must not look like missing data."""
     match = re.match(f"/api/{API}(/|$)", request.raw_path) or re.match(f"/{WEB}/(resolve|raw)/", request.raw_path)
     if match and request.hub.find(match["id"], (match["kind"] or "models").removesuffix("s")):
-        return Refusal(501, f"This local hub has no answer to {request.method} {request.path}")
+        return Refusal(501, f"This local hub does not implement {request.method} {request.path}")
     if re.match("/api/(models|datasets|spaces)/|.*/resolve/", request.raw_path):
         return no_repository(request.caller)
     return Refusal(404, f"No such address: {request.method} {request.path}", "RouteNotFound")

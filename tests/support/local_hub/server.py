@@ -1,4 +1,4 @@
-"""The hub as tests and people use it: two ports, what lies behind them, and the ways to disturb and to inspect it."""
+"""The hub for tests and people: two ports, their data, and methods to set up, inspect and disturb it."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import (
     client,
-    routes,  # noqa: F401  registers what answers
+    routes,  # noqa: F401  registers the routes
 )
 from .accounts import Accounts
 from .content import read
@@ -27,7 +27,7 @@ from .wire import Handler
 
 
 class Port(ThreadingHTTPServer):
-    """Holds a port of this machine from the first, but answers only once it is started."""
+    """Reserves a port at once, but responds only after `start`."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -40,7 +40,7 @@ class Port(ThreadingHTTPServer):
         self.server_bind()
 
     def server_bind(self):
-        socketserver.TCPServer.server_bind(self)  # that of HTTPServer would look up the name of this machine
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own would look up the name of this machine
 
     @property
     def url(self):
@@ -60,7 +60,7 @@ class Port(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """A client that goes away is no error; whatever else is."""
+        """Ignores disconnected clients; everything else is an error of the server."""
         error = sys.exception()
         if not isinstance(error, OSError):
             self.hub.errors.append(f"{self.name}: {error!r}")
@@ -69,8 +69,8 @@ class Port(ThreadingHTTPServer):
 class LocalHub:
     """A Hugging Face Hub for one machine.
 
-    `with LocalHub() as hub:` serves at `hub.url` until the end of the block. Users alice and bob are there, and the
-    organization acme, to which alice belongs. After a test, `hub.leaks` (tokens seen where they do not belong) and
+    `with LocalHub() as hub:` serves at `hub.url` until the end of the block. There are the users alice and bob, and the
+    organization acme with alice as a member. After a test, `hub.leaks` (tokens seen where they do not belong) and
     `hub.errors` (faults of the server itself) should be empty.
     """
 
@@ -101,14 +101,14 @@ class LocalHub:
         self.close()
 
     def reset(self):
-        """As if new: no repository, no fault, an empty log, new tokens; addresses stay."""
+        """Back to the initial state: no repositories, no faults, an empty log, new tokens; the addresses stay."""
         self._forget()
         folder = self._root or Path(tempfile.mkdtemp(prefix="local_hub_"))
         self._temporary = None if self._root else folder
         self.objects = Objects(folder / "objects")
         self.repositories = {}  # (kind, id in lower case) -> Repository
         self.moved = {}  # the same by former ids
-        self.uploads = {}  # key -> upload to the storage that goes on
+        self.uploads = {}  # key -> unfinished upload to the storage
         self.xet_tokens = {}  # token -> "read" or "write"
         self._secret = secrets.token_bytes(16)
         self.faults = Faults()
@@ -121,9 +121,9 @@ class LocalHub:
         self.accounts.add_organization("acme", {"alice": "admin"})
         self.lock = threading.RLock()
         self.max_body = 1 << 30  # bytes
-        self.part_size = 5_000_000  # bytes; larger files come in parts where the client knows how
-        self.announces_xet = True  # False: files are downloaded as from a server that does not know Xet
-        self.card_error = None  # message with which any model card is refused
+        self.part_size = 5_000_000  # bytes; larger files are uploaded in parts if the client supports it
+        self.announces_xet = True  # False: files are downloaded as from a server without Xet
+        self.card_error = None  # the message that refuses every model card, if set
 
     def _forget(self):
         if self.objects is not None:
@@ -131,17 +131,17 @@ class LocalHub:
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
-    # what routes ask
+    # for routes
 
     def download_key(self, name):
-        """Makes an address of the storage one that the hub has given out."""
+        """The signature of a storage address."""
         return hmac.new(self._secret, name.encode(), hashlib.sha256).hexdigest()[:32]
 
     def xet_hash(self, entry):
-        """The name that a download by Xet goes by, or None if it is to be a plain one."""
+        """The hash for a download by Xet, or None for a plain download."""
         return self.objects.xet_hash(entry.sha256) if self.announces_xet else None
 
-    # set up and look at
+    # set up and inspect
 
     def token(self, user="alice", role="write"):
         return self.accounts.token(user, role)
@@ -180,7 +180,7 @@ class LocalHub:
         return commit
 
     def every_stored_byte(self):
-        """(where, bytes) of all that a client has left here: contents, names, commits, discussions, the log."""
+        """(where, bytes) of everything that clients have stored: contents, names, commits, discussions, the log."""
         for name, content in self.objects.every_content():
             yield name, read(content)
         for repository in self.repositories.values():
@@ -192,40 +192,40 @@ class LocalHub:
             yield f"request {entry.path}", f"{entry} {entry.headers}".encode()
 
     def environment(self, home, token=None, xet=True):
-        """The variables of a process that uses this hub and nothing else, with its files in the folder `home`."""
+        """The variables of a process that uses only this hub, with its files in the folder `home`."""
         return client.environment(self, home, token, xet)
 
     # disturb
 
     def fail(self, *, path="", method=None, times=1, status=503, retry_after=None, message="", port=None):
-        """Answers requests with an error; `method` may be several, as "GET|HEAD"; `times=None` is for ever."""
+        """Responds with an error. `method` may be several, as "GET|HEAD"; `times=None` means always."""
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         message = message or f"Fault on purpose, {status}"
         self.faults.add(method, path, port, times, status=status, headers=headers, message=message)
 
     def cut_download(self, after, *, path="", method="GET", times=1, reset=False, port=None):
-        """Closes the connection when `after` bytes of the answer's body are sent, with FIN or with RST."""
+        """Closes the connection after `after` bytes of the response's body, with FIN or with RST."""
         self.faults.add(method, path, port, times, download=after, reset=reset)
 
     def cut_upload(self, after, *, path="", method="PUT|POST", times=1, reset=False, port=None):
-        """Closes the connection when `after` bytes of the request's body are read."""
+        """Closes the connection after `after` bytes of the request's body."""
         self.faults.add(method, path, port, times, upload=after, reset=reset)
 
     def corrupt(self, *, path="", method="GET", times=1, port=None):
-        """Changes the last byte of an answer's body."""
+        """Changes the last byte of a response's body."""
         self.faults.add(method, path, port, times, is_corrupting=True)
 
     def before(self, call, *, path="", method=None, times=1, port=None):
-        """Calls a function when a request has come in and before anything is done about it."""
+        """Calls a function before a request is processed."""
         self.faults.add(method, path, port, times, call=call)
 
     def before_commit(self, call, times=1):
-        """Calls a function just before a commit is taken, for example to let another one land first."""
+        """Calls a function before a commit is processed, for example to make another commit first."""
         self.before(call, path="/commit/", method="POST", times=times)
 
     @contextlib.contextmanager
     def hold(self, *, path="", method=None, times=1, port=None):
-        """Holds requests back until the block ends or `open()` is called; `reached.wait(seconds)` waits for one."""
+        """Delays requests until the block ends or `open()` is called; `reached.wait(seconds)` waits for one."""
         gate = Gate()
         self.before(gate, path=path, method=method, times=times, port=port)
         try:

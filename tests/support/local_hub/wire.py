@@ -1,4 +1,4 @@
-"""Requests and replies: HTTP/1.1 with connections that stay open, bodies in pieces, ranges, and faults on purpose."""
+"""Requests and responses: HTTP/1.1 with persistent connections, streamed bodies, ranges, and faults on purpose."""
 
 import contextlib
 import functools
@@ -37,7 +37,7 @@ def json_reply(value, status=200, headers=None):
 
 
 def page(request, items, size):
-    """The items of one page, with the address of the next one."""
+    """The items of one page, with a link to the next."""
     start = int(request.query.get("cursor", ["0"])[0])
     headers = {}
     if start + size < len(items):
@@ -48,7 +48,7 @@ def page(request, items, size):
 
 
 def ranged(request, content, headers):
-    """All of the content, or the part of it that the client asks for."""
+    """The content, or the range that the client requests."""
     headers = {"Accept-Ranges": "bytes", **headers}
     size = content.size
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("range", ""))
@@ -64,7 +64,7 @@ def ranged(request, content, headers):
 
 
 class Body:
-    """What the client sends, of known length or in chunks, never more than the limit."""
+    """The body of a request, of known length or in chunks, up to a limit."""
 
     def __init__(self, file, headers, limit, logged):
         self.file = file
@@ -75,10 +75,10 @@ class Body:
         self.is_begun = self.is_read = False
         self.is_chunked = "chunked" in headers.get("transfer-encoding", "").lower()
         length = headers.get("content-length", "0")
-        self.length = int(length) if length.isdigit() else limit + 1  # which is refused
+        self.length = int(length) if length.isdigit() else limit + 1  # refused below
 
     def pieces(self):
-        """Can be read once; raises when the client goes away in the middle."""
+        """Can be read once; raises if the client disconnects."""
         self.is_begun = True
         self._check(0 if self.is_chunked else self.length)
         for size in self._sizes():
@@ -99,7 +99,7 @@ class Body:
         return b"".join(self.pieces())
 
     def drain(self):
-        """Reads what nobody wanted; whether the next request of this connection can be read now."""
+        """Reads the rest of the body; returns whether the connection can be used for the next request."""
         try:
             for _ in () if self.is_begun else self.pieces():
                 pass
@@ -202,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
             return json_reply(refusal.body, refusal.status, refusal.all_headers)
         except (Cut, ConnectionError, TimeoutError):
             raise
-        except Exception:  # a fault of the server itself, which no test may mistake for one of the client
+        except Exception:  # a bug of the server, which a test must not mistake for a client's error
             request.hub.errors.append(f"{request.logged}\n{traceback.format_exc()}")
             return json_reply({"error": "The local hub has failed"}, 500)
 
@@ -244,18 +244,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def _cut(self, reset):
         if reset:
-            sleep(0.05)  # what was sent shall arrive: RST takes back what has not
+            sleep(0.05)  # let the sent bytes arrive: RST discards the others
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())
         else:
             self.connection.settimeout(5)
             self.connection.shutdown(socket.SHUT_WR)
             while self.connection.recv(PIECE):
-                pass  # unread data would turn the FIN into a RST
+                pass  # unread data would turn FIN into RST
 
 
 def corrupted(pieces, size):
-    """The same bytes but for the last one."""
+    """The same bytes, with the last one changed."""
     for piece in pieces:
         size -= len(piece)
         yield piece if size else piece[:-1] + bytes([piece[-1] ^ 0xFF])

@@ -16,21 +16,21 @@ from . import lz4
 
 CHUNK_HEADER = 8  # bytes: version, 3 of packed length, compression, 3 of unpacked length
 
-RECORD = 48  # bytes of whatever a shard consists of
+RECORD = 48  # bytes of an entry of a shard
 SHARD_HEADER = b"HFRepoMetaData\0" + bytes.fromhex("556967456a7b815783a5bdd95ccdd14aa9") + struct.pack("<2Q", 2, 0)
 BOOKEND = b"\xff" * 32 + bytes(16)  # the end of a section
 WITH_VERIFICATION, WITH_METADATA = 1 << 31, 1 << 30  # flags of a file; the Hub wants both
 
 
 class Xorb(NamedTuple):
-    """Chunk i lies between `packed[i]` and `packed[i + 1]` of what was sent, and so for the unpacked data."""
+    """Chunk i is at `packed[i]` to `packed[i + 1]` of the upload, and likewise in `unpacked` of its data."""
 
     packed: list[int]
     unpacked: list[int]
 
 
 class Term(NamedTuple):
-    """Consecutive chunks of a xorb, without the one at `end`, and the bytes that they unpack to."""
+    """The chunks `start` to `end` (exclusive) of a xorb, and the size of their data in bytes."""
 
     xorb: str
     start: int
@@ -49,10 +49,10 @@ class File(NamedTuple):
 
 
 class Cas:
-    """Keeps xorbs in a folder and in memory what is known about them; threads may share it.
+    """Stores xorbs in a folder, and their descriptions in memory. Safe for threads.
 
-    Hashes are strings as the protocol writes them. KeyError means that a hash is unknown, ValueError that what was
-    sent is damaged, IndexError that a range begins behind the end of the file.
+    Hashes are strings as the protocol writes them. KeyError means that a hash is unknown, ValueError that an
+    upload is damaged, IndexError that a range begins after the end of the file.
     """
 
     def __init__(self, folder: Path):
@@ -64,12 +64,12 @@ class Cas:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put_xorb(self, hash: str, body: bytes) -> bool:
-        """Whether the xorb is new; its chunks are unpacked and measured, but its hash, a BLAKE3, is believed."""
+        """Stores a xorb; returns whether it is new. Its chunks are unpacked and checked, but not its hash, a BLAKE3."""
         if not re.fullmatch("[0-9a-f]{64}", hash):
             raise ValueError(f"A xorb is named by 64 hexadecimal digits, not {hash!r}.")
         xorb, data = unpack_xorb(body)
         with self.lock:
-            if hash in self.xorbs:  # other bytes may stand for the same chunks: those known to clients stay
+            if hash in self.xorbs:  # different bytes may encode the same chunks: keep those that clients know
                 return False
             self._packed(hash).write_bytes(body)
             self._unpacked(hash).write_bytes(data)
@@ -77,7 +77,7 @@ class Cas:
         return True
 
     def put_shard(self, body: bytes) -> list[str]:
-        """The hashes of the files that the shard describes; none is kept if one of them is not what it says."""
+        """Stores the files of a shard and returns their hashes; if one of them is wrong, none is stored."""
         files, xorbs = parse_shard(body)
         for hash, unpacked in xorbs.items():
             if self._xorb(hash).unpacked != unpacked:
@@ -96,7 +96,7 @@ class Cas:
         version: int = 2,
         url: Callable[[str], str] = str,
     ) -> dict:
-        """Where a client finds the chunks of a file, or of the bytes from the first to the last of `byte_range`.
+        """The locations of the chunks of a file, or of the bytes from the first to the last of `byte_range`.
 
         `url` makes the address of a xorb from its hash.
         """
@@ -121,20 +121,20 @@ class Cas:
         return {"offset_into_first_range": offset, "terms": found, "xorbs": xorbs}
 
     def read_xorb(self, hash: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes of the xorb as it was sent, without the one at `end`."""
+        """Bytes of the xorb as uploaded; `end` is exclusive."""
         if hash not in self.xorbs:
             raise KeyError(hash)
         return _read(self._packed(hash), start, end)
 
     def read_file(self, file_hash: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes of the file, without the one at `end`."""
+        """Bytes of the file; `end` is exclusive."""
         file = self.files[file_hash]
         end = file.size if end is None else end
         terms, offset = self._cut(file, start, end)
         return b"".join(self._data(term) for term in terms)[offset : offset + end - start]
 
     def file_of_sha256(self, sha256: str) -> str:
-        """The hash of the file that has this SHA-256."""
+        """The hash of the file with this SHA-256."""
         return self.by_sha256[sha256].hash
 
     def size_of(self, file_hash: str) -> int:
@@ -157,12 +157,12 @@ class Cas:
         return self.xorbs[hash]
 
     def _cut(self, file: File, start: int, end: int) -> tuple[list[Term], int]:
-        """The terms, cut down to the chunks that hold these bytes, and how many bytes precede them in the first."""
+        """The terms, reduced to the chunks with these bytes, and the number of bytes before them in the first chunk."""
         terms, offset, at = [], 0, 0  # at: where the term begins in the file
         for term in file.terms:
             if start < at + term.size and at < end:
                 unpacked = self.xorbs[term.xorb].unpacked
-                shift = unpacked[term.start] - at  # from places in the file to places in the xorb
+                shift = unpacked[term.start] - at  # from positions in the file to positions in the xorb
                 first = max(term.start, bisect_right(unpacked, start + shift) - 1)
                 last = min(term.end, bisect_left(unpacked, end + shift))
                 offset = offset if terms else start + shift - unpacked[first]
@@ -175,7 +175,7 @@ class Cas:
         return _read(self._unpacked(term.xorb), unpacked[term.start], unpacked[term.end])
 
     def _place(self, xorb: str, chunks: range) -> tuple[dict[str, int], dict[str, int]]:
-        """These chunks, and the bytes of the xorb in which they are sent; the last byte is counted in, as in HTTP."""
+        """These chunks and their bytes in the xorb; the last byte is included, as in HTTP."""
         packed = self.xorbs[xorb].packed
         sent = {"start": packed[chunks.start], "end": packed[chunks.stop] - 1}
         return {"start": chunks.start, "end": chunks.stop}, sent
@@ -188,7 +188,7 @@ class Cas:
 
 
 def unpack_xorb(body: bytes) -> tuple[Xorb, bytes]:
-    """Where the chunks lie, and their unpacked data."""
+    """The positions of the chunks, and their unpacked data."""
     packed, unpacked, data = [0], [0], bytearray()
     while packed[-1] < len(body):
         start = packed[-1] + CHUNK_HEADER
@@ -214,7 +214,7 @@ def chunk_header(header: bytes) -> tuple[int, int, int, int]:
 
 
 def ungroup(grouped: bytes) -> bytearray:
-    """Undoes the sorting of bytes by their place in groups of four, which makes floats easier to compress."""
+    """Undoes the grouping of bytes by their position modulo four, which makes floats easier to compress."""
     data = bytearray(len(grouped))
     start = 0
     for place in range(4):
@@ -228,7 +228,7 @@ UNPACK = {0: bytes, 1: lz4.decompress, 2: lambda frame: ungroup(lz4.decompress(f
 
 
 def parse_shard(body: bytes) -> tuple[list[File], dict[str, list[int]]]:
-    """The files of a shard as it is uploaded, and where it cuts the data of the xorbs that are new."""
+    """The files of an uploaded shard, and the chunk boundaries of its new xorbs."""
     if len(body) % RECORD:
         raise ValueError(f"A shard consists of records of {RECORD} bytes, this one has {len(body)} bytes.")
     records = iter([body[at : at + RECORD] for at in range(0, len(body), RECORD)])
@@ -251,7 +251,7 @@ def _files(records: Iterator[bytes]) -> list[File]:
             raise ValueError(f"File {text(head)} comes without its verification or its SHA-256.")
         entries = [next(records) for _ in range(count)]
         for _ in range(count):
-            next(records)  # verification: a BLAKE3 of hashes of chunks, which is not computed here
+            next(records)  # verification: a BLAKE3 of the hashes of chunks, which is not checked here
         files.append(File(text(head), [_term(entry) for entry in entries], text(next(records))))
     return files
 
@@ -271,12 +271,12 @@ def _xorbs(records: Iterator[bytes]) -> dict[str, list[int]]:
 
 
 def text(record: bytes) -> str:
-    """The hash that a record begins with, written down as four little-endian numbers."""
+    """The hash at the start of a record, as four little-endian numbers."""
     return "".join(record[at : at + 8][::-1].hex() for at in range(0, 32, 8))
 
 
 def _ranges(terms: list[Term]) -> dict[str, list[range]]:
-    """The chunks that these terms want of each xorb, as ranges that neither overlap nor touch."""
+    """The chunks of each xorb in these terms, as ranges that neither overlap nor touch."""
     ranges: dict[str, list[range]] = {}
     for xorb, start, end, _ in sorted(terms):
         known = ranges.setdefault(xorb, [])

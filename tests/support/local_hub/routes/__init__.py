@@ -1,4 +1,4 @@
-"""What the two ports answer; each module registers its part."""
+"""The routes of both ports; each module registers its own."""
 
 # ruff: noqa: F401
 from . import (

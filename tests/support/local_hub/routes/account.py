@@ -1,4 +1,4 @@
-"""Who the caller is, and what clients ask of the hub as a whole."""
+"""The caller's account, and requests about the hub as a whole."""
 
 from ..refusals import bad_token
 from ..repository import now

@@ -1,4 +1,4 @@
-"""The check that clients ask for before they upload a model card."""
+"""The validation of a model card before its upload."""
 
 from ..model_cards import problems
 from ..refusals import Refusal

@@ -1,4 +1,4 @@
-"""Downloads: small files from the hub itself, large ones by a redirect to the storage, and there."""
+"""Downloads: small files from the hub, large ones by a redirect to the storage."""
 
 from urllib.parse import quote
 
@@ -30,7 +30,7 @@ def resolve(request, repository, revision, path):
 
 @route("GET", "/{web}/raw/{revision}/{path*}", need="content")
 def raw(request, repository, revision, path):
-    """What Git holds, which of a large file is the pointer."""
+    """The content in Git, which is a pointer for a large file."""
     commit, entry = _find(repository, revision, path)
     content = repository.objects.content(entry)
     if entry.sha256:

@@ -48,7 +48,7 @@ def paths_info(request, repository, revision):
 
 
 def _parents(path, prefix):
-    """The path and the folders above it, down to the folder that `prefix` names."""
+    """The path and its parent folders, down to `prefix`."""
     parts = path[len(prefix) :].split("/")
     return [prefix + "/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 

@@ -1,4 +1,4 @@
-"""Large files as a whole: which a repository has ever had, their removal, and copies for another repository."""
+"""Large files of a repository: listing, removal, and copies to another repository."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ def listed(request, repository):
 
 @route("POST", "/api/{api}/lfs-files/batch", need="write")
 def delete(request, repository):
-    """Takes files out of all commits, which are other commits then."""
+    """Removes files from all commits, which changes the commits."""
     unwanted = set(request.json.get("deletions", {}).get("sha", []))
     with repository.lock:
         new = {}
@@ -36,7 +36,7 @@ def delete(request, repository):
 
 @route("POST", "/api/{api}/lfs-files/duplicate", need="content")
 def duplicate(request, repository):
-    """Nothing to copy: the storage is one, and a commit may name what lies there."""
+    """Nothing to copy: all repositories share one storage."""
     target = request.json.get("target", {})
     require(request, find(request, target.get("type", "model"), str(target.get("name"))), "write")
     missing = [file for file in request.json.get("files", []) if not request.hub.objects.has(file.get("sha256", ""))]

@@ -1,4 +1,4 @@
-"""Uploads of large files by Git LFS: what to send where, in one piece or in parts, and the storage that takes it."""
+"""Uploads of large files by Git LFS, in one piece or in parts."""
 
 import hashlib
 import math
@@ -25,7 +25,7 @@ class Upload:
 
 @route("POST", "/{web}.git/info/lfs/objects/batch", need="read")
 def batch(request, repository):
-    # who opens a pull request names no branch: that needs a token, but no right to this repository
+    # a pull request names no branch; it requires a token, but no permission for this repository
     require(request, repository, "write" if request.json.get("ref") else "login")
     if request.json.get("operation") != "upload":
         raise Refusal(501, "This local hub knows LFS for uploads only")

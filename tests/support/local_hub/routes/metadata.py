@@ -1,4 +1,4 @@
-"""What the hub knows about a repository: its model card, its configuration, the shapes of its weights."""
+"""Metadata of a repository: its model card, configuration, and shapes of weights."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def listed(request, kinds):
 
 
 def described(request, repository, commit):
-    """All that the client may be told."""
+    """Every field that a client may request."""
     card = metadata_of(repository.small_file(commit, "README.md"))
     config = _json(repository.small_file(commit, "config.json"))
     about = {
@@ -125,7 +125,7 @@ def _storage(repository):
 
 
 def _weights(repository, commit):
-    """Parameters by type, from the headers of the safetensors files; nothing if one of them has none."""
+    """Numbers of parameters by type, from the headers of the safetensors files; nothing if one has no header."""
     counts = {}
     names = [path for path in commit.files if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", path)]
     for path in names:

@@ -1,4 +1,4 @@
-"""Commits: what to do with each file, and the commit itself, which lands as a whole or not at all."""
+"""Commits: how to upload each file, and the commit itself, which succeeds as a whole or not at all."""
 
 import base64
 import binascii
@@ -71,13 +71,13 @@ def _parsed(body):
 
 
 def _check_author(request, repository, branch):
-    """A pull request takes commits from who opened it and from who may write to the repository."""
+    """Its author, and users with write access to the repository, may commit to a pull request."""
     if isinstance(branch, int) and repository.discussion(branch).author != request.caller.name:
         request.hub.accounts.require_write(request.caller, repository.namespace)
 
 
 def _applied(repository, parent, operations):
-    """The files after the operations; the parent's stay as they are."""
+    """The files after the operations; the parent commit does not change."""
     files = dict(parent.files)
     for key, value in operations:
         path = value.get("path")

@@ -1,4 +1,4 @@
-"""The Xet protocol: tokens from the hub, chunks to and from the storage; what it means is decided in `Cas`."""
+"""The HTTP side of the Xet protocol: tokens from the hub, chunks to and from the storage. `Cas` does the rest."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def put_shard(request):
 
 @route("POST", "/v2/shards", port="storage")
 def put_shard_with_events(request):
-    """The answer is a list of events, of which the last one tells how it went."""
+    """The response is a list of events; the last one is the result."""
     try:
         put_shard(request)
         event = {"type": "result", "result": 1}
@@ -82,7 +82,7 @@ def reconstruct_v2(request, file):
 
 @route("GET", "/xorb/{xorb}", port="storage")
 def get_xorb(request, xorb):
-    """Needs no token but the key of the address, as with a content delivery network."""
+    """Requires the key in the address instead of a token, as with a content delivery network."""
     if request.query.get("key") != [request.hub.download_key(xorb)]:
         raise Refusal(403, "This address was not given out by the hub")
     content = InMemory(request.hub.objects.cas.read_xorb(xorb))
@@ -129,6 +129,6 @@ def _token(request, right):
 
 
 def _require_token(request, right):
-    """A token to write is good for reading too."""
+    """A write token also permits reading."""
     if request.hub.xet_tokens.get(request.bearer) not in (right, "write"):
         raise Refusal(401, f"A Xet token to {right} is needed")

@@ -1,4 +1,4 @@
-"""The metadata of cards: what the Hub is told of a run, and what it is not told."""
+"""The metadata of model cards: it describes the run and its origin, without paths of this machine."""
 
 import json
 
@@ -8,29 +8,21 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from tests.support.tiny_base import TEXTS, options, save_base, write_conversations
-from tests.support.tiny_card import FIGURES, ON_HUB, OWN, made, read
+from tests.support.tiny_card import METRICS, ON_HUB, OWN, made, read
 from tests.support.tiny_run import RECIPE, SHAPE
 from train import finetune, finetune_classifier, prepare_data, pretrain
 from train.data.blocks import open_data
 from train.data.corpora import dataset_corpus, python_corpus, split_corpus
-from train.hub.cards.metadata import (
-    Source,
-    adapter_data,
-    base_on_hub,
-    fenced,
-    how_to_load,
-    hub_name,
-    origin_of,
-    public_recipe,
-    row_source,
-)
+from train.hub.cards.metadata import adapter_metadata
+from train.hub.cards.origin import Source, base_on_hub, hub_name, origin_of, public_recipe, row_source
+from train.hub.cards.template import fenced
 from train.settings.corpus import CorpusArguments
 from train.settings.finetuning import BaseArguments, RowsArguments
 
 # Metadata
 
 
-def test_own_text_is_no_dataset_of_the_hub():
+def test_local_text_is_not_a_dataset_on_the_hub():
     assert read(made()).to_dict() == {
         "language": ["en"],
         "library_name": "transformers",
@@ -43,7 +35,7 @@ def test_own_text_is_no_dataset_of_the_hub():
                 "results": [
                     {
                         "task": {"type": "text-generation", "name": "Text generation"},
-                        "dataset_name": {"name": "a.txt", "type": "a.txt"},
+                        "dataset": {"name": "a.txt", "type": "a.txt"},
                         "metrics": [
                             {"type": "loss", "value": 2.0, "name": "Loss (nats per token)"},
                             {"type": "perplexity", "value": 7.389056, "name": "Perplexity (per token)"},
@@ -56,17 +48,17 @@ def test_own_text_is_no_dataset_of_the_hub():
     }
 
 
-def test_datasets_and_base_models_of_the_hub_are_named():
+def test_datasets_and_base_models_on_the_hub_are_named():
     data = read(made(ON_HUB, ON_HUB, base_model="alice/base"))
     assert data.datasets == ["alice/texts"]
     assert (data.base_model, data.base_model_relation) == ("alice/base", "finetune")
-    assert {(r.dataset_type, r.dataset_config_name, r.dataset_split) for r in data.eval_results} == {
+    assert {(r.dataset_type, r.dataset_config, r.dataset_split) for r in data.eval_results} == {
         ("alice/texts", "big", "train")
     }
 
 
 def test_results_of_a_classifier():
-    data = read(made(task="text-classification", figures={"accuracy": 0.5, "f1": 0.25, "loss": 1.0}))
+    data = read(made(task="text-classification", metrics={"accuracy": 0.5, "f1": 0.25, "loss": 1.0}))
     found = [(r.metric_type, r.metric_value, r.metric_name, r.metric_args) for r in data.eval_results]
     assert found == [
         ("accuracy", 0.5, "Accuracy", None),
@@ -75,12 +67,12 @@ def test_results_of_a_classifier():
     ]
 
 
-def test_what_is_no_number_is_no_result():
-    assert [r.metric_type for r in read(made(figures=FIGURES | {"perplexity": float("inf")})).eval_results] == [
+def test_values_that_are_not_finite_are_omitted():
+    assert [r.metric_type for r in read(made(metrics=METRICS | {"perplexity": float("inf")})).eval_results] == [
         "loss",
         "bits_per_byte",
     ]
-    data = read(made(figures={"loss": float("nan")}))
+    data = read(made(metrics={"loss": float("nan")}))
     assert "model-index" not in data.to_dict()
     assert "model_name" not in data.to_dict()
 
@@ -94,11 +86,11 @@ def test_results_on_different_text_never_get_one_name():
     assert len(Source("x" * 200).identifier) == 96
 
 
-def test_an_adapter_says_what_it_adapts():
-    data = adapter_data(made(base_model="alice/base"))
+def test_an_adapter_names_its_base_model():
+    data = adapter_metadata(made(base_model="alice/base"))
     assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", "alice/base", "adapter")
     assert data.tags == ["lora", "scratch_gpt"]
-    assert "base_model_relation" not in adapter_data(made()).to_dict()
+    assert "base_model_relation" not in adapter_metadata(made()).to_dict()
     assert made(base_model="alice/base").library_name == "transformers"
 
 
@@ -128,9 +120,9 @@ def test_random_weights_have_no_base():
         for is_random in (False, True)
     ]
     assert [origin.base_model for origin in origins] == ["alice/base", None]
-    assert [origin.base_in_words for origin in origins] == [
+    assert [origin.base_markdown for origin in origins] == [
         "[alice/base](https://huggingface.co/alice/base)",
-        "random weights",
+        "none (random weights)",
     ]
 
 
@@ -151,7 +143,7 @@ def test_where_rows_come_from(tmp_path):
     assert (saved.description, saved.dataset) == ("dataset saved (train)", None)
 
 
-def test_what_is_known_of_a_corpus(tmp_path, monkeypatch):
+def test_the_origin_of_a_corpus(tmp_path, monkeypatch):
     assert python_corpus().origin == {"language": ["en", "code"]}
     rows = datasets.Dataset.from_dict({"text": TEXTS})
     rows.save_to_disk(tmp_path / "saved")
@@ -159,7 +151,7 @@ def test_what_is_known_of_a_corpus(tmp_path, monkeypatch):
     assert (saved.description, saved.origin) == ("dataset saved (train)", {})
     monkeypatch.setattr("train.data.corpora.load_split", lambda *args: rows)
     named = dataset_corpus(CorpusArguments(dataset_name="alice/texts"))
-    origin = {"dataset_name": "alice/texts", "config": None, "split": "train"}
+    origin = {"dataset": "alice/texts", "config": None, "split": "train"}
     assert [part.origin for part in (named, *split_corpus(named, 0.2))] == [origin] * 3
 
 
@@ -170,7 +162,7 @@ def test_data_of_earlier_versions_has_a_source(data_dir):
     assert pretrain.corpus_source(data, "train") == Source("0.txt")
 
 
-def test_a_public_recipe_names_no_place_but_those_on_the_hub(tmp_path):
+def test_a_public_recipe_has_no_local_paths(tmp_path):
     entries = {
         "model": "alice/base@v1", "tokenizer": None, "dataset_name": str(tmp_path), "train_file": [], "seed": 0,
         "output_dir": "runs/new", "config": str(tmp_path / "shape.json"),
@@ -194,7 +186,7 @@ def metadata(folder):
 
 @pytest.fixture
 def on_hub(monkeypatch):
-    """Datasets of the Hub of which only this process knows."""
+    """Datasets on the Hub, replaced by rows in memory."""
     rows = datasets.Dataset.from_dict({"text": TEXTS * 20, "label": [text.split()[-1] for text in TEXTS] * 20})
     for module in ("train.data.corpora", "train.data.rows"):
         monkeypatch.setattr(f"{module}.load_split", lambda *args, **kwargs: rows)
@@ -222,9 +214,9 @@ def test_the_card_of_a_pretrained_model_names_its_dataset(on_hub, tmp_path):
     results = {result.metric_type: result for result in data.eval_results}
     assert results["bits_per_byte"].metric_value == pytest.approx(last["eval_bits_per_byte"], abs=1e-6)
     assert results["loss"].metric_value == pytest.approx(last["eval_loss"], abs=1e-6)
-    assert (results["loss"].dataset_type, results["loss"].dataset_config_name) == ("alice/texts", "big")
+    assert (results["loss"].dataset_type, results["loss"].dataset_config) == ("alice/texts", "big")
     assert "(https://huggingface.co/datasets/alice/texts)" in text
-    assert "computed by `scratch-gpt pretrain recipe.yaml --data_dir ... --output_dir ...`" in text
+    assert "`scratch-gpt pretrain recipe.yaml --data_dir ... --output_dir ...` computed these metrics" in text
     assert str(tmp_path) not in text
 
 
@@ -239,7 +231,9 @@ def test_the_card_of_an_assistant(base, tmp_path, trainable):
     assert data.datasets is data.base_model is None
     assert {result.metric_type for result in data.eval_results} == {"loss", "perplexity", "bits_per_byte"}
     assert "- train 11 conversations" in text
-    assert f"recipe.yaml --model ... --train_file ... --output_dir ...` with this recipe.yaml:\n\n{'`' * 3}yaml" in text
+    assert (
+        f"recipe.yaml --model ... --train_file ... --output_dir ...` with this `recipe.yaml`:\n\n{'`' * 3}yaml" in text
+    )
     assert str(tmp_path) not in text
     assert str(base) not in text
     assert (tmp_path / "run" / "adapter").exists() == (trainable == "lora")
@@ -255,7 +249,7 @@ def test_the_cards_of_a_classifier_and_its_adapter(on_hub, base, tmp_path):
     assert found == {
         name: (pytest.approx(tested[f"test_{name}"], abs=1e-6), "exam") for name in ("accuracy", "f1", "loss")
     }
-    assert "dataset: alice/texts" in text
+    assert "dataset_name: alice/texts" in text
     adapter, text_of_adapter = metadata(tmp_path / "run" / "adapter")
     assert (adapter.library_name, adapter.pipeline_tag) == ("peft", "text-classification")
     assert adapter.eval_results == data.eval_results
@@ -264,14 +258,6 @@ def test_the_cards_of_a_classifier_and_its_adapter(on_hub, base, tmp_path):
 
 
 # Text
-
-
-def test_a_program_without_code_beside_the_weights_needs_no_trust():
-    program = "{first}load({extra})\n"
-    assert how_to_load(program, ModelCardData(tags=["gpt2"])) == "```python\nload()\n```"
-    both = how_to_load(program, ModelCardData(tags=["custom_code"]))
-    assert "import hf_scratch_gpt" in both
-    assert 'load(, trust_remote_code=True, revision="hash-of-a-commit")' in both
 
 
 def test_backticks_do_not_end_a_block():

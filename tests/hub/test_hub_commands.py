@@ -1,4 +1,4 @@
-"""The scripts of train with models of the hub: by name and revision, adapters with their base, code that never runs."""
+"""Commands with models on a local Hub: by name and revision, adapters with their base, code that never runs."""
 
 import io
 import json
@@ -40,7 +40,7 @@ ALIEN_TOKENIZER = {"tokenizer_class": "AlienTokenizer", "auto_map": {"AutoTokeni
 
 @pytest.fixture
 def tiny(hub, base, tmp_path):
-    """alice/tiny: v1 is the model, main has other weights."""
+    """alice/tiny: v1 is the model, main has different weights."""
     publish(hub, "alice/tiny", base)
     HfApi().create_tag("alice/tiny", tag="v1")
     weights = {name: torch.zeros_like(tensor) for name, tensor in load_file(base / "model.safetensors").items()}
@@ -100,7 +100,7 @@ def test_evaluate(tiny, base, tmp_path, capsys):
 
 
 def test_an_adapter_finds_its_base_on_the_hub(tiny, hub, base, tmp_path, capsys):
-    """The base is named with its revision, so that another main does not matter."""
+    """The base is recorded with its revision, so that changes on main do not matter."""
     rows = write_conversations(tmp_path / "rows.jsonl")
     line = options(
         model=tiny,
@@ -145,7 +145,7 @@ def test_a_classifier_from_a_model_of_the_hub(tiny, tmp_path, capsys):
     assert (tmp_path / "run/model/model.safetensors").exists()
 
 
-# Code that others put there
+# Code in repositories
 
 
 def commands(model, tmp_path):
@@ -162,7 +162,7 @@ def commands(model, tmp_path):
 
 
 def publish_alien(hub, base, marker, config, tokenizer):
-    """alice/alien: the tiny model with other entries in its configs, and code that leaves a trace where it runs."""
+    """alice/alien: the tiny model with other entries in its configs, and code that creates a file if it runs."""
     publish(hub, "alice/alien", base)
     files = {"alien.py": ALIEN.format(marker=str(marker)).encode()}
     for name, changes in (("config.json", config), ("tokenizer_config.json", tokenizer)):
@@ -173,7 +173,7 @@ def publish_alien(hub, base, marker, config, tokenizer):
 @pytest.mark.parametrize("command", ["generate", "chat", "evaluate", "finetune", "finetune_classifier"])
 @pytest.mark.parametrize("typed", ["", "yes"])
 def test_code_of_another_model_type_is_never_run(command, typed, hub, base, tmp_path, monkeypatch, capsys):
-    """Not even if what comes from the standard input looks like consent: chat reads messages there."""
+    """Not even if standard input looks like consent: chat reads messages there."""
     publish_alien(hub, base, tmp_path / "marker", {"model_type": "alien", "auto_map": AUTO_MAP}, {})
     say(monkeypatch, typed)
     main, line = commands("alice/alien", tmp_path)[command]
@@ -185,7 +185,7 @@ def test_code_of_another_model_type_is_never_run(command, typed, hub, base, tmp_
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "finetune", "finetune_classifier"])
-def test_of_our_model_type_the_installed_code_is_run(command, hub, base, tmp_path, monkeypatch):
+def test_our_model_type_runs_the_installed_code(command, hub, base, tmp_path, monkeypatch):
     publish_alien(hub, base, tmp_path / "marker", {"auto_map": AUTO_MAP}, ALIEN_TOKENIZER)
     say(monkeypatch, "yes")
     main, line = commands("alice/alien", tmp_path)[command]
@@ -202,8 +202,8 @@ def test_code_of_the_tokenizer_of_an_adapter_is_never_run(tiny, hub, base, tmp_p
     assert not (tmp_path / "marker").exists()
 
 
-def test_an_index_that_points_elsewhere_is_refused(hub, base, capsys):
-    """What lies elsewhere is not what was verified."""
+def test_an_index_that_leaves_the_folder_is_refused(hub, base, capsys):
+    """Files elsewhere were not verified."""
     publish(hub, "alice/tiny", base)
     data = (base / "model.safetensors").read_bytes()
     index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(base / "model.safetensors"), "../../x.safetensors")}
@@ -215,4 +215,4 @@ def test_an_index_that_points_elsewhere_is_refused(hub, base, capsys):
     Path(constants.HF_HUB_CACHE, "models--alice--tiny", "x.safetensors").write_bytes(data)
     assert run(generate.main, "--model", "alice/tiny", "--prompt", "The") == 2
     message = capsys.readouterr().err
-    assert "model.safetensors.index.json names files that alice/tiny does not hold: ../../x.safetensors" in message
+    assert "model.safetensors.index.json lists files that are not in alice/tiny: ../../x.safetensors" in message
