@@ -22,7 +22,7 @@ WRONG_FOLDERS = [
     (lambda f: shutil.rmtree(f), "is no folder"),
     (lambda f: (f / "config.json").unlink(), "is no model folder: it holds no config.json"),
     (lambda f: (f / WEIGHTS).unlink(), "weights do not fit config.json|holds no weights"),
-    (lambda f: (f / "config.json").write_text("{"), "config.json is damaged: it is no JSON"),
+    (lambda f: (f / "config.json").write_text("{"), "config.json is damaged: not valid JSON"),
     (lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 99), "model.safetensors is damaged"),
     (lambda f: edit_json(f / "config.json", hidden_size=32), "weights do not fit config.json, such as"),
     (lambda f: save_file({**load_file(f / WEIGHTS), "more": torch.zeros(1)}, f / WEIGHTS), "such as more"),
