@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from tests.support.tiny_checkpoint import SETTINGS, save, tiny_model
 from train.checkpoint import manifest, write
 from train.checkpoint.find import best_checkpoint, checkpoint_paths, newest_checkpoint
-from train.loop.claim import lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -245,9 +244,3 @@ def test_a_kill_within_a_save_leaves_a_whole_checkpoint(two, point):
     assert newest_checkpoint(two).step == step
     save(two, 40, keep=1)  # removes the leftovers of the kill
     assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000040"]
-
-
-def test_a_run_has_one_writer(tmp_path):
-    with lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
-        lock(tmp_path)
-    lock(tmp_path).close()

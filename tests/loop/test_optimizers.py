@@ -61,7 +61,7 @@ def test_muon_trains_the_matrices_of_the_layers_only(tied):
     assert names_of(model, adamw.param_groups[0]) == tables
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_not_optimized():
     model = tiny_model()
     model.model.layers[0].requires_grad_(False)
     optimizers = build_optimizers(model, optimizer="muon", **SETTINGS)
