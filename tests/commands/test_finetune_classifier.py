@@ -220,7 +220,7 @@ BAD = {
     "layers": ({"trainable": "layers", "num_trainable_layers": 3}, "--num_trainable_layers is 3, but .* 2 layers"),
     "no effect": ({"num_trainable_layers": 1}, r"--num_trainable_layers \(1\) requires --trainable layers"),
     "lora only": ({"lora_r": 4}, r"--lora_r \(4\) requires --trainable lora"),
-    "two lengths": ({"num_train_epochs": 1.0}, r"--num_train_epochs \(1.0\) and --max_steps \(4\) exclude each other"),
+    "two lengths": ({"num_train_epochs": 1.0}, r"--num_train_epochs \(1.0\) and --max_steps \(4\) exclude each"),
     "prompts": ({"sample_prompts": ["x"]}, "--sample_prompts has no effect: a classifier generates no text"),
     "two sources": ({"validation_fraction": 0.5, "validation_rows": [{"text": "x", "label": "red"}]},
                     "--validation_file and --validation_fraction exclude each other"),
@@ -229,7 +229,7 @@ BAD = {
     "override": ({"config_overrides": "colour=3"}, "--config_overrides sets colour, which the config of"),
     "shape": ({"config_overrides": "intermediate_size=48"}, "the weights do not fit its config"),
     "dropout": ({"bpe_dropout": 1.0}, "--bpe_dropout is 1.0: it must be below 1"),
-    "random head": ({"random_weights": True, "trainable": "head"}, "--random_weights with --trainable head would leave"),
+    "random head": ({"random_weights": True, "trainable": "head"}, "--random_weights with --trainable head would"),
 }  # fmt: skip
 
 
