@@ -6,7 +6,7 @@ to train, 10 % to validate, 20 % to test. Settings were chosen by cross-validati
 Peers: figures that the book's bonus material gives for a GPT-2 of 124 million weights, and linear models on the same
 split.
 
-The model to start from is made by train.quickstart, from text like that which is to be classified: all messages of the
+The model to start from is made by quickstart, from text like that which is to be classified: all messages of the
 collection but those of the validation and the test, without their labels. --model starts from another one.
 """
 
@@ -27,6 +27,7 @@ import yaml
 from train import finetune_classifier, quickstart
 from train.settings.command import run_command
 from train.settings.recipe import option, option_list, parse_recipe, required
+from train.settings.run_folder import TEST_RESULTS_FILE
 
 from .report import print_table
 
@@ -55,7 +56,7 @@ class SpamArguments:
     split_seeds: list[int] = field(
         default_factory=lambda: [BOOK_SEED], metadata={"help": "Seeds of splits; the book's is 123."}
     )
-    settings: list[str] = option_list("Further settings of train.finetune_classifier, as name=value.")
+    settings: list[str] = option_list("Further settings of finetune_classifier, as name=value.")
     with_random_weights: bool = option("Also begin with random weights.", False)
 
 
@@ -139,7 +140,7 @@ def tuned_accuracy(
     options |= {
         "model": model,
         "random_weights": is_random,
-        "data": folder / "train.csv",
+        "train_file": folder / "train.csv",
         "validation_file": folder / "validation.csv",
         "test_file": folder / "test.csv",
         "output_dir": run,
@@ -148,7 +149,7 @@ def tuned_accuracy(
     line = [*(f"--{name}={value}" for name, value in options.items()), *(f"--{s}" for s in arguments.settings)]
     if code := finetune_classifier.main(line):
         raise SystemExit(code)  # it was stopped
-    results = json.loads((run / finetune_classifier.TEST_RESULTS_FILE).read_text())
+    results = json.loads((run / TEST_RESULTS_FILE).read_text())
     return results["test_accuracy"], time.perf_counter() - started
 
 

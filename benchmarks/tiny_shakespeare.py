@@ -33,8 +33,8 @@ NANOGPT_CONFIG = "config/train_shakespeare_char.py"
 # From nanoGPT's README, section "I only have a macbook". Its last evaluation is made longer, so that it sees as many
 # characters (150 x 12 x 64) as ours, and those before it are left out.
 NANOGPT_OPTIONS = (
-    *("--device=cpu", "--torch_compile=False", "--log_interval=100", "--eval_interval=2000", "--eval_iters=150"),
-    *("--block_size=64", "--global_batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128"),
+    *("--device=cpu", "--compile=False", "--log_interval=100", "--eval_interval=2000", "--eval_iters=150"),
+    *("--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128"),
     *("--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"),
 )
 
@@ -90,7 +90,7 @@ def run_ours(text: str, folder: Path, seed: int) -> Result:
     started = time.perf_counter()
     options = [f"--config={EXAMPLE}", f"--data_dir={data}", f"--output_dir={run}", f"--seed={seed}"]
     if code := pretrain.main([str(EXAMPLE / "pretrain.yaml"), *options]):
-        raise ValueError(f"train.pretrain ended with exit code {code}.")
+        raise ValueError(f"pretrain ended with exit code {code}.")
     seconds = time.perf_counter() - started
     records = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
     loss = [record["eval_loss"] for record in records if "eval_loss" in record][-1]

@@ -175,7 +175,7 @@ def our_speed(
         "config": arguments.preset,
         "data_dir": f"{folder}/data",
         "output_dir": f"{folder}/run",
-        "batch_size": arguments.batch_size,
+        "global_batch_size": arguments.batch_size,
         "micro_batch_size": arguments.batch_size,
         **settings,
     }

@@ -1,10 +1,11 @@
-"""Fine-tune a pretrained model on conversations, so that it answers; the same command again continues the run.
+"""Fine-tune a pretrained model on conversations. Run the same command again to continue.
 
     scratch-gpt finetune --model runs/quickstart/run/model --train_file conversations.jsonl --output_dir runs/assistant
+    accelerate launch -m train.finetune recipe.yaml
 
-A row holds messages, prompt and completion, or instruction, (input) and output. The loss falls on the assistant's
-words only. The run folder then holds what a pretraining run holds, with answers to held-out questions before, during
-and after the training, and in model/ the assistant, for pipeline("text-generation").
+A row has messages, prompt and completion, or instruction, (input) and output. The loss is computed on the assistant's
+answers only. The run folder then contains the same files as that of pretraining; samples.jsonl has answers to held-out
+questions before, during and after training, and model/ works with pipeline("text-generation").
 """
 
 import sys
@@ -59,14 +60,14 @@ NUM_SHOWN = 5  # held-out conversations whose first question is answered at each
 
 @dataclass
 class ConversationData:
-    """All that the run needs of its rows."""
+    """The conversations as rows of tokens."""
 
     train: PackedConversations
     validation: PackedConversations
     shown: list[Conversation]  # held out; their first question is asked at each evaluation
-    stop_id: int  # ends every answer
+    stop_id: int  # the token that ends every answer
     new_ids: list[int]  # control tokens, which pretraining has never seen
-    notes: list[str]
+    notes: list[str]  # sizes of the parts, for the terminal and the model card
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,18 +76,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = base_arguments, data_arguments, tuning = parse_recipe(kinds, argv, description=__doc__ or "")
     base_arguments.check_engine(tuning)
     recipe = recipe_text(*settings)
+    origin = origin_of("finetune", recipe, base_arguments, data_arguments, "validation")
     base, data = load(base_arguments, data_arguments, tuning)
     arguments = tuning.for_examples(len(data.train))
     with claimed(arguments) as accelerator:
-        run = build_assistant(base_arguments, arguments, base, data, accelerator)
-        origin = origin_of("finetune", recipe, base_arguments, data_arguments, "validation")
-        return finetune(run, arguments, base, data, recipe, origin)
+        return finetune(base_arguments, arguments, base, data, origin, accelerator, recipe)
 
 
 def finetune(
-    run: Run, arguments: FinetuneArguments, base: BaseModel, data: ConversationData, recipe: str, origin: Origin
+    base_arguments: BaseArguments,
+    arguments: FinetuneArguments,
+    base: BaseModel,
+    data: ConversationData,
+    origin: Origin,
+    accelerator: Accelerator,
+    recipe: str,
 ) -> int:
-    """Train, go back to the best weights if asked, and write the model; returns the exit code."""
+    """Build the run, train it, and write the model; returns the exit code."""
+    run = build_assistant(base_arguments, arguments, base, data, accelerator)
     state = resume(run, recipe)
     if is_complete(run, state):
         return COMPLETE
@@ -96,7 +103,7 @@ def finetune(
         step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
         samples = sample(run)
         weights = run.whole_weights()
-        if run.accelerator.is_main_process:
+        if accelerator.is_main_process:
             with new_model_folder(run) as folder:
                 write_tuned_model(run.bare_model, base, folder, weights, run.folder / ADAPTER_FOLDER)
                 write_card(run, folder, data, origin, step, samples)
@@ -106,7 +113,7 @@ def finetune(
 def load(
     base_arguments: BaseArguments, data_arguments: ConversationArguments, arguments: TuneArguments
 ) -> tuple[BaseModel, ConversationData]:
-    """The base model, able to chat, and all conversations as rows of tokens.
+    """Load the base model with a chat template, and all conversations as rows of tokens.
 
     Raises:
         ValueError: rows, a tokenizer or a model that cannot be used.
@@ -118,20 +125,20 @@ def load(
     new_ids = learn_to_chat(base, data_arguments.chat_template)
     if base_arguments.trainable == "lora" and base.model.config.vocab_size > known_tokens:
         raise ValueError(
-            f"the tokenizer of {base.name} lacks control tokens, and an adapter cannot hold their embeddings: "
-            "use --trainable all or blocks."
+            f"the tokenizer of {base.name} lacks control tokens, and --trainable lora cannot train their embeddings: "
+            "use --trainable all or layers."
         )
     return base, make_rows(parts, data_arguments, base, new_ids, arguments.max_new_tokens)
 
 
 def learn_to_chat(base: BaseModel, chat_template: str) -> list[int]:
-    """Gives a tokenizer without chat template ours, and the model embeddings for what is new; the control tokens' ids.
+    """Add our chat template and its control tokens to a tokenizer without one; returns the ids of its control tokens.
 
     New embeddings are drawn around the mean of the old ones (https://nlp.stanford.edu/~johnhew/vocab-expansion.html),
-    so that the model does not begin by predicting them everywhere.
+    so the model does not start by predicting the new tokens everywhere.
 
     Raises:
-        ValueError: the tokenizer's own template does not mark answers.
+        ValueError: the tokenizer's own chat template does not mark answers.
     """
     tokenizer = base.tokenizer
     if tokenizer.chat_template is None or chat_template == "own":
@@ -142,8 +149,8 @@ def learn_to_chat(base: BaseModel, chat_template: str) -> list[int]:
             base.model.resize_token_embeddings(len(tokenizer))
     if "generation" not in str(tokenizer.chat_template):
         raise ValueError(
-            f"the chat template of {base.name} has no generation markers, so nobody knows which tokens are answers: "
-            "take ours with --chat_template own."
+            f"the chat template of {base.name} has no generation markers, so it does not say which tokens are answers: "
+            "use ours with --chat_template own."
         )
     return control_ids(tokenizer)
 
@@ -163,10 +170,10 @@ def make_rows(
     new_ids: list[int],
     max_new_tokens: int,
 ) -> ConversationData:
-    """Conversations as rows of tokens.
+    """Encode conversations and pack them into rows of tokens.
 
     Raises:
-        ValueError: conversations that do not fit.
+        ValueError: conversations that are too long.
     """
     longest = base.model.config.max_position_embeddings
     max_length = settings.max_length or longest
@@ -176,16 +183,16 @@ def make_rows(
     for part, found in parts.items():
         encoded, counts = limit_length(found, base.tokenizer, max_length, settings.too_long)
         if not encoded:
-            raise ValueError(f"No {part} conversation fits into --max_length ({max_length}) tokens.")
+            raise ValueError(f"no {part} conversation fits into --max_length ({max_length}): raise it.")
         lengths = [len(one.ids) - 1 for one in encoded]
         numbers = pack(lengths, max_length) if settings.packing else [[i] for i in range(len(encoded))]
         rows[part] = PackedConversations(encoded, numbers, base.tokenizer.pad_token_id)
         ends.add(end_of_turn(encoded))
         tokens = count_tokens(encoded)
-        left_out = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        too_long = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
         notes.append(
             f"{part:<24}{len(encoded):,} conversations, {tokens['tokens']:,} tokens ({tokens['answers']:,} of answers) "
-            f"in {len(numbers):,} rows{'; too long: ' + left_out if left_out else ''}"
+            f"in {len(numbers):,} rows{'; too long: ' + too_long if too_long else ''}"
         )
     (stop_id,) = ends
     shown = [one for one in parts["validation"] if fits_with_answer(one, base, max_new_tokens)][:NUM_SHOWN]
@@ -222,7 +229,7 @@ def build_assistant(
 
 
 def questions(given: Sequence[str], shown: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """What is asked at each evaluation: the user's own prompts, or what held-out conversations begin with."""
+    """Questions for each evaluation: --sample_prompts, or the first question of held-out conversations."""
     beginnings = [before_answer(one) for one in shown]
     if given:
         beginnings = [[{"role": "user", "content": text}] for text in given]
@@ -230,8 +237,8 @@ def questions(given: Sequence[str], shown: Sequence[Conversation], tokenizer: Pr
 
 
 def fits_with_answer(one: Conversation, base: BaseModel, max_new_tokens: int) -> bool:
-    """Whether what a conversation begins with leaves the model room to answer."""
-    room = base.model.config.max_position_embeddings - max_new_tokens
+    """Whether the first question leaves the model room for an answer."""
+    room: int = base.model.config.max_position_embeddings - max_new_tokens
     return len(prompt_ids(base.tokenizer, before_answer(one))) <= room
 
 
@@ -268,7 +275,7 @@ def write_card(
 def before_and_after(
     samples: Sequence[dict[str, Any]], final: Sequence[tuple[str, str]], data: ConversationData
 ) -> list[dict[str, str]]:
-    """Prompt, both answers, and what the data says."""
+    """Each prompt with the answers before and after training, and the one in the data."""
     first = [sample for sample in samples if sample["step"] == 0]
     references = {before_answer(one)[-1]["content"]: one.messages for one in data.shown}
     shown = []

@@ -1,9 +1,10 @@
-"""Fine-tune a pretrained model to tell which label a text has; the same command again continues the run.
+"""Fine-tune a pretrained model to classify texts. Run the same command again to continue.
 
     scratch-gpt finetune_classifier --model runs/quickstart/run/model --train_file train.csv --output_dir runs/labels
+    accelerate launch -m train.finetune_classifier recipe.yaml
 
-Tables are .csv, .tsv, .jsonl or .parquet files with a column of text and one of labels. The run folder then holds
-what a pretraining run holds, confusion_matrices/ with a picture per evaluation, and in model/ the classifier, for
+Tables are .csv, .tsv, .jsonl or .parquet files with a text column and a label column. The run folder then contains the
+same files as that of pretraining, and confusion_matrices/ with a picture per evaluation; model/ works with
 pipeline("text-classification").
 """
 
@@ -56,7 +57,7 @@ from .settings.run_folder import (
 
 @dataclass
 class LabelledData:
-    """All that the run needs of its rows."""
+    """The labelled texts as tokens."""
 
     names: list[str]
     parts: dict[str, LabelledTexts]
@@ -71,12 +72,13 @@ class LabelledData:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
-    kinds = (BaseArguments, FinetuneArguments, LabelArguments, TuneArguments)
+    kinds = (BaseArguments, LabelArguments, TuneArguments)
     settings = base_arguments, labels, tuning = parse_recipe(kinds, argv, description=__doc__ or "")
     base_arguments.check_engine(tuning)
     if tuning.sample_prompts:
         raise ValueError("--sample_prompts has no effect: a classifier generates no text. Remove it.")
     recipe = recipe_text(*settings)
+    origin = origin_of("finetune_classifier", recipe, base_arguments, labels, "test")
     base, data = load(base_arguments, labels, tuning.seed)
     arguments = tuning.for_examples(len(data.originals))
     if labels.bpe_dropout:
@@ -86,15 +88,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             data.parts["train"], data.originals, base.tokenizer, labels.bpe_dropout, epochs, longest
         )
     with claimed(arguments) as accelerator:
-        run = build_classifier(base_arguments, labels, arguments, base, data, accelerator)
-        origin = origin_of("finetune_classifier", recipe, base_arguments, labels, "test")
-        return finetune(run, arguments, base, data, recipe, origin)
+        return finetune(base_arguments, labels, arguments, base, data, origin, accelerator, recipe)
 
 
 def finetune(
-    run: Run, arguments: FinetuneArguments, base: BaseModel, data: LabelledData, recipe: str, origin: Origin
+    base_arguments: BaseArguments,
+    labels: LabelArguments,
+    arguments: FinetuneArguments,
+    base: BaseModel,
+    data: LabelledData,
+    origin: Origin,
+    accelerator: Accelerator,
+    recipe: str,
 ) -> int:
-    """Train, go back to the best weights if asked, test, and write the model; returns the exit code."""
+    """Build, train and test the run, and write the model; returns the exit code."""
+    run = build_classifier(base_arguments, labels, arguments, base, data, accelerator)
     state = resume(run, recipe)
     if is_complete(run, state):
         return COMPLETE
@@ -104,7 +112,7 @@ def finetune(
         step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
         results = {name.replace("eval_", "test_"): value for name, value in evaluate(run, data.parts["test"]).items()}
         weights = run.whole_weights()
-        if run.accelerator.is_main_process:
+        if accelerator.is_main_process:
             with new_model_folder(run) as folder:
                 write_tuned_model(run.bare_model, base, folder, weights, run.folder / ADAPTER_FOLDER)
                 write_results(run, folder, data, origin, results | {"step": step})
@@ -112,7 +120,7 @@ def finetune(
 
 
 def load(base_arguments: BaseArguments, labels: LabelArguments, seed: int) -> tuple[BaseModel, LabelledData]:
-    """The base model with a head for the labels of the training rows, and all rows as tokens.
+    """Load the base model with a head for the labels of the training rows, and all rows as tokens.
 
     Raises:
         ValueError: rows, labels or a model that cannot be used.
@@ -146,14 +154,14 @@ def load(base_arguments: BaseArguments, labels: LabelArguments, seed: int) -> tu
 
 
 def describe(data: LabelledData) -> list[str]:
-    """How many texts of each label the parts hold, and what was cut."""
+    """The number of texts per label in each part, and how many were truncated."""
     lines = []
     for part, texts in data.parts.items():
         counts = torch.bincount(torch.from_numpy(texts.labels), minlength=len(data.names)).tolist()
         shown = ", ".join(
             f"{name} {count // texts.num_versions}" for name, count in zip(data.names, counts, strict=True)
         )
-        cut = f"; {texts.num_truncated} longer than the model reads, cut" if texts.num_truncated else ""
+        cut = f"; {texts.num_truncated} truncated" if texts.num_truncated else ""
         lines.append(f"{part + ' texts':<24}{len(texts) // texts.num_versions:,} ({shown}){cut}")
     return [*lines, *(f"note: {note}" for note in data.notes)]
 

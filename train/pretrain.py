@@ -39,20 +39,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
     kinds = (ModelArguments, DataArguments, TrainArguments)
     settings = model_arguments, data_arguments, arguments = parse_recipe(kinds, argv, description=__doc__ or "")
+    data = open_data(data_arguments.data_dir)
+    tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
     with claimed(arguments) as accelerator:
-        return pretrain(model_arguments, data_arguments, arguments, accelerator, recipe_text(*settings))
+        return pretrain(model_arguments, arguments, data, tokenizer, accelerator, recipe_text(*settings))
 
 
 def pretrain(
     model_arguments: ModelArguments,
-    data_arguments: DataArguments,
     arguments: TrainArguments,
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     recipe: str,
 ) -> int:
     """Build the run, train it, and write the model; returns the exit code."""
-    data = open_data(data_arguments.data_dir)
-    tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
     run = build_pretraining(model_arguments, arguments, data, tokenizer, accelerator)
     state = resume(run, recipe)
     if is_complete(run, state):

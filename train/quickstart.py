@@ -1,8 +1,10 @@
-"""The whole road once: tokenizer, data, pretraining, and back through AutoModel. `scratch-gpt quickstart`
+"""Train a tokenizer and a model, and load them with transformers. Run the same command again to continue.
 
-Without options it trains on the text that every Python carries: the sources of its standard library and its language
-documentation. Each stage is one of the scripts of this folder, and the command that does it is printed. A second call
-continues where the first one stopped, and never changes a finished run.
+    scratch-gpt quickstart
+    scratch-gpt quickstart --text book.txt --output_dir runs/book --minutes 30
+
+By default it trains on Python's own standard library and documentation. Each stage prints the command that does the
+same. A finished run is never changed.
 """
 
 import math
@@ -30,31 +32,30 @@ from .loop.train import train_step
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
 from .settings.recipe import option, parse_recipe
-from .settings.run_folder import CARD_FILE, LOSS_CURVE_FILE, MODEL_FOLDER
+from .settings.run_folder import CARD_FILE, LOSS_CURVE_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE, TOKENIZER_FILE
 from .settings.training import DataArguments, ModelArguments, TrainArguments
 
 PROMPTS = ("def read_", "class Queue:\n", "import os\n", 'The "for" statement')
 NUM_EVALUATIONS = 8
-SPARE = 0.1  # of the time: for loading, checkpoints and a machine that slows down
+SPARE = 0.1  # fraction of the time for loading, checkpoints and slowdowns of the machine
 TIMING_SECONDS = 12.0
 
 
 @dataclass
 class QuickstartArguments:
-    """Settings of train.quickstart."""
+    """Where to write, and how long to train."""
 
-    output_dir: str = option("Folder for everything that is made.", "runs/quickstart")
-    minutes: float = option("How long to train; the number of steps is chosen by timing a few of them.", 5.0)
+    output_dir: str = option("Folder for the tokenizer, the data and the run.", "runs/quickstart", is_path=True)
+    minutes: float = option("Training time; a few steps are timed to choose the number of steps.", 5.0)
 
     def __post_init__(self) -> None:
-        """Refuse a budget that is none."""
         if not 0 < self.minutes < float("inf"):
             raise ValueError(f"--minutes is {self.minutes}: it must be a positive number.")
 
 
 @dataclass(frozen=True)
 class Size:
-    """What to train on a kind of machine."""
+    """The model and the batches for a kind of machine."""
 
     preset: str
     vocab_size: int
@@ -68,12 +69,12 @@ SIZES = {"cpu": Size("laptop", 4096, 256, 8, 8, 8e-3), "gpu": Size("small", 8192
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all stages that are not done yet."""
+    """Run the stages that are not done yet; returns the exit code."""
     arguments, corpus = parse_recipe([QuickstartArguments, CorpusArguments], argv, description=__doc__ or "")
     folder = Path(arguments.output_dir)
     for text in corpus.text:
         if Path(text).resolve() in folder.resolve().parents:
-            raise ValueError(f"--output_dir {folder} lies inside --text {text}: what is made would become corpus.")
+            raise ValueError(f"--output_dir {folder} is inside --text {text}: choose a folder outside of the text.")
     size = SIZES["gpu" if torch.accelerator.is_available() else "cpu"]
     keep_freed_memory()
     make_tokenizer(folder / "tokenizer", size, corpus)
@@ -81,33 +82,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code := make_model(folder, size, arguments.minutes):
         return code
     try_model(folder / "run" / MODEL_FOLDER)
-    print(closing_words(folder))
+    print(closing_text(folder))
     return 0
 
 
 def make_tokenizer(folder: Path, size: Size, corpus: CorpusArguments) -> None:
-    """Stage 1; a tokenizer that lies there is kept."""
+    """Stage 1; keeps an existing tokenizer."""
     options = ["--output_dir", str(folder), "--vocab_size", str(size.vocab_size), *corpus_options(corpus)]
     announce("1/4  Train a tokenizer", "train_tokenizer", options)
-    made_from = folder / "corpus.yaml"
-    if (folder / train_tokenizer.TOKENIZER_FILE).exists():
-        check_corpus(made_from, corpus)
-        print(f"done before: {folder}")
+    corpus_file = folder / "corpus.yaml"
+    if (folder / TOKENIZER_FILE).exists():
+        check_corpus(corpus_file, corpus)
+        print(f"already done: {folder}")
     else:
         train_tokenizer.main(options)
-        made_from.write_text(yaml.safe_dump(vars(corpus)), encoding="utf-8")
+        corpus_file.write_text(yaml.safe_dump(vars(corpus)), encoding="utf-8")
 
 
-def check_corpus(made_from: Path, corpus: CorpusArguments) -> None:
-    """Refuses to go on with the tokenizer of another text.
+def check_corpus(corpus_file: Path, corpus: CorpusArguments) -> None:
+    """Refuse to continue with the tokenizer of another text.
 
     Raises:
-        ValueError: the text that it was made from.
+        ValueError: the text that the tokenizer was trained on.
     """
-    before = yaml.safe_load(made_from.read_text(encoding="utf-8")) if made_from.exists() else vars(corpus)
+    before = yaml.safe_load(corpus_file.read_text(encoding="utf-8")) if corpus_file.exists() else vars(corpus)
     if before != vars(corpus):
-        text = " ".join(corpus_options(CorpusArguments(**before))) or "Python's own text"
-        raise ValueError(f"{made_from.parent} was made from {text}: name another --output_dir for other text.")
+        known = {name: value for name, value in before.items() if name in vars(corpus)}  # earlier versions had others
+        text = " ".join(corpus_options(CorpusArguments(**known))) or "Python's own text"
+        raise ValueError(f"{corpus_file.parent} was trained on {text}: choose another --output_dir for another text.")
 
 
 def make_data(folder: Path, size: Size, corpus: CorpusArguments) -> None:
@@ -119,7 +121,7 @@ def make_data(folder: Path, size: Size, corpus: CorpusArguments) -> None:
 
 
 def make_model(folder: Path, size: Size, minutes: float) -> int:
-    """Stage 3; returns the exit code of the training. The recipe is chosen once and then kept."""
+    """Stage 3; returns the exit code of pretraining. The recipe is written once and then kept."""
     recipe = folder / "recipe.yaml"
     if not recipe.exists():
         print(f"\nTiming a few steps to fill {minutes:g} minutes ...", flush=True)
@@ -133,7 +135,7 @@ def make_model(folder: Path, size: Size, minutes: float) -> int:
 
 
 def recipe_for(folder: Path, size: Size) -> dict[str, object]:
-    """The settings of the training, but for what depends on its length."""
+    """The settings of the run that do not depend on its length."""
     return {
         "config": size.preset,
         "data_dir": str(folder / "data"),
@@ -148,7 +150,7 @@ def recipe_for(folder: Path, size: Size) -> dict[str, object]:
 
 
 def schedule_for(steps: int) -> dict[str, object]:
-    """The settings that depend on the number of steps, such as how often to evaluate; four checkpoints."""
+    """The settings that depend on the number of steps."""
     return {
         "max_steps": steps,
         "warmup_steps": min(50, steps // 10),
@@ -159,7 +161,7 @@ def schedule_for(steps: int) -> dict[str, object]:
 
 
 def seconds_needed(settings: dict[str, object]) -> tuple[float, float]:
-    """Of a model that is thrown away: the median time of a step, and that of an evaluation with its samples."""
+    """The median time of a step, and the time of an evaluation with samples, of a model that is then discarded."""
     with tempfile.TemporaryDirectory() as scratch:
         options = [f"--{name}={value}" for name, value in settings.items() if name != "sample_prompts"]
         options += [f"--output_dir={scratch}", "--sample_prompts", *PROMPTS]
@@ -178,7 +180,7 @@ def seconds_needed(settings: dict[str, object]) -> tuple[float, float]:
 
 
 def try_model(model: Path) -> None:
-    """Stage 4: load the folder in new processes, as its users will, and print what it writes."""
+    """Stage 4: load the model folder in new processes, as its users will, and print samples."""
     announce("4/4  Load the model in new processes", "generate", ["--model", str(model), "--prompt", PROMPTS[0]])
     for title, preamble, trust in (
         ("with the package", "import hf_scratch_gpt", False),
@@ -214,7 +216,7 @@ for prompt in {prompts!r}:
 
 
 def corpus_options(corpus: CorpusArguments) -> list[str]:
-    """The command-line options that say the same as `corpus`."""
+    """`corpus` as command-line options."""
     options: list[str] = []
     for name, value in vars(corpus).items():
         if value != getattr(CorpusArguments(), name):
@@ -222,41 +224,34 @@ def corpus_options(corpus: CorpusArguments) -> list[str]:
     return options
 
 
-def announce(title: str, script: str, options: Sequence[str]) -> None:
-    """Say what comes next and which command does just that."""
+def announce(title: str, name: str, options: Sequence[str]) -> None:
+    """Print the next stage and the command that does the same."""
     command = " ".join(option if option.isprintable() and " " not in option else repr(option) for option in options)
-    print(f"\n=== {title}\n$ {this_python()} -m train.{script} {command}", flush=True)
+    print(f"\n=== {title}\n$ scratch-gpt {name} {command}", flush=True)
 
 
-def this_python() -> str:
-    """The interpreter as a person types it: that of a virtual environment here by its path, others by name."""
-    path = Path(sys.executable)
-    is_here = path.is_relative_to(Path.cwd())
-    return str(path.relative_to(Path.cwd())) if is_here else "python"
-
-
-def closing_words(folder: Path) -> str:
-    """Where everything lies and what to try next."""
+def closing_text(folder: Path) -> str:
+    """The files that were written, and commands to try next."""
     run, model = folder / "run", folder / "run" / MODEL_FOLDER
-    places = {
+    files = {
         model: "the model, for AutoModelForCausalLM.from_pretrained",
-        model / CARD_FILE: "its card with all figures",
-        model / LOSS_CURVE_FILE: "how the loss fell",
-        run / "metrics.jsonl": "every logged step",
-        run / "samples.jsonl": "what it wrote at each evaluation",
-        folder / "recipe.yaml": "the settings of the training",
+        model / CARD_FILE: "its model card with all metrics",
+        model / LOSS_CURVE_FILE: "its loss curve",
+        run / METRICS_FILE: "metrics of every logged step",
+        run / SAMPLES_FILE: "samples of every evaluation",
+        folder / "recipe.yaml": "the settings of the run",
     }
-    lines = [f"{path!s:<44}{meaning}" for path, meaning in places.items()]
-    return "\n".join(["\n=== All done", *lines, NEXT_STEPS.format(folder=folder, model=model, python=this_python())])
+    lines = [f"{path!s:<44}{meaning}" for path, meaning in files.items()]
+    return "\n".join(["\n=== All done", *lines, NEXT_STEPS.format(folder=folder, model=model)])
 
 
 NEXT_STEPS = """
 Try next:
-  {python} -m train.generate --model {model} --prompt "class Stack:"
-  {python} -m train.evaluate --model {model} --text README.md
-  {python} -m train.quickstart --text your_book.txt --output_dir runs/book
-  {python} -m train.pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
-  {python} -m train.publish --folder_path {model} --repo_id my-first-gpt --dry_run
+  scratch-gpt generate --model {model} --prompt "class Stack:"
+  scratch-gpt evaluate --model {model} --text README.md
+  scratch-gpt quickstart --text your_book.txt --output_dir runs/book
+  scratch-gpt pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
+  scratch-gpt publish --folder_path {model} --repo_id my-first-gpt --dry_run
 """
 if __name__ == "__main__":
     sys.exit(run_command(main))

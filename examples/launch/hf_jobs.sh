@@ -1,12 +1,12 @@
 #!/bin/bash
-# The run on a machine of Hugging Face Jobs, with its folder in a bucket.
-# Status: parsed only (bash -n and the options of train.pretrain, in tests/test_launch.py; never sent).
+# Train on a machine of Hugging Face Jobs, with the run folder in a bucket.
+# Status: parsed only (bash -n and the options of pretrain, in tests/distributed/test_launch.py; never submitted).
 #
-#   ORGANISATION=me BUCKET=runs IMAGE=registry/image train/launch/hf_jobs.sh [--dry-run]
+#   ORGANISATION=me BUCKET=runs IMAGE=registry/image examples/launch/hf_jobs.sh [--dry-run]
 #
-# The image must hold this repository. A bucket is object storage: whether a mounted one renames a folder at once is not
-# known to us, and a checkpoint that was cut off is only found and set aside at the next start. A second attempt runs
-# the same command, which continues. Jobs reads the token from your environment; it is in no file.
+# The image must contain this repository. A bucket is object storage; we do not know whether a mounted one renames
+# folders atomically. If it does not, an incomplete checkpoint is detected and moved away at the next start. Each
+# attempt runs the same command and continues. Jobs reads the token from your environment; no file contains it.
 set -euo pipefail
 
 hf jobs run "$@" \

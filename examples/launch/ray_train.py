@@ -1,13 +1,13 @@
-"""A run on a Ray cluster: Ray starts the processes, and starts all of them again when one is lost.
+"""Train on a Ray cluster: Ray starts the processes, and restarts all of them when one is lost.
 
-Status: parsed only (compiled, and its options checked, in tests/test_launch.py).
+Status: parsed only (compiled, and its options checked, in tests/distributed/test_launch.py).
 
     ray job submit --working-dir . -- \
-        python -m train.launch.ray_train /shared/recipe.yaml --output_dir /shared/runs/big \
+        python -m examples.launch.ray_train /shared/recipe.yaml --output_dir /shared/runs/big \
         --dp_shard_size 8 --save_steps 100
 
-Recipe, data and run folder must lie on storage that all machines share. Ray calls us in a thread, which signals do not
-reach: a lost worker costs the steps since the last checkpoint, so save often.
+Recipe, data and run folder must be on storage that all machines share. Ray runs the training in a thread, which
+receives no signals: a lost worker costs the steps since the last checkpoint, so save often.
 """
 
 import sys
@@ -19,7 +19,7 @@ NUM_PROCESSES = 8  # one GPU each
 
 
 def worker(settings: dict[str, list[str]]) -> None:
-    """One process of the run; Ray has set RANK, WORLD_SIZE and the address of the first."""
+    """One process of the run; Ray has set RANK, WORLD_SIZE and MASTER_ADDR."""
     from train.pretrain import main
 
     main(settings["argv"])

@@ -1,46 +1,23 @@
-"""Checkpoints are whole or not there, and a damaged one is set aside with its reason."""
+"""Checkpoints are complete or absent; a damaged one is moved away with its reason."""
 
 import json
 import logging
-import os
 import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from tests.support.tiny_checkpoint import SETTINGS, save, tiny_model
 from train.checkpoint import manifest, write
-from train.checkpoint.find import best_checkpoint, checkpoint_folder, checkpoint_paths, newest_checkpoint
-from train.checkpoint.weights import named_weights
-from train.checkpoint.write import Contents, write_checkpoint
-from train.loop.claim import lock
+from train.checkpoint.find import best_checkpoint, checkpoint_paths, newest_checkpoint
 
-SETTINGS = {"seed": 1, "model": {"hidden_size": 16}}
-
-
-def tiny_model(seed=0):
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=37, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-            tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-
-
-def save(run, step, model=None, keep=10, eval_loss=None, eval_step=None):
-    model = model or tiny_model(step)
-    optimizer = {"model.norm.weight.exp_avg": torch.full((16,), float(step))}
-    facts = {
-        "format": manifest.FORMAT, "step": step, "versions": manifest.versions(), "num_processes": 1,
-        "state": {"step": step, "eval_step": eval_step or step, "eval_loss": eval_loss}, "settings": SETTINGS,
-    }  # fmt: skip
-    write_checkpoint(run, Contents(model, named_weights(model), optimizer, facts), keep)
-    return checkpoint_folder(run, step)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -119,7 +96,7 @@ def test_the_best_is_kept_too(tmp_path):
     assert best_checkpoint(tmp_path).name == "checkpoint-00000002"
     assert [path.name[-1] for path in checkpoint_paths(tmp_path)] == ["2", "5"]
     (tmp_path / "checkpoint-00000002" / "manifest.json").write_text("{")
-    assert best_checkpoint(tmp_path) is None  # a damaged one is nobody's best
+    assert best_checkpoint(tmp_path) is None  # a damaged one is never the best
 
 
 def test_an_empty_run_has_no_checkpoint(tmp_path):
@@ -170,10 +147,10 @@ DAMAGE = {
     truncate: "model.safetensors has 100 bytes instead of",
     flip_a_bit: "the content of optimizer.safetensors has changed",
     remove_a_file: "config.json is missing",
-    cut_manifest: "manifest.json is not whole",
+    cut_manifest: "manifest.json is incomplete",
     change_manifest: "manifest.json has changed",
     remove_manifest: "manifest.json is missing",
-    list_manifest: "manifest.json is not whole",
+    list_manifest: "manifest.json is incomplete",
     empty: "manifest.json is missing",
 }
 
@@ -234,9 +211,9 @@ def test_older_checkpoints_make_room_on_a_full_disk(two, monkeypatch, caplog):
 KILL_AT = """
 import os, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 from train.checkpoint import find, write
-from tests.checkpoint.test_checkpoint import save
+from tests.support.tiny_checkpoint import save
 owner, name = {target}
 original = getattr(owner, name)
 def killed(*args, **kwargs):
@@ -262,14 +239,8 @@ POINTS = {
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_within_a_save_leaves_a_whole_checkpoint(two, point):
     target, before, step = POINTS[point]
-    script = KILL_AT.format(tests=os.path.dirname(__file__), target=target, before=before, run=str(two))
+    script = KILL_AT.format(root=str(ROOT), target=target, before=before, run=str(two))
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert newest_checkpoint(two).step == step
-    save(two, 40, keep=1)  # clears what the kill has left
+    save(two, 40, keep=1)  # removes the leftovers of the kill
     assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000040"]
-
-
-def test_a_run_has_one_writer(tmp_path):
-    with lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
-        lock(tmp_path)
-    lock(tmp_path).close()

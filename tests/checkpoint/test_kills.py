@@ -1,4 +1,4 @@
-"""Kill -9 at any moment, start the same command again: weights and loss log are those of a run without kills."""
+"""Kill a run with SIGKILL at any moment and start it again: weights and log equal those of a run without kills."""
 
 import os
 import random
@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tests.distributed.test_engines import assert_same_figures, assert_same_weights
+from tests.support.compare import assert_same_metrics, assert_same_weights
+from tests.support.processes import kill, wait_for_step
 from tests.support.tiny_run import records, weights
 
 NUM_KILLS = int(os.environ.get("NUM_KILLS", "5"))
@@ -18,26 +19,18 @@ SETTINGS = {
     "max_steps": NUM_STEPS, "global_batch_size": 8, "micro_batch_size": 2, "eval_steps": 10, "save_steps": 3,
     "save_total_limit": 2,
 }  # fmt: skip
-ROOM = 1100  # KB, for three checkpoints of a model that is
+ROOM = 1100  # KB: three checkpoints of a model with the settings below
 WIDER = "hidden_size=32,intermediate_size=48,residual_dropout=0.1"
 ENGINES = {"one process": (1, []), "ddp": (2, []), "fsdp": (2, ["--dp_shard_size=2"])}
 
 
 def log_of(run):
-    """All that is logged but the speed."""
+    """The records without the speed."""
     return [{name: v for name, v in line.items() if name not in ("tokens_per_second", "mfu")} for line in records(run)]
 
 
-def kill(processes):
-    for process in processes:
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:  # it has ended already
-            continue
-
-
 def interrupt_often(launcher, command, processes, folder):
-    """Kills all processes, or a single one, at random moments all along the run; returns the number of kills."""
+    """Kill all processes, or one of them, at random moments of the run; returns the number of kills."""
     dice, kills = random.Random(0), 0
     for number in range(NUM_KILLS):
         running = launcher.start(command, processes, folder.with_suffix(".log"))
@@ -128,19 +121,4 @@ def test_the_number_of_processes_and_the_engine_may_change(recipe, tmp_path, lau
     shown = (tmp_path / "elastic.log").read_text()
     for change in ("was 1, now 2", "was 2, now 4", "was 4, now 2", "was 2, now 1"):
         assert f"processes: {change}. The run continues with the same examples" in shown
-    assert_same_figures(log_of(tmp_path / "whole"), log_of(tmp_path / "elastic"))
-
-
-def wait_for_step(run, step):
-    deadline = time.monotonic() + 60
-    while not (run / "metrics.jsonl").exists() or max([0, *(line["step"] for line in whole_records(run))]) < step:
-        assert time.monotonic() < deadline, f"step {step} was not reached"
-        time.sleep(0.02)
-
-
-def whole_records(run):
-    """The records but the one that is just being written."""
-    try:
-        return records(run)
-    except ValueError:
-        return []
+    assert_same_metrics(log_of(tmp_path / "whole"), log_of(tmp_path / "elastic"))

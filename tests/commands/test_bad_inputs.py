@@ -1,4 +1,4 @@
-"""Every mistake that we know of ends with exit code 2 and one message that says what, where and what to do."""
+"""Each known mistake ends with exit code 2 and one message that names the place, the problem and the remedy."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def recipe_options(folder):
 
 
 def spoil_copies(folder):
-    """Copies of good folders with one thing wrong in each."""
+    """Copies of good folders with one fault in each."""
     for name in ("other-tokenizer", "truncated", "no-manifest", "newer-data"):
         shutil.copytree(folder / "blocks", folder / name)
     path = folder / "other-tokenizer" / "tokenizer" / "tokenizer.json"
@@ -89,8 +89,8 @@ MISTAKES = {
     "no vocabulary": ([*TOKENIZER, GOOD_TEXT, "--vocab_size=0"], "--vocab_size is 0: .* at least 1"),
     "negative vocabulary": ([*TOKENIZER, GOOD_TEXT, "--vocab_size=-5"], "--vocab_size is -5"),
     "tokenizer there already": ([train_tokenizer, "--output_dir={place}/tokenizer", GOOD_TEXT], "already contains"),
-    "two corpora": ([*TOKENIZER, GOOD_TEXT, "--dataset_name=x"], "two corpora"),
-    "setting without effect": ([*TOKENIZER, GOOD_TEXT, "--streaming=true"], "only has an effect with --dataset"),
+    "two corpora": ([*TOKENIZER, GOOD_TEXT, "--dataset_name=x"], r"--text .* and --dataset_name \(x\) exclude"),
+    "setting alone": ([*TOKENIZER, GOOD_TEXT, "--streaming=true"], r"--streaming \(True\) requires --dataset_name"),
     # the data
     "corpus shorter than a block": ([*DATA, "--text={place}/short.txt", "--validation_text={place}/1.txt",
                                      "--block_size=500"], r"fewer than one block of 500 \+ 1.*block_size of at most"),
@@ -104,7 +104,7 @@ MISTAKES = {
     "misspelt setting": ([pretrain, "{place}/typo.yaml"], "typo.yaml.*learning_rat'.*did you mean learning_rate"),
     "setting twice": ([pretrain, "{place}/twice.yaml"], "twice.yaml.*'seed' is set twice"),
     "wrong type": ([pretrain, "{place}/text.yaml"], "learning_rate.*fast"),
-    "recipe that is a list": ([pretrain, "{place}/list.yaml"], "list.yaml must hold lines"),
+    "recipe that is a list": ([pretrain, "{place}/list.yaml"], "list.yaml must consist of lines"),
     "missing recipe": ([pretrain, "{place}/missing.yaml"], "missing.yaml"),
     "required setting": ([pretrain], "required.*config.*data_dir.*output_dir"),
     # the model
@@ -119,20 +119,20 @@ MISTAKES = {
     "negative rate": ([*TRAIN, "--learning_rate=-1"], "--learning_rate is -1.0: it must be a number of at least 0"),
     "rate of nothing": ([*TRAIN, "--learning_rate=nan"], "--learning_rate is nan"),
     "no micro-batch": ([*TRAIN, "--micro_batch_size=0"], "--micro_batch_size is 0"),
-    "batch that does not divide": ([*TRAIN, "--global_batch_size=5"], r"--global_batch_size \(5\) must be a multiple of"),
-    "keeping what is not gathered": ([*TRAIN, "--reshard_after_forward=true"], "only has an effect with --dp_shard_size above"),
-    "no space for the warm-up": ([*TRAIN, "--warmup_steps=99"], "longer than --max_steps .6.: lower them"),
+    "batch that does not divide": ([*TRAIN, "--global_batch_size=5"], r"--global_batch_size \(5\) must be a multiple"),
+    "sharding option without shards": ([*TRAIN, "--reshard_after_forward=false"], "requires --dp_shard_size above 1"),
+    "warmup longer than the run": ([*TRAIN, "--warmup_steps=99"], r"--warmup_steps \(99\) .* exceed --max_steps \(6\)"),
     "data of another tokenizer": ([*TRAIN, "--data_dir={place}/other-tokenizer"], "is not the tokenizer that made the"),
     "truncated data": ([*TRAIN, "--data_dir={place}/truncated"], r"has \d+ bytes, not \d+: it is truncated"),
     "no data": ([*TRAIN, "--data_dir={place}/no-manifest"], "{place}/no-manifest contains no prepared data"),
-    "folder of something else": ([*TRAIN, "--output_dir={place}/full"], "is not empty and holds no run"),
+    "folder of something else": ([*TRAIN, "--output_dir={place}/full"], "full is not empty and not a run folder"),
     "output below a file": ([*TRAIN, "--output_dir={place}/file/run"], "Not a directory: {place}/file/run"),
     "output nowhere": ([*TRAIN, "--output_dir=/proc/run"], "/proc/run"),
     # continuing
     "changed seed": ([*CONTINUE, "--seed=5"], "(?s)seed: was 0, now 5.*--allow_change seed"),
     "changed data": ([*CONTINUE, "--data_dir={place}/new-blocks"], "(?s)data.block_size: was 16, now 8"),
-    "change of no setting": ([*CONTINUE, "--allow_change=sed"], "--allow_change sed is no setting.*There are: .*seed"),
-    "change that is always allowed": ([*CONTINUE, "--allow_change=logging_steps"], "no effect: this setting may always"),
+    "change of no setting": ([*CONTINUE, "--allow_change=sed"], "'sed' in --allow_change. Known: .*seed"),
+    "change that is always allowed": ([*CONTINUE, "--allow_change=logging_steps"], "no effect: this setting may"),
     "checkpoint of a newer version": ([pretrain, "RECIPE", "--output_dir={place}/newer"], "has format 99, but"),
     # using
     "folder without model": ([generate, "--model={place}/full"], "{place}/full is not a model folder"),
@@ -143,14 +143,14 @@ MISTAKES = {
     "top_p above 1": ([*GENERATE, "--top_p=2"], "--top_p is 2.0: it must be above 0"),
     "no new tokens": ([*GENERATE, "--max_new_tokens=0"], "--max_new_tokens is 0: .* at least 1"),
     "no room for a prompt": ([*GENERATE, "--max_new_tokens=9999"], "leaves no room for a prompt"),
-    "weights that are not numbers": ([generate, "--model={place}/nan", "--prompt=x"], "outputs of {place}/nan are not finite"),
-    "block above the model's": ([*EVALUATE, GOOD_TEXT, "--block_size=99999"], "--block_size is 99999, but the model"),
+    "weights that are not numbers": ([generate, "--model={place}/nan", "--prompt=x"], "of {place}/nan are not finite"),
+    "block above the model's": ([*EVALUATE, GOOD_TEXT, "--block_size=99999"], "--block_size is 99999, but"),
     "nothing to evaluate": ([*EVALUATE, "--text={place}/empty.txt"], "empty.txt"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_message(place, capsys, mistake):
+def test_a_mistake_ends_with_one_message(place, capsys, mistake):
     (script, *options), message = MISTAKES[mistake]
     if mistake == "changed data" and not (place / "new-blocks").exists():
         prepare_data.main([

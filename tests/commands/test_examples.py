@@ -1,4 +1,4 @@
-"""An example is a folder whose README holds commands; here they run, on little text and for few steps."""
+"""The commands in the READMEs of the examples, run on a short text and for few steps."""
 
 import importlib
 import re
@@ -21,14 +21,14 @@ FEW_STEPS = ["--max_steps=2", "--warmup_steps=0"]
 
 
 def recipe(monkeypatch):
-    monkeypatch.chdir(ROOT)  # a recipe names its files from the root of the repository
+    monkeypatch.chdir(ROOT)  # the paths in a recipe are relative to the root of the repository
     return parse_recipe((ModelArguments, DataArguments, TrainArguments), [str(SHAKESPEARE / "pretrain.yaml")])
 
 
 def commands(readme):
-    """[module, argument, ...] of each `python -m` line in the README's blocks."""
+    """[module, argument, ...] of each command in the README's blocks."""
     blocks = re.findall(r"```bash\n(.*?)```", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks).replace("\\\n", " ").replace("scratch-gpt ", "python -m train.").splitlines()
     return [shlex.split(line.removeprefix("python -m ")) for line in lines if line.startswith("python -m ")]
 
 
@@ -45,7 +45,7 @@ def test_the_commands_of_the_readme_make_a_model(tmp_path, monkeypatch, capsys):
         ran.append(module.rpartition(".")[2])
     assert ran == ["character_tokenizer", "prepare_data", "pretrain", "generate"]
     assert Path("runs/tiny_shakespeare/run", MODEL_FOLDER, "model.safetensors").exists()
-    assert "\nROMEO:" in capsys.readouterr().out.partition("complete: the model is in")[2]  # what generate writes
+    assert "\nROMEO:" in capsys.readouterr().out.partition("complete: the model is in")[2]  # the output of generate
 
 
 def test_shakespeare_keeps_to_the_budget_of_nanogpt(monkeypatch):

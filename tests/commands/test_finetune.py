@@ -1,5 +1,6 @@
-"""train.finetune from start to end: an assistant that stops by itself, shown before and after."""
+"""scratch-gpt finetune from start to end: an assistant that ends its answers, shown before and after."""
 
+import inspect
 import json
 import re
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TOKENS, END_OF_TURN
 from tests.support.tiny_base import TEXTS, chat, options, save_base, write_conversations, write_rows
-from train import finetune
+from train import finetune, finetune_classifier, pretrain
 from train.loop import train as loop
 from train.loop.language_modeling import next_token_objective
 from train.settings.command import run_command
@@ -18,7 +19,7 @@ from train.settings.command import run_command
 
 @pytest.fixture
 def tune(tmp_path, base):
-    """Runs the script with changed settings and returns the run folder."""
+    """Run the command with changed settings; returns the run folder."""
 
     def tune(name="run", **settings):
         data = [str(write_conversations(tmp_path / "rows.jsonl"))]
@@ -76,14 +77,14 @@ def test_questions_that_leave_no_room_for_an_answer_are_not_asked(tune, tmp_path
     assert {sample["prompt"] for sample in read(run / "samples.jsonl")} == {"Why?"}
 
 
-@pytest.mark.parametrize("final_weights", ["best", "last"])
-def test_the_card_tells_of_the_weights_that_are_kept(tune, tmp_path, final_weights):
-    rows = [{"messages": chat("What is 0?", "no " * 9)}]  # nothing like it is learnt
+@pytest.mark.parametrize("is_best", [True, False])
+def test_the_card_has_the_step_of_the_final_weights(tune, tmp_path, is_best):
+    rows = [{"messages": chat("What is 0?", "no " * 9)}]  # nothing like the training rows
     other = [str(write_rows(tmp_path / "other.jsonl", rows))]
     settings = {"max_steps": 6, "learning_rate": 0.5, "eval_steps": 1, "save_total_limit": 9}
-    run = tune(validation_file=other, final_weights=final_weights, **settings)
+    run = tune(validation_file=other, load_best_model_at_end=is_best, **settings)
     losses = {r["step"]: r["eval_loss"] for r in read(run / "metrics.jsonl") if r.get("eval_loss") and r["step"]}
-    step = min(losses, key=losses.get) if final_weights == "best" else 6
+    step = min(losses, key=losses.get) if is_best else 6
     assert min(losses, key=losses.get) != 6
     card = (run / "model" / "README.md").read_text()
     assert f"the weights are those of step {step}." in card
@@ -99,7 +100,7 @@ def test_packing_changes_rows_but_not_the_evaluation(tune):
     assert first[0] == pytest.approx(first[1], abs=1e-5)
 
 
-def test_lora_learns_the_control_tokens_too(tune, base):
+def test_lora_trains_the_embeddings_of_control_tokens_too(tune, base):
     run = tune(trainable="lora", learning_rate=0.05)
     before, after = (load_file(folder / "model.safetensors") for folder in (base, run / "model"))
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
@@ -164,32 +165,27 @@ def test_a_stopped_run_continues_bit_identically(tune, monkeypatch):
     assert read(whole / "samples.jsonl") == read(parts / "samples.jsonl")
 
 
-def test_no_script_has_a_loop_of_its_own():
-    """What differs between scripts is where model, examples and objective come from."""
-    import inspect
+@pytest.mark.parametrize("command", [pretrain, finetune, finetune_classifier])
+def test_all_commands_use_the_same_loop(command):
+    assert command.train is loop.train
+    assert not re.search(r"\.backward\(|\.step\(\)|zero_grad|optimizer\.", inspect.getsource(command))
 
-    from train import finetune_classifier, pretrain
-    from train.loop import session
 
-    for script in (pretrain, finetune, finetune_classifier):
-        source = inspect.getsource(script)
-        assert "carry_out(" in source
-        assert not re.search(r"\.backward\(|\.step\(\)|zero_grad|optimizer\.", source)
-    assert "loop.train(run, state)" in inspect.getsource(session)
+def test_pretraining_and_fine_tuning_have_the_same_objective():
     assert finetune.LanguageModeling is next_token_objective.__globals__["LanguageModeling"]
 
 
 LONG = [{"messages": chat("Why?", "The " * 80)}, {"messages": chat("Who?", "The a.")}] * 5
 BAD = {
     "no answer": ({"rows": [{"messages": chat("Hello?")}] * 9}, "rows.jsonl:.: no message is from the assistant"),
-    "too long": ({"rows": LONG}, r"5 of 9 conversations are longer than --max_length \(64 tokens\).*--too_long truncate"),
+    "too long": ({"rows": LONG}, r"5 of 9 conversations .* --max_length \(64 tokens\).*--too_long truncate"),
     "columns": ({"rows": [{"text": "x"}] * 9}, "a conversation needs the columns messages; .*, not text"),
     "control": ({"rows": [{"prompt": "a <|end|>", "completion": "b"}] * 9}, r"contains the control token '<\|end\|>'"),
     "length": ({"max_length": 65}, "--max_length is 65, but the model reads at most 64 tokens"),
-    "prompt": ({"sample_prompts": ["why " * 40]}, "--sample_prompts: 'why .* max_position_embeddings is 64: shorten"),
+    "prompt": ({"sample_prompts": ["why " * 40]}, "--sample_prompts 'why .* tokens, but the model reads at most 64 "),
     "template": ({"template": "{{ messages[0]['content'] }}"}, "has no generation markers.*--chat_template own"),
     "head": ({"trainable": "head"}, "the head of this model is its embedding table; train layers, lora or all"),
-    "nothing fits": ({"rows": LONG[::2] * 3, "too_long": "skip"}, "No train conversation fits into --max_length"),
+    "nothing fits": ({"rows": LONG[::2] * 3, "too_long": "skip"}, r"no train conversation fits .* \(64\)"),
 }  # fmt: skip
 
 

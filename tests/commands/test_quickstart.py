@@ -1,8 +1,11 @@
-"""The main job end to end on a small text: everything is there, loads in new processes, and is never destroyed."""
+"""quickstart on a small text: all files are written, load in new processes, and are never overwritten."""
 
 import hashlib
+import importlib
 import math
 import random
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ def fingerprint(folder):
 
 
 @pytest.mark.slow
-def test_the_whole_road(tmp_path, monkeypatch, capfd):
+def test_all_stages(tmp_path, monkeypatch, capfd):
     words = ["def", "return", "self", "import", "for", "in", "while", "class", "value", "name", "path"]
     choose = random.Random(0)
     (tmp_path / "texts").mkdir()
@@ -47,7 +50,8 @@ def test_the_whole_road(tmp_path, monkeypatch, capfd):
     assert f"scratch-gpt generate --model {model}" in output
     card = (model / "README.md").read_text()
     assert "config: tiny" in card
-    assert str(tmp_path) not in card  # no path of this machine leaves it
+    assert str(tmp_path) not in card  # no path of this machine
+    assert "python -m train" not in output
 
     before = fingerprint(folder)
     assert run_command(quickstart.main, command) == 0
@@ -55,11 +59,23 @@ def test_the_whole_road(tmp_path, monkeypatch, capfd):
     assert fingerprint(folder) == before
 
 
-def test_a_corpus_becomes_the_options_that_say_the_same():
+def test_a_corpus_becomes_command_line_options():
     corpus = CorpusArguments(text=["a.txt", "b c.txt"], validation_fraction=0.2)
     options = quickstart.corpus_options(corpus)
     assert options == ["--text", "a.txt", "b c.txt", "--validation_fraction", "0.2"]
     assert quickstart.corpus_options(CorpusArguments()) == []
+
+
+def test_the_closing_text_names_files_that_a_run_has_and_commands_that_exist(tmp_path):
+    text = quickstart.closing_text(tmp_path)
+    commands = re.findall(r"^  scratch-gpt (\w+) (.*)$", text, re.MULTILINE)
+    assert [name for name, _ in commands] == ["generate", "evaluate", "quickstart", "pretrain", "publish"]
+    for name, rest in commands:
+        with pytest.raises(SystemExit) as end:  # --help wins unless an option is unknown
+            importlib.import_module(f"train.{name}").main(
+                [*shlex.split(rest.replace(f"{tmp_path}/recipe.yaml", "")), "-h"]
+            )
+        assert end.value.code == 0
 
 
 @pytest.mark.parametrize("steps", [20, 173, 5000])
@@ -71,15 +87,15 @@ def test_the_schedule_fits_any_number_of_steps(steps):
 
 
 @pytest.mark.parametrize(("option", "value"), [("--minutes", "0"), ("--minutes", "-3"), ("--minutes", "inf")])
-def test_refuses_a_budget_that_is_none(capsys, option, value):
+def test_refuses_a_time_that_is_not_positive(capsys, option, value):
     assert run_command(quickstart.main, [option, value]) == 2
     assert "it must be a positive number" in capsys.readouterr().err
 
 
 def test_refuses_to_write_into_the_corpus(tmp_path, capsys):
-    """A second call would read what the first one has written."""
+    """A second call would train on the output of the first."""
     assert run_command(quickstart.main, ["--text", str(tmp_path), "--output_dir", str(tmp_path / "out")]) == 2
-    assert "lies inside --text" in capsys.readouterr().err
+    assert f"--output_dir {tmp_path / 'out'} is inside --text {tmp_path}" in capsys.readouterr().err
 
 
 def test_refuses_a_missing_text(tmp_path, capsys):
@@ -98,7 +114,7 @@ def test_a_tokenizer_of_another_corpus_is_refused(tmp_path, capsys):
     second = CorpusArguments(text=[two], validation_text=[one])
     for _ in range(2):
         quickstart.make_tokenizer(tmp_path / "tokenizer", size, first)
-    assert "done before" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     for other in (second, CorpusArguments()):
-        with pytest.raises(ValueError, match=r"tokenizer was made from --text \S+a.txt .*name another --output_dir"):
+        with pytest.raises(ValueError, match=r"tokenizer was trained on --text \S+a.txt .*choose another --output_dir"):
             quickstart.make_tokenizer(tmp_path / "tokenizer", size, other)

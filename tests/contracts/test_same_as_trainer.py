@@ -11,7 +11,8 @@ from transformers import Trainer, TrainingArguments
 
 from tests.support.tiny import tiny_model
 from tests.support.tiny_loop import BLOCK, Rows, records, start
-from train.loop.language_modeling import IGNORE_INDEX, LanguageModeling
+from train.data.examples import IGNORE_INDEX
+from train.loop.language_modeling import LanguageModeling
 from train.loop.optimizers import build_optimizers
 from train.loop.run import build_run
 from train.loop.schedule import learning_rate_at

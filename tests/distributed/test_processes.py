@@ -1,4 +1,4 @@
-"""What happens to all processes when something happens to one of them."""
+"""Signals, hangs, deaths and mistakes of one process reach all of them."""
 
 import os
 import re
@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from tests.checkpoint.test_kills import kill, wait_for_step
 from tests.support.launcher import Launcher
+from tests.support.processes import kill, wait_for_step
 from tests.support.tiny_run import records
 from train.distributed.device import build_accelerator, check_engine
 from train.distributed.heartbeat import DEAD_AFTER, silent_processes
@@ -31,7 +31,7 @@ def test_a_signal_to_one_process_saves_and_stops_all(recipe, tmp_path, launcher,
     assert status["state"] == "stopped"
     assert status["checkpoint"] == f"checkpoint-{status['step']:08d}"
     assert records(tmp_path / "run")[-1]["step"] == status["step"]
-    assert "the same command continues from there" in (tmp_path / "log").read_text()
+    assert "run the same command again to continue" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow
@@ -41,11 +41,13 @@ def test_a_process_that_hangs_is_named(recipe, tmp_path, launcher):
     wait_for_step(tmp_path / "run", 3)
     os.kill(running[1], signal.SIGSTOP)
     deadline = time.monotonic() + 60
-    while "waited in vain" not in (shown := (tmp_path / "log").read_text()) and time.monotonic() < deadline:
+    while "lost contact" not in (shown := (tmp_path / "log").read_text()) and time.monotonic() < deadline:
         time.sleep(0.5)
     kill(running)
     launcher.wait()
-    assert re.search(rf"error: process 0 waited in vain .*process 1 \(pid {running[1]} on \S+\) is silent since", shown)
+    assert re.search(
+        rf"error: process 0 lost contact .*process 1 \(pid {running[1]} on \S+\) has been silent for", shown
+    )
     assert "Traceback" not in shown
     status = read_status(tmp_path / "run")
     assert status["state"] == "failed"
@@ -58,24 +60,32 @@ def test_a_process_that_is_lost_ends_the_others_with_a_message(recipe, tmp_path,
     kill([running[1]])
     assert launcher.wait() == [2, -signal.SIGKILL]
     shown = (tmp_path / "log").read_text()
-    assert "error: process 0 waited in vain for the others" in shown
-    assert "The same command continues from the last checkpoint." in shown
+    assert "error: process 0 lost contact with the others" in shown
+    assert "Run the same command again to continue from the last checkpoint." in shown
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "options", "message"),
     [
-        (2, ["--dp_shard_size=3"], r"--dp_shard_size \(3\) x --tp_size \(1\) = 3 processes must divide the 2"),
-        (1, ["--dp_shard_size=2"], "must divide the 1 that were started"),
+        (
+            2,
+            ["--dp_shard_size=3"],
+            r"--dp_shard_size \(3\) x --tp_size \(1\) = 3 must divide the number of processes \(2\)",
+        ),
+        (1, ["--dp_shard_size=2"], r"must divide the number of processes \(1\)"),
         (
             2,
             ["--tp_size=2", "--config_overrides=num_attention_heads=1"],
             r"--tp_size \(2\) must divide num_attention_heads",
         ),
-        (2, ["--tp_size=2", "--config_overrides=attention_dropout=0.1"], "set it to 0 with --config_overrides"),
-        (2, ["--dp_shard_size=2", "--torch_compile=true"], "--torch_compile does not go with --dp_shard_size 2"),
-        (2, ["--dp_shard_size=2", "--async_save=true"], "--async_save does not go with --dp_shard_size 2"),
+        (
+            2,
+            ["--tp_size=2", "--config_overrides=attention_dropout=0.1"],
+            r"attention_dropout \(0.1\) .*Set it to 0 with --config_overrides",
+        ),
+        (2, ["--dp_shard_size=2", "--torch_compile=true"], "--torch_compile does not work with --dp_shard_size 2"),
+        (2, ["--dp_shard_size=2", "--async_save=true"], "--async_save does not work with --dp_shard_size 2"),
         (
             2,
             ["--micro_batch_size=4"],
@@ -117,7 +127,7 @@ def test_two_runs_in_one_folder_are_refused(recipe, tmp_path, launcher):
 def test_engines_of_the_launcher_are_refused(monkeypatch, name, remedy):
     check_engine({name: "false"})
     monkeypatch.setenv(name, "true")
-    with pytest.raises(ValueError, match=f"has set {name}, but how a model is split belongs to the run.*{remedy}"):
+    with pytest.raises(ValueError, match=f"sets {name}, .*: use .*{remedy}"):
         build_accelerator("fp32")
 
 
@@ -126,6 +136,6 @@ def test_the_silent_are_those_whose_heart_has_stopped(tmp_path):
         path = tmp_path / f"{process}.json"
         path.write_text(f'{{"pid": {process + 70}, "host": "node"}}')
         os.utime(path, (time.time() - age,) * 2)
-    assert silent_processes(tmp_path, 3) == "process 1 (pid 71 on node) is silent since 60 s"
+    assert silent_processes(tmp_path, 3) == "process 1 (pid 71 on node) has been silent for 60 s"
     (tmp_path / "1.json").unlink()
     assert "all of them are alive" in silent_processes(tmp_path, 3)

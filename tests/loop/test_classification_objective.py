@@ -1,4 +1,4 @@
-"""The parts of a classifier: labels, batches with padding on either side, weights, figures, pictures."""
+"""The parts of a classifier: labels, batches with padding on either side, weights, metrics, pictures."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_either_padding_side_gives_the_logits_of_single_texts(attention):
             torch.testing.assert_close(objective._logits(model, batch), alone, atol=1e-5, rtol=1e-5)
 
 
-def test_figures_of_a_batch_add_up():
+def test_metrics_of_batches_add_up():
     model = tiny_model(ScratchGPTForSequenceClassification, num_labels=3)
     texts = LabelledTexts([[5, 6], [7, 8, 9], [10], [11, 12]], np.array([0, 1, 2, 1]), 0, "right")
     weights = balanced_weights(texts.labels, 3)
@@ -63,12 +63,12 @@ def test_figures_of_a_batch_add_up():
         parts = [objective.evaluate_batch(model, texts.batch(some)) for some in ([0, 3], [1, 2])]
         logits = torch.cat([model(torch.tensor([text])).logits for text in texts.ids])
     assert whole == pytest.approx([a + b for a, b in zip(*parts, strict=True)], abs=1e-5)
-    figures = objective.compute_metrics(whole)
+    metrics = objective.compute_metrics(whole)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 1]), weight=weights)
-    assert figures["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
     right = (logits.argmax(-1) == torch.tensor([0, 1, 2, 1])).float().mean().item()
-    assert figures["eval_accuracy"] == right
-    assert [sum(row) for row in figures["eval_confusion_matrix"]] == [1, 2, 1]
+    assert metrics["eval_accuracy"] == right
+    assert [sum(row) for row in metrics["eval_confusion_matrix"]] == [1, 2, 1]
     assert objective.count_targets(texts.batch([0, 2])) == (pytest.approx(8 / 3), 3)
 
 

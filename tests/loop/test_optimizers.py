@@ -51,7 +51,7 @@ def test_weights_decay_and_norms_and_biases_do_not():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_muon_takes_the_matrices_of_the_blocks_only(tied):
+def test_muon_trains_the_matrices_of_the_layers_only(tied):
     model = tiny_model(tied)
     adamw, muon = build_optimizers(model, optimizer="muon", **SETTINGS)
     assert names_of(model, muon.param_groups[0]) == {
@@ -61,7 +61,7 @@ def test_muon_takes_the_matrices_of_the_blocks_only(tied):
     assert names_of(model, adamw.param_groups[0]) == tables
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_not_optimized():
     model = tiny_model()
     model.model.layers[0].requires_grad_(False)
     optimizers = build_optimizers(model, optimizer="muon", **SETTINGS)

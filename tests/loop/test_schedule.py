@@ -1,4 +1,4 @@
-"""What the learning rate is at a step, and what is due."""
+"""The learning rate of each step, and cadences."""
 
 import pytest
 
@@ -9,7 +9,7 @@ def rates(**options):
     return [learning_rate_at(step, max_steps=10, **options) for step in range(10)]
 
 
-def test_warm_up_rises_to_the_peak_which_the_step_after_it_has():
+def test_warmup_rises_to_the_peak_of_the_step_after_it():
     assert rates(warmup_steps=4)[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
@@ -22,12 +22,12 @@ def test_cosine_falls_from_peak_to_final_ratio():
     assert values == sorted(values, reverse=True)
 
 
-def test_wsd_is_stable_and_then_falls_linearly():
+def test_wsd_is_constant_and_then_decays_linearly():
     values = rates(schedule="wsd", decay_fraction=0.5, warmup_steps=1, final_ratio=0.0)
     assert values == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
 
 
-def test_wsd_decays_over_what_warm_up_leaves():
+def test_wsd_decays_over_the_steps_after_warmup():
     values = rates(schedule="wsd", decay_fraction=1.0, warmup_steps=8)
     assert values[7:] == pytest.approx([8 / 9, 1, 0.5])
 
@@ -37,7 +37,7 @@ def test_wsd_without_decay_stays_at_the_peak():
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
-def test_all_steps_may_be_warm_up(schedule):
+def test_all_steps_may_be_warmup(schedule):
     assert rates(schedule=schedule, warmup_steps=10)[-1] == pytest.approx(10 / 11)
 
 

@@ -1,4 +1,4 @@
-"""Updates that would do harm are left out, and a run that does not recover ends."""
+"""Harmful updates are skipped, and a run that does not recover ends."""
 
 import math
 
@@ -15,7 +15,7 @@ from train.loop.run import resume
 
 
 def spoil(monkeypatch, run, bad_steps, factor=math.nan):
-    """Multiplies the loss of some steps, counted from 1; a step has two micro-batches."""
+    """Multiply the loss of some steps, counted from 1; a step has two micro-batches."""
     real_loss, calls = run.objective.loss, iter(range(1000))
 
     def loss(*args, **kwargs):
@@ -25,7 +25,7 @@ def spoil(monkeypatch, run, bad_steps, factor=math.nan):
     monkeypatch.setattr(run.objective, "loss", loss)
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_recorded(build, monkeypatch):
+def test_an_update_that_is_not_finite_is_skipped_and_recorded(build, monkeypatch):
     run = build(eval_steps=0)
     before = {}
     real_skip = RunLog.write_skip
@@ -52,11 +52,11 @@ def test_skips_are_counted_across_a_restart(build, monkeypatch):
     run = build(eval_steps=0, save_steps=1, max_steps=3, warmup_steps=0)
     spoil(monkeypatch, run, {3})
     start(run)
-    state = resume.resume(build(eval_steps=0, save_steps=1, max_steps=3, warmup_steps=0))
+    state = resume(build(eval_steps=0, save_steps=1, max_steps=3, warmup_steps=0), recipe="")
     assert (state.skipped_in_a_row, state.skipped_steps, len(state.recent)) == (1, [3], 2)
 
 
-def test_a_gradient_that_is_not_finite_is_left_out_too(build, monkeypatch):
+def test_a_gradient_that_is_not_finite_is_skipped_too(build, monkeypatch):
     run = build(max_skipped=1)
     monkeypatch.setattr(run.accelerator, "clip_grad_norm_", lambda *args: torch.tensor(math.inf))
     before = weights(run)
@@ -65,14 +65,14 @@ def test_a_gradient_that_is_not_finite_is_left_out_too(build, monkeypatch):
     assert_same_weights(before, weights(run))
 
 
-def test_steps_are_left_out_on_request(build):
-    run = build(eval_steps=0)
-    run.left_out = [(2, 3)]
-    state = loop.train(run, TrainState())
+def test_steps_are_skipped_on_request(build):
+    run, state = build(eval_steps=0), TrainState()
+    run.skip_windows = [(2, 3)]
+    assert loop.train(run, state)
     logged = records(run)
     assert [record["step"] for record in logged if "skipped" in record] == [2, 3]
     assert state.tokens_seen == 4 * 4 * BLOCK
-    assert state.skipped_in_a_row == 0  # they are no sign of trouble
+    assert state.skipped_in_a_row == 0  # not a sign of trouble
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
@@ -139,7 +139,7 @@ def test_memory_is_short_and_takes_finite_values_only():
     assert state.recent[-1][0] == 3 * spikes.WINDOW - 1
 
 
-def test_a_spike_is_left_out_of_a_run(build, monkeypatch):
+def test_a_spike_is_skipped_in_a_run(build, monkeypatch):
     monkeypatch.setattr(spikes, "MIN_UPDATES", 4)
     run = build(max_steps=8, eval_steps=0)
     spoil(monkeypatch, run, {7}, factor=100.0)

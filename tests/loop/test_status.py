@@ -1,4 +1,4 @@
-"""status.json tells what became of a run, whatever the launcher makes of exit codes."""
+"""status.json has the state of a run, because launchers do not pass on exit codes."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_a_finished_run_is_complete(recipe, tmp_path):
     assert status["checkpoint"] == "checkpoint-00000006"
     before = (tmp_path / "run" / "status.json").read_text()
     pretrain.main([recipe()])
-    assert (tmp_path / "run" / "status.json").read_text() == before  # nothing has happened
+    assert (tmp_path / "run" / "status.json").read_text() == before  # nothing was done
 
 
 def test_it_says_running_until_then_and_why_it_failed(recipe, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A step, a run, an evaluation and samples: equal however they are split, stopped or looked at."""
+"""Steps, runs, evaluations and samples: the same however they are split, stopped or observed."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from train.settings.seeds import seed_at
 
 
 class RaggedLabels(StepSampler):
-    """Hides a different share of the labels of each sequence, all of them in some micro-batches."""
+    """Hide a different share of the labels of each sequence, all of them in some micro-batches."""
 
     def micro_batches(self, step):
         for number, batch in super().micro_batches(step):
@@ -118,7 +118,7 @@ def test_a_restart_without_checkpoint_cuts_the_logs(build):
 
 
 @pytest.mark.parametrize("sample_prompts", [["def f", "", "x"]])
-def test_looking_at_a_run_does_not_disturb_it(build, sample_prompts):
+def test_evaluations_and_samples_do_not_change_a_run(build, sample_prompts):
     plain = build("plain", eval_steps=0)
     start(plain)
     watched = build("watched", eval_steps=1, sample_prompts=sample_prompts, max_new_tokens=4)
@@ -139,17 +139,17 @@ def test_samples_are_the_same_for_the_same_weights(build):
 
 def test_evaluation_is_the_mean_over_sequences_spread_evenly(build):
     run = build(max_eval_samples=5, micro_batch_size=2)
-    figures = evaluation.evaluate(run)
+    metrics = evaluation.evaluate(run)
     rows = run.validation.rows([0, 1, 2, 4, 5])  # 5 of 7
     run.model.eval()
     logits = run.model(input_ids=rows[:, :-1]).logits
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum").item()
-    assert figures["eval_loss"] == pytest.approx(nats / (5 * BLOCK), abs=1e-5)
-    assert figures["eval_perplexity"] == pytest.approx(math.exp(figures["eval_loss"]))
+    assert metrics["eval_loss"] == pytest.approx(nats / (5 * BLOCK), abs=1e-5)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     num_bytes = run.objective.token_bytes[rows[:, 1:]].sum().item()
-    assert figures["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+    assert metrics["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
     whole = build("all", max_eval_samples=0)
-    assert evaluation.evaluate(whole)["eval_loss"] != figures["eval_loss"]
+    assert evaluation.evaluate(whole)["eval_loss"] != metrics["eval_loss"]
 
 
 def test_the_order_of_a_run(build, monkeypatch):
@@ -190,7 +190,7 @@ def test_gradients_are_clipped_and_the_norm_before_is_reported(build, monkeypatc
     assert norms[0] == pytest.approx(max_grad_norm or result.grad_norm, rel=1e-3)
 
 
-def test_one_batch_can_be_learnt_by_heart(build):
+def test_one_batch_can_be_memorized(build):
     run = build(
         global_batch_size=2,
         micro_batch_size=2,
@@ -219,7 +219,7 @@ def test_a_signal_saves_and_ends(build, monkeypatch, capsys, number):
 
     monkeypatch.setattr(loop, "train_step", signalled)
     before = signal.getsignal(number)
-    assert start(run).step == 3  # the step in progress and one that tells all processes
+    assert start(run).step == 3  # the step in progress, and one in which all processes learn of it
     assert signal.getsignal(number) == before
     assert "stopped after step 3 and saved: run the same command again" in capsys.readouterr().out
     assert [path.name for path in run.folder.glob("checkpoint-*")] == ["checkpoint-00000003"]
@@ -239,7 +239,7 @@ def test_changed_settings_are_refused_with_old_and_new(build):
         resume(changed, recipe="")
 
 
-def test_a_change_that_is_allowed_by_name_is_made_and_said(build, capsys):
+def test_a_change_that_is_allowed_by_name_is_made_and_printed(build, capsys):
     start(build(max_steps=2))
     changed = build(max_steps=2, learning_rate=1e-2, allow_change=["learning_rate"])
     assert resume(changed, recipe="").step == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.test_engines import assert_same_figures
+from tests.support.compare import assert_same_metrics
 from tests.support.tiny_base import options, save_base, write_conversations, write_labels
 
 SCRIPTS = {"finetune_classifier": write_labels, "finetune": write_conversations}
@@ -28,14 +28,14 @@ def test_two_processes_tune_as_one_does(launcher, tmp_path, script, engine, sett
     base = save_base(tmp_path / "base", residual_dropout=0.0)
     rows = SCRIPTS[script](tmp_path / ("rows.csv" if script == "finetune_classifier" else "rows.jsonl"))
     for processes, name, further in ((1, "one", {}), (2, "two", engine)):
-        line = options(model=base, train_file=rows, validation_file=rows, output_dir=tmp_path / name, micro_batch_size=1,
-                       **settings, **further)  # fmt: skip
+        paths = {"model": base, "train_file": rows, "validation_file": rows, "output_dir": tmp_path / name}
+        line = options(**paths, micro_batch_size=1, **settings, **further)
         launcher.run(line, processes, tmp_path / f"{name}.log", script)
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     )
-    assert_same_figures(one, two)
+    assert_same_metrics(one, two)
     if script == "finetune":
         samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
         assert samples[0] == samples[1]
@@ -47,7 +47,7 @@ def test_two_processes_tune_as_one_does(launcher, tmp_path, script, engine, sett
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"dp_shard_size": 2, "trainable": "lora"}, "--trainable lora does not go with --dp_shard_size")],
+    [({"dp_shard_size": 2, "trainable": "lora"}, "--trainable lora does not work with --dp_shard_size 2")],
 )
 def test_what_cannot_be_split_is_refused(tmp_path, base, capsys, settings, message):
     from train import finetune

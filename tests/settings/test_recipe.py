@@ -1,6 +1,7 @@
-"""Recipes: arguments written down in a file, checked as strictly as a command line."""
+"""Recipes: arguments in a file, checked as strictly as a command line."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -20,13 +21,15 @@ class Few:
     steps: int = option("A count.", 3)
     maybe: int | None = option("A count or none.")
     fast: bool = option("A switch.", False)
+    packing: bool = option("A switch that is on.", True)
+    mode: Literal["best", "last"] = option("A choice.", "best")
     texts: list[str] = option_list("Texts.")
     name: str = option("A text.", "plain")
 
 
 @pytest.fixture
 def read(tmp_path):
-    """Parses a recipe of this text, and then a command line."""
+    """Parse a recipe with this text, and then a command line."""
 
     def read(text, *argv, kind=Few):
         path = tmp_path / "recipe.yaml"
@@ -49,6 +52,25 @@ def test_later_recipes_win(tmp_path):
     for name, steps in (("a", 1), ("b", 2)):
         (tmp_path / f"{name}.yaml").write_text(f"steps: {steps}")
     assert parse_recipe([Few], [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")])[0].steps == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "fast", "packing"),
+    [
+        ([], False, True),
+        (["--fast", "--no_packing"], True, False),
+        (["--fast", "true", "--packing", "no"], True, False),
+        (["--fast=False", "--packing=True"], False, True),
+        (["--no-packing"], False, False),
+    ],
+)
+def test_switches_have_all_forms(argv, fast, packing):
+    assert parse_recipe([Few], argv) == (Few(fast=fast, packing=packing),)
+
+
+@pytest.mark.parametrize("value", ["~/a", "a"])
+def test_a_tilde_in_other_options_is_text(value):
+    assert parse_recipe([Few], ["--name", value])[0].name == value
 
 
 @pytest.mark.parametrize("text", ["", "maybe: null\n", "maybe:\ntexts: []\n", "# nothing\n"])
@@ -79,8 +101,9 @@ def test_text_that_looks_like_an_option_is_refused_among_several(read):
         ("rate: [1, 2]", "rate takes one value"),
         ("rate: {a: 1}", "rate does not take"),
         ("fast: maybe", "--fast: Truthy value expected"),
+        ("mode: worst", r"--mode: invalid choice: 'worst'"),
         ("steps: 1\nsteps: 2", "'steps' is set twice"),
-        ("- 1", "lines of 'name: value'"),
+        ("- 1", "must consist of lines 'name: value'"),
         ("a: b: c", "not valid YAML"),
     ],
 )
@@ -112,7 +135,7 @@ def test_an_args_file_beside_the_script_changes_nothing(tmp_path, monkeypatch):
 
 def test_what_is_written_is_read_back(read):
     arguments = TrainArguments(
-        "run", learning_rate=2e-5, sample_prompts=["a", "b: c"], schedule="wsd", decay_fraction=0.1
+        "run", learning_rate=2e-5, sample_prompts=["a", "b: c"], lr_scheduler_type="wsd", decay_fraction=0.1
     )
     assert read(recipe_text(arguments), kind=TrainArguments) == arguments
 
@@ -130,8 +153,12 @@ def test_what_is_written_is_read_back(read):
         (["--learning_rate=nan"], "--learning_rate is nan"),
         (["--learning_rate=inf"], "--learning_rate is inf"),
         (["--adam_beta2=1"], "--adam_beta2 is 1.0: it must be at most"),
-        (["--matrix_learning_rate=0.1", "--optimizer=adamw"], "only has an effect with --optimizer muon"),
-        (["--decay_fraction=0.1"], "only has an effect with --lr_scheduler_type wsd"),
+        (
+            ["--matrix_learning_rate=0.1", "--optimizer=adamw"],
+            r"--matrix_learning_rate \(0.1\) requires --optimizer muon",
+        ),
+        (["--decay_fraction=0.1"], r"--decay_fraction \(0.1\) requires --lr_scheduler_type wsd"),
+        (["--no_reshard_after_forward"], r"--reshard_after_forward \(False\) requires --dp_shard_size above 1"),
         (["--max_steps=10", "--warmup_steps=11"], r"--warmup_steps \(11\).*--max_steps \(10\)"),
         (["--max_steps=10", "--warmup_steps=6", "--lr_scheduler_type=wsd", "--decay_fraction=0.5"], r"\(5 steps\)"),
         (["--max_steps=10", "--warmup_steps=9", "--lr_scheduler_type=wsd"], r"\(2 steps\)"),
@@ -147,9 +174,9 @@ def test_settings_that_make_no_sense_are_refused(argv, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--text", "a", "--dataset_name", "b"], "two corpora"),
-        (["--streaming"], "only has an effect with --dataset"),
-        (["--dataset_config_name", "en"], "only has an effect with --dataset"),
+        (["--text", "a", "--dataset_name", "b"], r"--text \(a\) and --dataset_name \(b\) exclude each other"),
+        (["--streaming"], r"--streaming \(True\) requires --dataset_name"),
+        (["--dataset_config_name", "en"], r"--dataset_config_name \(en\) requires --dataset_name"),
         (["--validation_fraction", "1"], "between 0 and 1"),
     ],
 )
@@ -215,7 +242,7 @@ def test_an_interrupt_says_how_to_continue(capsys):
         raise KeyboardInterrupt
 
     assert run_command(main, []) == 130
-    assert "same command continues" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (130, 130)])

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what it holds, and the proof that no file has changed since."""
+"""The manifest of a checkpoint: its content, and the proof that no file has changed since it was written."""
 
 import hashlib
 import json
@@ -18,29 +18,29 @@ FORMAT = 3
 
 
 class DamagedError(ValueError):
-    """A checkpoint is not as it was written; the message says why."""
+    """A checkpoint has changed since it was written, or is incomplete; the message says why."""
 
 
 def verified_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, all of whose files were read and compared with it.
+    """Read all files of a checkpoint, compare them with its manifest, and return the manifest.
 
     Raises:
-        DamagedError: what is wrong with which file.
+        DamagedError: the file, and what is wrong with it.
         ValueError: it was written by another version of this package.
     """
     try:
-        manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
         expected_seal, files = manifest.pop("seal"), manifest["files"]
     except FileNotFoundError:
         raise DamagedError(f"{MANIFEST_FILE} is missing") from None
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{MANIFEST_FILE} is not whole: {error!r}") from None
+        raise DamagedError(f"{MANIFEST_FILE} is incomplete: {error!r}") from None
     if expected_seal != seal_of(manifest):
         raise DamagedError(f"{MANIFEST_FILE} has changed since it was written")
     if manifest["format"] != FORMAT:
         raise ValueError(
-            f"{path} has format {manifest['format']}, but this version reads format {FORMAT}: "
-            "continue with the version that wrote it, or give another --output_dir."
+            f"{path} has format {manifest['format']}, but this version reads format {FORMAT}: continue with the "
+            "version that started the run, or start a new run with another --output_dir."
         )
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
         for _ in pool.map(lambda item: _verify_file(path / item[0], item[1]), files.items()):
@@ -58,12 +58,12 @@ def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The libraries whose version can change a bit of the result."""
+    """Versions of the libraries that can change the result bit by bit."""
     return {module.__name__: module.__version__ for module in (torch, transformers, accelerate)}
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Flushes all files to the disk and writes the manifest that vouches for them, last."""
+    """Flush all files to the disk, then write the manifest with their hashes."""
     manifest_path = folder / MANIFEST_FILE
     manifest_path.touch()
     usual_mode = manifest_path.stat().st_mode
@@ -87,7 +87,7 @@ def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def seal_of(manifest: Mapping[str, Any]) -> str:
-    """The sha256 of a manifest without its seal."""
+    """The SHA-256 of a manifest without its seal."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -98,7 +98,7 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the list of files in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,15 +107,15 @@ def flush(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file.
+    """The object in a JSON file.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the file does not contain a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is no JSON ({error}).") from None
+        raise ValueError(f"{path} is damaged: not valid JSON ({error}).") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it holds {type(value).__name__}, not an object.")
+        raise ValueError(f"{path} is damaged: expected a JSON object, not {type(value).__name__}.")
     return value

@@ -1,1 +1,1 @@
-"""How processes share a model: devices, precision, sharding, heartbeats, and errors on all of them."""
+"""Share a model between processes: devices, precision, sharding, heartbeats, and errors that end all of them."""

@@ -1,4 +1,4 @@
-"""What this machine offers: processes, number formats, memory."""
+"""Processes, number formats and memory of this machine."""
 
 import ctypes
 import math
@@ -19,17 +19,17 @@ def build_accelerator(
     """The Accelerator for this machine, with `precision` resolved.
 
     Args:
-        timeout: seconds after which a process that others wait for counts as hung.
+        timeout: seconds to wait for another process before it counts as hung.
 
     Raises:
-        ValueError: `precision` is not possible here, the tracker `report_to` is not installed, the launcher started
-            more processes than take part, or it asks for an engine that is a setting of the run.
+        ValueError: `precision` does not work here, the tracker `report_to` is not installed, the launcher started more
+            processes than take part, or it selects an engine that is a setting of the run.
     """
     check_engine(os.environ)
     cpu = not torch.accelerator.is_available()
     device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout)).device
     resolved = resolve_precision(precision, device, os.environ.get("ACCELERATE_MIXED_PRECISION"))
-    with warnings.catch_warnings():  # an error below says it
+    with warnings.catch_warnings():  # the error below replaces it
         warnings.filterwarnings("ignore", message=".*no supported trackers")
         accelerator = Accelerator(
             cpu=cpu,
@@ -38,19 +38,19 @@ def build_accelerator(
             project_dir=folder or None,
         )
     if report_to and not accelerator.log_with:
-        raise ValueError(f"--report_to {report_to} is not installed: pip install {report_to}, or leave it out.")
+        raise ValueError(f"--report_to {report_to} is not installed: pip install {report_to}, or remove the option.")
     check_world_size(accelerator.num_processes, os.environ.get("WORLD_SIZE"))
     return accelerator
 
 
 def resolve_precision(precision: str, device: torch.device, launched: str | None = None) -> str:
-    """ "fp32", "bf16" or "fp16": what `precision` means on `device`.
+    """Resolve "auto" to "fp32", "bf16" or "fp16".
 
     Args:
-        launched: what `accelerate launch` has set; "no" and None leave the choice to the hardware.
+        launched: precision set by `accelerate launch`; with "no" and None the hardware decides.
 
     Raises:
-        ValueError: fp16 without a GPU, whose loss scaling it needs.
+        ValueError: fp16 without a GPU.
     """
     if precision == "auto" and launched not in (None, "", "no"):
         precision = launched
@@ -62,51 +62,50 @@ def resolve_precision(precision: str, device: torch.device, launched: str | None
 
 
 def has_bfloat16_hardware(device: torch.device) -> bool:
-    """Whether matrices multiply faster in bfloat16 than in float32 on `device`.
+    """Whether matrix products are faster in bfloat16 than in float32 on `device`.
 
-    Without such units a CPU still computes in bfloat16, at a third of its float32 speed.
+    A CPU without bfloat16 units still computes in bfloat16, at a third of its float32 speed.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
-    # private, and named alike in torch 2.11 and 2.13; elsewhere float32 is the safe answer
+    # private functions of torch 2.11 to 2.13; without them, float32 is the safe choice
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def check_engine(environment: Mapping[str, str]) -> None:
-    """Refuses engines that Accelerate would wrap around the model, or leave out without a word, as it does on CPUs.
+    """Refuse engines that Accelerate would wrap around the model, or silently ignore, as it does on CPUs.
 
     Raises:
-        ValueError: which of the launcher's switches is on, and which setting stands for it.
+        ValueError: the launcher's variable, and the setting to use instead.
     """
     for name, remedy in {
-        "ACCELERATE_USE_FSDP": "give --dp_shard_size to the run instead",
-        "ACCELERATE_USE_DEEPSPEED": "FSDP2 does the same as ZeRO-3: give --dp_shard_size to the run instead",
-        "ACCELERATE_USE_MEGATRON_LM": "give --tp_size to the run instead",
-        "ACCELERATE_USE_PARALLELISM_CONFIG": "give --dp_shard_size and --tp_size to the run instead",
+        "ACCELERATE_USE_FSDP": "use --dp_shard_size instead",
+        "ACCELERATE_USE_DEEPSPEED": "use --dp_shard_size instead (FSDP2, equivalent to ZeRO-3)",
+        "ACCELERATE_USE_MEGATRON_LM": "use --tp_size instead",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": "use --dp_shard_size and --tp_size instead",
     }.items():
         if environment.get(name, "false").lower() in ("1", "true", "yes"):
-            raise ValueError(f"the launcher has set {name}, but how a model is split belongs to the run: {remedy}.")
+            raise ValueError(f"the launcher sets {name}, but splitting a model is a setting of the run: {remedy}.")
 
 
 def check_world_size(num_processes: int, world_size: str | None) -> None:
-    """Refuses a launch whose processes do not see each other and would all write the same run.
+    """Refuse a launch whose processes do not see each other and would all write the same run.
 
     Raises:
-        ValueError: the launcher announces another number of processes than take part.
+        ValueError: the number of processes that the launcher started, and that of those that take part.
     """
     if world_size is not None and int(world_size) != num_processes:
         raise ValueError(
-            f"the launcher started {world_size} processes (WORLD_SIZE), but {num_processes} takes "
-            "part in training: on CPUs set ACCELERATE_USE_CPU=true, on GPUs check that each "
-            "process has one."
+            f"the launcher started {world_size} processes (WORLD_SIZE), but only {num_processes} takes part in "
+            "training: on CPUs set ACCELERATE_USE_CPU=true; on GPUs check that each process has one."
         )
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:
-    """Operations per second that matrix products reach on `device`, measured: what training could reach at best."""
+    """Measured floating-point operations per second of matrix products on `device`: an upper bound for training."""
     size, repeats = (4096, 20) if device.type == "cuda" else (1024, 5)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     matrix = torch.ones(size, size, dtype=dtype, device=device)
@@ -127,10 +126,10 @@ def _wait_for(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep freed blocks for the next step instead of giving them back to the system.
+    """Let glibc keep freed memory for the next step instead of returning it to the system.
 
-    By default each activation above 32 MB at most is mapped and unmapped anew in every step, and
-    the system fills its pages with zeros each time. No effect elsewhere than on Linux with glibc.
+    By default, large activations (above 32 MB, or less) are mapped and unmapped in every step, and the system fills
+    their pages with zeros each time. Has an effect on Linux with glibc only.
     """
     if platform.libc_ver()[0] != "glibc":
         return

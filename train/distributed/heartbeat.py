@@ -1,4 +1,4 @@
-"""Which process hangs: each says every two seconds that it lives and where it is, and those that wait read it."""
+"""Find the process that hangs: each writes a file every two seconds, and a process whose wait times out reads them."""
 
 import json
 import os
@@ -15,16 +15,16 @@ from ..settings.run_folder import HEARTBEAT_FOLDER
 
 SECONDS = 2.0
 DEAD_AFTER = 5 * SECONDS
-# what gloo and NCCL say when a process does not answer, or has gone
+# in the errors of gloo and NCCL when another process hangs or has ended
 SILENCE = ("timed out", "timeout", "connection closed by peer", "connection reset", "connection refused", "broken pipe")
 
 
 @contextmanager
 def heartbeat(run: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Beats while the block runs, and turns the error of a process that waited in vain into one that names the others.
+    """Write heartbeats during the block, and name the silent processes in the error of one that waited in vain.
 
     Raises:
-        ValueError: which processes did not answer.
+        ValueError: the processes that did not respond.
     """
     if accelerator.num_processes == 1:
         yield
@@ -40,15 +40,15 @@ def heartbeat(run: Path, accelerator: Accelerator) -> Iterator[None]:
             raise
         silent = silent_processes(path.parent, accelerator.num_processes)
         raise ValueError(
-            f"process {accelerator.process_index} waited in vain for the others: {silent}. "
-            "The same command continues from the last checkpoint."
+            f"process {accelerator.process_index} lost contact with the others: {silent}. "
+            "Run the same command again to continue from the last checkpoint."
         ) from error
     finally:
         stop.set()
 
 
 def _beat(path: Path, stop: threading.Event) -> None:
-    """A stopped or dead process does not get here any more, nor does one whose machine is away."""
+    """A stopped or dead process no longer gets here, nor does one whose machine is unreachable."""
     facts = {"pid": os.getpid(), "host": platform.node()}
     while not stop.is_set():
         with suppress(OSError):  # a full disk must not end the run here
@@ -57,7 +57,7 @@ def _beat(path: Path, stop: threading.Event) -> None:
 
 
 def silent_processes(folder: Path, num_processes: int) -> str:
-    """The processes whose heart has stopped, in words; the folder may know more of them, from an earlier launch."""
+    """Names the processes without a recent heartbeat. The folder may contain more, from an earlier launch."""
     paths = [folder / f"{process}.json" for process in range(num_processes)]
     last_beat = {path: path.stat().st_mtime for path in paths if path.exists()}
     now = time.time()
@@ -66,7 +66,6 @@ def silent_processes(folder: Path, num_processes: int) -> str:
         if now - moment > DEAD_AFTER:
             with suppress(OSError, ValueError):
                 facts = json.loads(path.read_text(encoding="utf-8"))
-                names.append(
-                    f"process {path.stem} (pid {facts['pid']} on {facts['host']}) is silent since {now - moment:.0f} s"
-                )
-    return ", ".join(names) or "all of them are alive, so one has ended or is much slower; its own output says more"
+                place = f"pid {facts['pid']} on {facts['host']}"
+                names.append(f"process {path.stem} ({place}) has been silent for {now - moment:.0f} s")
+    return ", ".join(names) or "all of them are alive, so one has failed or is much slower; see its own output"

@@ -3,12 +3,12 @@
     world size = replicas x dp_shard_size x tp_size
 
     dp_shard_size = tp_size = 1     plain data parallelism (DDP), through Accelerate
-    dp_shard_size = world size      FSDP2: weights, gradients and optimizer state are split (ZeRO-3, or ZeRO-2 where
-                                gathered weights are kept from the forward to the backward pass)
-    1 < dp_shard_size < world size  HSDP: split within a group of processes, copied between the groups
-    tp_size > 1                 each matrix of a block is split by the plan that the model publishes
+    dp_shard_size = world size      FSDP2: weights, gradients and optimizer state are sharded (ZeRO-3, or ZeRO-2 with
+                                    reshard_after_forward=False)
+    1 < dp_shard_size < world size  HSDP: sharded within a group of processes, replicated between the groups
+    tp_size > 1                     the matrices of each layer are split by the model's tensor-parallel plan
 
-All engines see the same examples and compute the same loss; only the rounding differs.
+All of them train on the same examples and compute the same loss; only the rounding differs.
 """
 
 from collections import defaultdict
@@ -29,27 +29,27 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Grid:
-    """The place of this process among all; processes of one tensor-parallel group read the same examples."""
+    """The position of this process among all; processes of one tensor-parallel group read the same examples."""
 
     mesh: DeviceMesh | None = None  # ("replicate", "shard", "tensor"); None: nothing is split
-    data_index: int = 0  # which share of the examples this process takes ...
-    data_size: int = 1  # ... and how many shares there are
+    data_index: int = 0  # the share of the examples that this process reads
+    data_size: int = 1  # number of shares
     tensor_size: int = 1
 
 
 def build_grid(accelerator: Accelerator, dp_shard_size: int = 1, tp_size: int = 1) -> Grid:
-    """Arranges all processes; neighbours, which share a machine, split matrices among each other.
+    """Arrange all processes in a mesh. Tensor parallelism uses neighboring ranks, which share a machine.
 
     Raises:
-        ValueError: the number of processes is no multiple of `dp_shard_size * tp_size`.
+        ValueError: the number of processes is not a multiple of `dp_shard_size * tp_size`.
     """
     world, index = accelerator.num_processes, accelerator.process_index
     if dp_shard_size == tp_size == 1:
         return Grid(None, index, world)
     if world % (dp_shard_size * tp_size):
         raise ValueError(
-            f"--dp_shard_size ({dp_shard_size}) x --tp_size ({tp_size}) = {dp_shard_size * tp_size} processes must divide the "
-            f"{world} that were started: change them, or launch with accelerate launch --num_processes."
+            f"--dp_shard_size ({dp_shard_size}) x --tp_size ({tp_size}) = {dp_shard_size * tp_size} must divide the "
+            f"number of processes ({world}): change them, or set accelerate launch --num_processes."
         )
     shape = (world // (dp_shard_size * tp_size), dp_shard_size, tp_size)
     mesh = init_device_mesh(accelerator.device.type, shape, mesh_dim_names=("replicate", "shard", "tensor"))
@@ -59,14 +59,14 @@ def build_grid(accelerator: Accelerator, dp_shard_size: int = 1, tp_size: int = 
 def split_model(
     model: PreTrainedModel, grid: Grid, dtype: torch.dtype = torch.float32, *, reshard_after_forward: bool = True
 ) -> None:
-    """Splits a model that every process holds with equal weights, in place.
+    """Split a model in place. Every process must have the whole model, with equal weights.
 
     Args:
         dtype: number format in which FSDP2 gathers weights and computes; gradients are summed in float32.
-        reshard_after_forward: False lets FSDP2 keep gathered weights until the backward pass instead of gathering again.
+        reshard_after_forward: False: FSDP2 keeps gathered weights until the backward pass.
 
     Raises:
-        ValueError: heads or widths that `tp_size` does not divide.
+        ValueError: `tp_size` does not divide the number of heads or the width of the MLP.
     """
     if grid.mesh is None:
         return
@@ -76,14 +76,14 @@ def split_model(
         replicas = grid.mesh["replicate"].size()
         data_mesh = grid.mesh["replicate", "shard"] if replicas > 1 else grid.mesh["shard"]
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-        blocks: Any = model.base_model.layers
-        for block in blocks:
-            fully_shard(block, mesh=data_mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+        layers: Any = model.base_model.layers
+        for layer in layers:
+            fully_shard(layer, mesh=data_mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
         fully_shard(model, mesh=data_mesh, mp_policy=policy)  # embeddings, last norm and head
 
 
 def _split_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Splits the blocks by `config.base_model_tp_plan`; embeddings and head stay whole on every process."""
+    """Split the layers by `config.base_model_tp_plan`; embeddings and head stay whole on every process."""
     config, size = model.config, mesh.size()
     published: dict[str, str] = config.base_model_tp_plan or {}
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
@@ -91,8 +91,8 @@ def _split_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
             raise ValueError(f"--tp_size ({size}) must divide {name} ({getattr(config, name)}): change one of them.")
     if config.attention_dropout:
         raise ValueError(
-            f"attention_dropout ({config.attention_dropout}) would drop the same entries on each of the {size} "
-            "processes of --tp_size: set it to 0 with --config_overrides attention_dropout=0."
+            f"attention_dropout ({config.attention_dropout}) does not work with --tp_size {size}: all processes "
+            "would drop the same entries. Set it to 0 with --config_overrides attention_dropout=0."
         )
     styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
     plan = {pattern: styles[style]() for pattern, style in published.items() if style in styles}
@@ -106,7 +106,7 @@ def _split_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
 
 
 def finish_gradients(model: nn.Module, grid: Grid) -> None:
-    """Sums the gradients of weights that each tensor-parallel process has used for its own heads only."""
+    """Sum the gradients of weights that each tensor-parallel process has used for its own heads only."""
     if grid.mesh is None or grid.tensor_size == 1:
         return
     group = grid.mesh["tensor"].get_group()
@@ -118,7 +118,7 @@ def finish_gradients(model: nn.Module, grid: Grid) -> None:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scales split gradients down to a total norm of `max_norm`; returns the norm before."""
+    """Scale split gradients down to a total norm of `max_norm`; returns their norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return 0.0
@@ -145,17 +145,17 @@ def _shard_groups(tensor: Tensor) -> tuple[dist.ProcessGroup, ...]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; it shares the memory."""
+    """The part of a tensor that this process has; shares its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, gathered from the processes that hold parts of it; all of them must call."""
+    """The whole tensor, gathered from the processes that have its parts; all of them must call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: Tensor, like: Tensor) -> Tensor:
-    """The part of `tensor`, which every process holds whole, that belongs to this process in `like`."""
+    """The part of a whole `tensor` that this process has of `like`."""
     if not isinstance(like, DTensor):
         return tensor
     copies = [Replicate()] * like.device_mesh.ndim
@@ -167,12 +167,12 @@ def own_part(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def free_gathered(model: nn.Module) -> None:
-    """Lets go of the weights that FSDP2 has gathered for a forward pass which no backward pass follows."""
+    """Free the weights that FSDP2 has gathered for a forward pass without a backward pass."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def is_split(model: nn.Module) -> bool:
-    """Whether each process holds only a part of the model."""
+    """Whether each process has only a part of the model."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -35,7 +35,8 @@ class TextClassification:
 
     def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return model(**inputs, use_cache=False).logits.float()  # (texts, labels)
+        logits: Tensor = model(**inputs, use_cache=False).logits.float()  # (texts, labels)
+        return logits
 
     def _loss(self, logits: Tensor, labels: Tensor, denominator: float) -> Tensor:
         weights = self.weights.to(logits.device)

@@ -55,7 +55,7 @@ class LanguageModeling:
         """Sum of the losses of a micro-batch divided by `denominator`."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "shift_labels"}
         labels = batch["shift_labels"]
-        return model(
+        loss: Tensor = model(
             **inputs,
             labels=labels,  # makes the model return a loss; it uses shift_labels
             shift_labels=labels,
@@ -63,6 +63,7 @@ class LanguageModeling:
             use_cache=False,
             **self.forward_kwargs,
         ).loss
+        return loss
 
     def evaluate_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> list[float]:
         """Nats, number of target tokens, and the bytes of text they stand for."""
@@ -111,10 +112,10 @@ class LanguageModeling:
 def next_token_objective(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: TrainArguments
 ) -> LanguageModeling:
-    """What pretraining learns; samples continue `sample_prompts`.
+    """The objective of pretraining, with completions of `sample_prompts` as samples.
 
     Raises:
-        ValueError: a prompt that leaves no room for its continuation.
+        ValueError: a prompt and its completion are too long for the model.
     """
     prompts = [Prompt(text, tokenizer(text)["input_ids"] or [bos_id(tokenizer)]) for text in arguments.sample_prompts]
     check_prompts(model.config, prompts, arguments)
@@ -129,18 +130,18 @@ def next_token_objective(
 
 
 def bos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token from which a text is begun."""
+    """The token that starts a text."""
     found: Any = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return int(found)
 
 
 def skips_logits(model: PreTrainedModel) -> dict[str, bool]:
-    """Asks a model that can for a loss without the logits, which are most of the memory."""
+    """Forward arguments that skip the logits, most of the memory of a step, if the model has such an option."""
     return {"skip_logits": True} if "skip_logits" in inspect.signature(model.forward).parameters else {}
 
 
 def check_prompts(config: PreTrainedConfig, prompts: Sequence[Prompt], arguments: TrainArguments) -> None:
-    """Refuses prompts whose continuation has no positions in the model.
+    """Refuse prompts that are too long for the model, together with their completion.
 
     Raises:
         ValueError: the prompt and both lengths.
@@ -150,6 +151,6 @@ def check_prompts(config: PreTrainedConfig, prompts: Sequence[Prompt], arguments
         length = len(prompt.ids) + arguments.max_new_tokens
         if length > longest:
             raise ValueError(
-                f"--sample_prompts: {prompt.shown[:40]!r} and {arguments.max_new_tokens} max_new_tokens "
-                f"are {length} tokens, but max_position_embeddings is {longest}: shorten them."
+                f"--sample_prompts {prompt.shown[:40]!r} and --max_new_tokens {arguments.max_new_tokens} are {length} "
+                f"tokens, but the model reads at most {longest} (max_position_embeddings): shorten one of them."
             )

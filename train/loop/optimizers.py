@@ -11,8 +11,8 @@ from torch.optim import AdamW, Optimizer
 
 from ..distributed.parallel import local, own_part, whole
 
-# The quintic of https://kellerjordan.github.io/posts/muon: steepest at 0, so five rounds are enough
-# to bring all singular values near 1.
+# Coefficients of the quintic of https://kellerjordan.github.io/posts/muon: it is so steep at 0 that five rounds bring
+# all singular values near 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -26,20 +26,20 @@ def build_optimizers(
     betas: tuple[float, float] = (0.9, 0.95),
     matrix_dtype: torch.dtype = torch.float32,
 ) -> list[Optimizer]:
-    """AdamW, and with `optimizer="muon"` also Muon for the matrices of the blocks.
+    """AdamW, and with `optimizer="muon"` also Muon for the matrices of the layers.
 
-    Weights of two and more dimensions decay; norms and biases do not. Every group carries its
+    Weight decay applies to parameters with two or more dimensions, not to norms and biases. Every group has a
     `peak_learning_rate`, from which the loop sets `lr` at each step.
 
     Args:
-        matrix_learning_rate: peak of Muon; None: `learning_rate`, as Muon's updates have the size
-            of AdamW's.
-        matrix_dtype: number format in which Muon orthogonalises.
+        matrix_learning_rate: peak learning rate of Muon; None: `learning_rate`, because Muon's updates have the size of
+            AdamW's.
+        matrix_dtype: number format in which Muon orthogonalizes.
     """
     matrices = layer_matrices(model) if optimizer == "muon" else []
     in_muon = set(matrices)
     rest = [p for p in model.parameters() if p.requires_grad and p not in in_muon]
-    groups = defaultdict(list)  # tensors that are split in different ways cannot be updated by one call
+    groups = defaultdict(list)  # one fused call cannot update tensors that are split in different ways
     for parameter in rest:
         groups[parameter.ndim >= 2, getattr(parameter, "device_mesh", None)].append(parameter)
     decays = [{"params": group, "weight_decay": weight_decay * is_matrix} for (is_matrix, _), group in groups.items()]
@@ -53,25 +53,25 @@ def build_optimizers(
 
 
 def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable matrices of the repeated blocks (what lies in an `nn.ModuleList`).
+    """The trainable matrices of the layers: everything in an `nn.ModuleList`.
 
-    Embeddings and the output head are matrices too, but each of their rows belongs to one token
-    and is trained like a vector.
+    Embeddings and the output head are matrices too, but each of their rows belongs to one token and is trained like a
+    vector.
     """
-    blocks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     tables = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    found = dict.fromkeys(p for block in blocks for p in block.parameters())
+    found = dict.fromkeys(p for stack in stacks for p in stack.parameters())
     return [p for p in found if p.ndim == 2 and p.requires_grad and p not in tables]
 
 
 class Muon(Optimizer):
-    """Momentum whose update is made orthogonal: W <- (1 - lr * decay) W - lr * 0.2 sqrt(max(n, m)) O.
+    """SGD with momentum and orthogonalized updates: W <- (1 - lr * decay) W - lr * 0.2 sqrt(max(n, m)) O.
 
-    O is the orthogonal matrix nearest to the Nesterov momentum (https://kellerjordan.github.io/posts/muon).
-    The factor gives it the root mean square of AdamW's updates, so that both take the same learning
-    rate (https://huggingface.co/papers/2502.16982). Same result as torch.optim.Muon with
-    adjust_lr_fn="match_rms_adamw"; but matrices of equal shape are orthogonalised together, in
-    `dtype` instead of always in bfloat16, which takes 3 times as long on CPUs without bfloat16.
+    O is the orthogonal matrix nearest to the Nesterov momentum (https://kellerjordan.github.io/posts/muon). The factor
+    0.2 sqrt(max(n, m)) gives the update the root mean square of AdamW's, so both use the same learning rate
+    (https://huggingface.co/papers/2502.16982). Same result as torch.optim.Muon with adjust_lr_fn="match_rms_adamw", but
+    matrices of equal shape are orthogonalized together, and in `dtype`: torch always uses bfloat16, which takes 3 times
+    as long on CPUs without bfloat16 units.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Muon(Optimizer):
         self.dtype = dtype
         for parameter in (p for group in self.param_groups for p in group["params"]):
             if parameter.ndim != 2:
-                raise ValueError(f"Muon takes matrices, not a tensor of shape {parameter.shape}.")
+                raise ValueError(f"Muon trains matrices, not a tensor of shape {tuple(parameter.shape)}.")
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -97,9 +97,9 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update from the gradients that are there; `closure` is not supported."""
+        """Update all parameters that have a gradient. `closure` must be None."""
         if closure is not None:
-            raise ValueError("Muon does not call a closure.")
+            raise ValueError("Muon does not support a closure.")
         for group in self.param_groups:
             same_shape = defaultdict(list)
             for parameter in group["params"]:
@@ -114,7 +114,7 @@ class Muon(Optimizer):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
-        gradients = [local(p.grad) for p in parameters if p.grad is not None]  # all: `step` has looked
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]  # all have one
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
         matrices = [whole(_like(part, p)) for part, p in zip(nesterov, parameters, strict=True)]
@@ -129,7 +129,7 @@ class Muon(Optimizer):
 
 
 def _like(part: Tensor, parameter: Tensor) -> Tensor:
-    """`part`, which this process holds of a tensor, as a tensor that is split as `parameter` is."""
+    """The part of a tensor that this process has, as a tensor that is split like `parameter`."""
     if not isinstance(parameter, DTensor):
         return part
     shape, stride = parameter.shape, parameter.stride()
@@ -139,7 +139,7 @@ def _like(part: Tensor, parameter: Tensor) -> Tensor:
 
 
 def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
-    """Brings all singular values near 1 (0.7 to 1.2) by Newton-Schulz; (batch, rows, columns)."""
+    """Bring all singular values near 1 (0.7 to 1.2) by Newton-Schulz iterations; (batch, rows, columns)."""
     linear, cubic, quintic = NEWTON_SCHULZ
     is_tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if is_tall else matrices

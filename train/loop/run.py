@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -74,9 +75,12 @@ class Run:
         """Add up what each share of the examples has contributed."""
         if self.accelerator.num_processes == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        total = self.accelerator.reduce(total, reduction="sum")
-        return (total / self.grid.tensor_size).tolist()  # each tensor-parallel group contributed the same values
+        own = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        total: Tensor = self.accelerator.reduce(own, reduction="sum")
+        summed: list[float] = (
+            total / self.grid.tensor_size
+        ).tolist()  # each tensor-parallel group adds the same values
+        return summed
 
     def whole_weights(self) -> dict[str, Tensor]:
         """The weights by name, gathered on the CPU; all processes must call."""
@@ -154,7 +158,8 @@ def prepare_model(model: PreTrainedModel, arguments: TrainArguments) -> PreTrain
             model.gradient_checkpointing_enable()
     if arguments.torch_compile:
         model.compile()
-    return model.train()
+    model.train()
+    return model
 
 
 def check_split(arguments: TrainArguments, precision: str) -> None:
@@ -188,7 +193,8 @@ def peak_speed(accelerator: Accelerator, precision: str, flops_per_token: float)
     """Tokens per second if all devices did nothing but the model's matrix products; infinite if unknown."""
     if not flops_per_token:
         return math.inf
-    return accelerator.num_processes * matmul_rate(accelerator.device, precision) / flops_per_token
+    num_devices: int = accelerator.num_processes
+    return num_devices * matmul_rate(accelerator.device, precision) / flops_per_token
 
 
 def resume(run: Run, recipe: str) -> TrainState:
@@ -215,8 +221,14 @@ def resume(run: Run, recipe: str) -> TrainState:
 
 
 def is_complete(run: Run, state: TrainState) -> bool:
-    """Whether nothing is left to do: all steps are done and the model is written."""
-    return state.step == run.arguments.max_steps and (run.folder / MODEL_FOLDER).exists()
+    """Whether nothing is left to do: all steps are done and the model is written. All processes must call.
+
+    The main process decides, because others might look only after it has written the model.
+    """
+    complete = [state.step == run.arguments.max_steps and (run.folder / MODEL_FOLDER).exists()]
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(complete)
+    return complete[0]
 
 
 def summary(run: Run, state: TrainState) -> str:

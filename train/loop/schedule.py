@@ -12,12 +12,11 @@ def learning_rate_at(
     decay_fraction: float = 0.2,
     final_ratio: float = 0.0,
 ) -> float:
-    """The factor on the peak learning rate at `step`, counted from 0 to max_steps - 1.
+    """The learning rate at `step`, counted from 0 to max_steps - 1, as a fraction of its peak.
 
-    It rises linearly over the first `warmup_steps` steps, and the step after the last one would
-    have `final_ratio`. Between them "cosine" (https://huggingface.co/papers/1608.03983) decays all
-    the way; "wsd" stays at 1 and decays linearly over the last `decay_fraction` of all steps
-    (https://huggingface.co/papers/2404.06395).
+    It rises linearly over the first `warmup_steps` steps and would reach `final_ratio` in the step after the last one.
+    In between, "cosine" (https://huggingface.co/papers/1608.03983) decays all the way; "wsd" stays at 1 and decays
+    linearly over the last `decay_fraction` of all steps (https://huggingface.co/papers/2404.06395).
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -30,8 +29,8 @@ def learning_rate_at(
 
 
 def is_due(every: int, step: int, last: int) -> bool:
-    """Whether something that happens `every` N steps is due after `step` steps. Always true at the last step.
+    """Whether something that happens once in `every` steps is due after `step` steps.
 
-    `every` = 0 means only at the last step.
+    It is always due after the last step; `every` = 0 means only then.
     """
     return step == last or (every > 0 and step > 0 and step % every == 0)

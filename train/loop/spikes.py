@@ -1,6 +1,6 @@
 """Which updates to skip: those with a non-finite or spiking loss or gradient.
 
-The decision uses values summed over all processes, so all processes agree. The recent values are saved with each
+The decision uses values summed over all processes, so all processes agree. Recent values are saved with each
 checkpoint, so a continued run decides like an uninterrupted one.
 """
 
@@ -16,8 +16,8 @@ MIN_UPDATES = 64  # no spike is detected before
 def reason_to_skip(state: TrainState, loss: float, grad_norm: float, sigmas: float, is_scaled: bool = False) -> str:
     """Why the update must be skipped; empty if it is good.
 
-    A spike is more than `sigmas` standard deviations above the mean of the last updates (the rule
-    of https://github.com/allenai/OLMo-core; PaLM skipped such data by hand, https://huggingface.co/papers/2204.02311).
+    A spike is more than `sigmas` standard deviations above the mean of recent updates, the rule of
+    https://github.com/allenai/OLMo-core. PaLM skipped such data by hand (https://huggingface.co/papers/2204.02311).
 
     Args:
         sigmas: 0 disables spike detection.

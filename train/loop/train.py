@@ -189,6 +189,6 @@ def explained_out_of_memory(run: Run) -> Iterator[None]:
         remedies += ["--dp_shard_size with more processes", "a smaller model"]
         raise ValueError(
             f"out of memory with a micro-batch of {size} sequences on {run.accelerator.device}. To run the same steps "
-            f"of {arguments.global_batch_size} sequences with less memory: {', '.join(remedies)} (to continue a started run, "
-            "add --allow_change micro_batch_size)."
+            f"of {arguments.global_batch_size} sequences with less memory: {', or '.join(remedies)} (to continue a "
+            "started run, add --allow_change micro_batch_size)."
         ) from error

@@ -65,7 +65,9 @@ class BaseArguments:
 class TuneArguments(LoopArguments):
     """How a pretrained model is fine-tuned, and for how long."""
 
-    num_train_epochs: float | None = option("Passes over the training examples (default: 3, or as --max_steps says).")
+    num_train_epochs: float | None = option(
+        "Passes over the training examples (default: 3, unless --max_steps is given)."
+    )
     max_steps: int | None = option("Optimizer steps of the whole run, instead of --num_train_epochs.")
     optimizer: Literal["muon", "adamw"] = option(
         "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "adamw"
@@ -126,7 +128,9 @@ class RowsArguments:
     """The training and validation rows."""
 
     train_file: list[str] = option_list("Tables to train on: .jsonl, .csv, .tsv or .parquet files.", is_path=True)
-    dataset_name: str | None = option("Instead: a dataset on the Hugging Face Hub, or a saved one.", is_path=True)
+    dataset_name: str | None = option(
+        "Instead of --train_file: a dataset on the Hugging Face Hub, or a saved one on disk.", is_path=True
+    )
     dataset_config_name: str | None = option("Configuration of --dataset_name.")
     dataset_split: str = option("Split of --dataset_name to train on.", "train")
     validation_file: list[str] = option_list(
@@ -166,7 +170,7 @@ class ConversationArguments(RowsArguments):
     max_length: int | None = option("Maximum tokens per row (default: the maximum length of the model).")
     too_long: Literal["error", "truncate", "skip"] = option(
         "Conversations longer than --max_length. error: refuse; truncate: shorten, ending with a complete answer; "
-        "skip: leave them out.",
+        "skip: omit them.",
         "error",
     )
     packing: bool = option("Put several conversations into one row; they do not see each other.", True)
@@ -192,7 +196,7 @@ class LabelArguments(RowsArguments):
     test_fraction: float | None = option("Fraction of the rows held out for the test (default: 0.1).")
     max_length: int | None = option("Maximum tokens per text (default: the maximum length of the model).")
     bpe_dropout: float = option(
-        "Fraction of BPE merges dropped when encoding training texts, drawn again for each epoch; helps with few texts.",
+        "Fraction of BPE merges to drop when encoding training texts, again in each epoch; helps if texts are few.",
         0.0,
     )
     class_weights: Literal["none", "balanced"] = option(

@@ -69,6 +69,9 @@ def parse_recipe(
         formatter_class=_HelpFormatter,
     )
     known = {entry.name: entry for kind in dataclasses for entry in fields(kind)}
+    for argument in arguments:  # argparse would first ask for required options
+        if argument.startswith("--") and " " not in argument and _new_name(argument, known):
+            raise ValueError(_unknown_name(argument, known, prefix="--"))
     from_recipes = [argument for path in recipes for argument in _recipe_arguments(path, known)]
     namespace, unknown = parser.parse_known_args([*from_recipes, *arguments])
     if unknown:
@@ -157,10 +160,21 @@ def _as_arguments(name: str, value: Any, kind: Any) -> list[str]:
 
 
 def _unknown_name(name: str, known: Iterable[str], prefix: str = "") -> str:
-    bare = name.partition("=")[0].lstrip("-").replace("-", "_")
-    renamed = [new for new in RENAMED.get(bare, ()) if new in known]
-    if renamed:
-        return f"{prefix}{bare} is now called {prefix}{renamed[0]}{RENAMED_VALUES.get(renamed[0], '')}."
+    bare = _bare(name)
+    if new := _new_name(name, known):
+        return f"{prefix}{bare} is now called {prefix}{new}{RENAMED_VALUES.get(new, '')}."
     nearest = difflib.get_close_matches(bare, list(known), n=1, cutoff=0.5)
     hint = f"did you mean {prefix}{nearest[0]}?" if nearest else "--help lists the settings."
     return f"unknown setting {name!r}: {hint}"
+
+
+def _new_name(argument: str, known: Iterable[str]) -> str | None:
+    """The name that replaces an old one; None for all others."""
+    return next(
+        (new for new in RENAMED.get(_bare(argument), ()) if new in known and _bare(argument) not in known), None
+    )
+
+
+def _bare(argument: str) -> str:
+    """The name in `name` or `--name=value`."""
+    return argument.partition("=")[0].lstrip("-").replace("-", "_")
