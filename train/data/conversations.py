@@ -48,7 +48,8 @@ class Encoded:
     @property
     def is_answer_end(self) -> np.ndarray:
         """(tokens,): the last token of an answer."""
-        return self.is_answer & ~np.append(self.is_answer[1:], False)
+        ends: np.ndarray = self.is_answer & ~np.append(self.is_answer[1:], False)
+        return ends
 
 
 # Rows to messages
@@ -143,7 +144,7 @@ def end_of_turn(encoded: Sequence[Encoded]) -> int:
     Raises:
         ValueError: the template marks no answers, or does not end all with the same token.
     """
-    ends = Counter(token for one in encoded for token in one.ids[one.is_answer_end].tolist())
+    ends: Counter[int] = Counter(token for one in encoded for token in one.ids[one.is_answer_end].tolist())
     if len(ends) != 1:
         raise ValueError(
             "the chat template of the tokenizer does not end every answer with the same token inside its "

@@ -21,7 +21,7 @@ def load_data_tokenizer(name: str) -> ScratchGPTTokenizer:
     folder = Path(name)
     if (folder.exists() or name.startswith((".", "/"))) and not (folder / "tokenizer.json").exists():
         raise ValueError(f"--tokenizer {name} has no tokenizer.json: write one with scratch-gpt train_tokenizer.")
-    tokenizer = ScratchGPTTokenizer.from_pretrained(name)
+    tokenizer: ScratchGPTTokenizer = ScratchGPTTokenizer.from_pretrained(name)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"--tokenizer {name} has no eos_token, which marks the end of a document: use another one.")
     return tokenizer

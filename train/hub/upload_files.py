@@ -249,4 +249,5 @@ def _bytes(size: str) -> int:
     found = re.fullmatch(r"(\d+) ?([KMGT]?B)", size.strip(), re.IGNORECASE)
     if found is None or int(found[1]) == 0:
         raise ValueError(f"--max_shard_size is {size!r}: give a size such as 5GB or 200MB.")
-    return int(found[1]) * 1000 ** ("B", "KB", "MB", "GB", "TB").index(found[2].upper())
+    exponent = ("B", "KB", "MB", "GB", "TB").index(found[2].upper())
+    return int(found[1]) * int(1000**exponent)

@@ -22,7 +22,7 @@ from .perplexity import bits_per_byte, perplexity
 POSITIONS_AT_ONCE = 1024  # limits the float32 copy of the logits
 
 
-class SummedMetric(evaluate.Metric):
+class SummedMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no type hints
     """A metric that keeps only a few sums per `add_batch`, so any number of tokens fits into memory.
 
     `evaluate` itself writes every token to an Arrow file: seconds and 16 MB per metric for a million tokens. Here the
@@ -261,8 +261,8 @@ def _flat(name: str, values: Any) -> Tensor:
         values = torch.tensor(np.asarray(values))
     if name != "log_probs" and values.is_floating_point() and values.numel():
         raise ValueError(f"{name} contains {values.flatten()[0]:g}, not ids: take the argmax of the logits first.")
-    values = values.detach().cpu().flatten()
-    return values if name == "log_probs" else values.long()
+    flat: Tensor = values.detach().cpu().flatten()
+    return flat if name == "log_probs" else flat.long()
 
 
 def _sum_of_log_probs(fields: dict[str, Tensor]) -> float:

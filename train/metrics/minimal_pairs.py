@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.examples import IGNORE_INDEX
 from ..data.tables import read_rows
-from .evaluate_metrics import IGNORE_INDEX, score_targets
+from .evaluate_metrics import score_targets
 
 FIELDS = ("sentence_good", "sentence_bad")
 
