@@ -1,12 +1,12 @@
-# Two commands for a newcomer; each line can also be typed by hand.
+# Commands for a newcomer; each line can also be typed by hand.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test check
+.PHONY: quickstart test check wheel
 
 quickstart: $(VENV)/train
-	$(RUN) -m train.quickstart
+	$(VENV)/bin/scratch-gpt quickstart
 
 test: $(VENV)/dev
 	$(RUN) -m pytest -n 2 --dist loadgroup
@@ -15,6 +15,11 @@ check: $(VENV)/dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/deptry .
+
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel
 
 $(VENV)/train $(VENV)/dev: pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
