@@ -1,1 +1,1 @@
-"""Measurements with a peer beside us; `python -m benchmarks.NAME` runs one."""
+"""Benchmarks that run a peer in the same call: `python -m benchmarks.NAME`."""

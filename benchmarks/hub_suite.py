@@ -1,7 +1,7 @@
-"""Our local hub judged by tests that we did not write, those of huggingface_hub: `python -m benchmarks.hub_suite`.
+"""Run huggingface_hub's own tests against the local Hub of our tests: `python -m benchmarks.hub_suite`.
 
-The tests come with the source package of the installed version, which pip downloads into a temporary folder; nothing of
-it stays. They need fixtures and accounts that are not part of it: the constants below stand in for them.
+pip downloads the source package of the installed version, which contains the tests, into a temporary folder. The
+constants below replace the fixtures and accounts that the package does not contain.
 """
 
 import collections
@@ -34,9 +34,9 @@ FILES = (
     *("test_lfs.py", "test_tree_cache.py", "test_verification.py"),
 )
 PACKAGE = "huggingface_hub"
-STAGING = "https://hub-ci.huggingface.co"  # where the tests expect their hub
+STAGING = "https://hub-ci.huggingface.co"  # the address in the tests
 USER, OTHER, ENTERPRISE, COMPANY = "__DUMMY_HUB_USER__", "DVUser", "EnterpriseAdmin", "EnterpriseOrgPrivate"
-TOKENS = {"TOKEN": USER, "OTHER_TOKEN": OTHER, "ENTERPRISE_TOKEN": ENTERPRISE}  # constant of the tests -> whose it is
+TOKENS = {"TOKEN": USER, "OTHER_TOKEN": OTHER, "ENTERPRISE_TOKEN": ENTERPRISE}  # constant in the tests -> user
 ACCOUNTS = {
     "users": {USER: "Dummy User", OTHER: OTHER, ENTERPRISE: ENTERPRISE},
     "organizations": {
@@ -81,7 +81,7 @@ def repo_factory(api):
 
 @pytest.fixture
 def mocker():
-    """Stands in for the plugin pytest-mock."""
+    """A replacement for the plugin pytest-mock."""
     with ExitStack() as patches:
         def patch(enter, *arguments, **options):
             return patches.enter_context(enter(*arguments, **options))
@@ -94,28 +94,28 @@ def mocker():
         yield fixture
 '''
 MARKERS = ("api", "deprecated", "git_lfs", "inference", "no_xet", "production", "transfer", "vcr", "xet")
-ON_PURPOSE = {  # part of a test's name -> what it is about
-    "Collection": "collections, which the local hub does not have",
-    "AccessRequest": "requests for access, which the local hub does not have",
-    "Webhook": "webhooks, which the local hub does not have",
-    "Space": "running Spaces, which the local hub does not have",
-    "Inference|inference_endpoint": "inference, which the local hub does not have",
-    "Bucket|bucket": "buckets, which the local hub does not have",
-    "RelativePaths": "a backslash within a path, which the local hub refuses anywhere and the real one at the start",
+UNSUPPORTED = {  # pattern of a test's name -> reason to fail
+    "Collection": "collections (unsupported)",
+    "AccessRequest": "access requests (unsupported)",
+    "Webhook": "webhooks (unsupported)",
+    "Space": "running Spaces (unsupported)",
+    "Inference|inference_endpoint": "inference (unsupported)",
+    "Bucket|bucket": "buckets (unsupported)",
+    "RelativePaths": "a backslash in a path: the local Hub refuses it anywhere, the real one only at the start",
 }
 
 
 @dataclass
 class SuiteArguments:
-    """What to run."""
+    """Options of the benchmark."""
 
-    files: list[str] = option_list(f"Files of the tests; {' '.join(FILES)} if none is named.")
-    xet: bool = option("Whether the client may use Xet.", True)
-    minutes: int = option("The tests are ended after this time.", 15)
+    files: list[str] = option_list(f"Test files (default: {' '.join(FILES)}).")
+    xet: bool = option("Let the client use Xet.", True)
+    minutes: int = option("Stop the tests after this many minutes.", 15)
 
 
 class Outcome(NamedTuple):
-    """How one test ended: passed, failed, error or skipped, and the last line of its message."""
+    """The result of one test: passed, failed, error or skipped, and the first line of its message."""
 
     file: str
     name: str
@@ -124,14 +124,14 @@ class Outcome(NamedTuple):
 
 
 class Hub(NamedTuple):
-    """A server that runs, and the tokens that write, by user."""
+    """A running server, and the write token of each user."""
 
     url: str
     tokens: Mapping[str, str]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print how many tests pass, and why the others do not."""
+    """Print how many tests pass, and why the others fail."""
     (arguments,) = parse_recipe([SuiteArguments], argv, description=__doc__ or "")
     files = arguments.files or list(FILES)
     with tempfile.TemporaryDirectory(prefix="hub_suite_") as name, serve(Path(name)) as hub:
@@ -141,14 +141,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = ("passed", "failed", "error", "skipped")
     rows = [[file, *(count(outcomes, file, result) for result in results)] for file in files]
     rows.append(["all", *(sum(outcome.result == result for outcome in outcomes) for result in results)])
-    print_table(f"The tests of {PACKAGE} {version(PACKAGE)} on the local hub", ["file", *results], rows)
+    print_table(f"The tests of {PACKAGE} {version(PACKAGE)} on the local Hub", ["file", *results], rows)
     reasons = collections.Counter(map(reason, (outcome for outcome in outcomes if outcome.result in results[1:3])))
     print_table("Why tests fail", ["reason", "tests"], [[text, number] for text, number in reasons.most_common()])
 
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Hub]:
-    """The local hub with the accounts of the tests, until the end of the block."""
+    """Run the local Hub with the accounts of the tests, until the end of the block."""
     accounts = folder / "accounts.yaml"
     accounts.write_text(yaml.safe_dump(ACCOUNTS))
     command = [sys.executable, "-m", "tests.support.local_hub", "--accounts", str(accounts)]
@@ -161,7 +161,7 @@ def serve(folder: Path) -> Iterator[Hub]:
 
 
 def _hub(process: "subprocess.Popen[str]") -> Hub:
-    """What the server prints when it is ready."""
+    """Read address and tokens, which the server prints when it is ready."""
     url, tokens = "", {}
     for line in process.stdout or ():
         if match := re.match("export HF_ENDPOINT=(.*)", line):
@@ -170,11 +170,11 @@ def _hub(process: "subprocess.Popen[str]") -> Hub:
             tokens[match[1]] = match[2]
         elif line.startswith("#"):
             return Hub(url, tokens)
-    raise RuntimeError("The local hub has not started; see above.")
+    raise RuntimeError("the local Hub did not start; see above.")
 
 
 def download(folder: Path) -> Path:
-    """The folder of the tests."""
+    """Download the tests; returns their folder."""
     source = f"{PACKAGE}=={version(PACKAGE)}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", source]
     subprocess.run([*command, "--dest", str(folder)], check=True)
@@ -185,7 +185,7 @@ def download(folder: Path) -> Path:
 
 
 def adapt(suite: Path, hub: Hub) -> None:
-    """Point the tests at the local hub, with its tokens."""
+    """Point the tests at the local Hub, with its tokens."""
     for path in suite.glob("*.py"):
         path.write_text(path.read_text().replace(STAGING, hub.url))
     with (suite / "testing_constants.py").open("a") as file:
@@ -196,7 +196,7 @@ def adapt(suite: Path, hub: Hub) -> None:
 
 
 def run(suite: Path, files: Sequence[str], hub: Hub, arguments: SuiteArguments) -> list[Outcome]:
-    """The outcomes of the tests that need neither the real hub nor recordings of it."""
+    """Run the tests that need neither the real Hub nor recordings of it."""
     report = suite.parent / "report.xml"
     is_wanted = f"not production and not vcr and not git_lfs and not {'no_xet' if arguments.xet else 'xet'}"
     options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", "--timeout=120"]
@@ -216,7 +216,7 @@ def run(suite: Path, files: Sequence[str], hub: Hub, arguments: SuiteArguments) 
 
 
 def outcome(case: ElementTree.Element) -> Outcome:
-    """One test of the report."""
+    """The result of one test in the report."""
     file, _, group = case.get("classname", "").removeprefix("tests.").partition(".")
     name = f"{group}.{case.get('name')}".lstrip(".")
     for tag, result in (("failure", "failed"), ("error", "error"), ("skipped", "skipped")):
@@ -227,13 +227,13 @@ def outcome(case: ElementTree.Element) -> Outcome:
 
 
 def count(outcomes: Sequence[Outcome], file: str, result: str) -> int:
-    """Tests of a file that ended so."""
+    """The number of tests of a file with this result."""
     return sum((outcome.file, outcome.result) == (file, result) for outcome in outcomes)
 
 
 def reason(outcome: Outcome) -> str:
-    """The service that is missing, or else the test and its message."""
-    for pattern, service in ON_PURPOSE.items():
+    """The unsupported service, or the test and its message."""
+    for pattern, service in UNSUPPORTED.items():
         if re.search(pattern, outcome.name):
             return service
     return f"`{outcome.name}`: {outcome.message[:160]}".replace("|", "\\|")

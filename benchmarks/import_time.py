@@ -1,4 +1,4 @@
-"""How long `import hf_scratch_gpt` takes beside transformers' own GPT-2 classes: `python -m benchmarks.import_time`."""
+"""Import time of hf_scratch_gpt compared with transformers' GPT-2 classes: `python -m benchmarks.import_time`."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ IMPORTS = (
 
 @dataclass
 class ImportArguments:
-    """What to measure."""
+    """Options of the benchmark."""
 
     rounds: int = option("Fresh processes per row.", 15)
 
@@ -39,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     print_table(
         f"Import in fresh processes, {arguments.rounds} interleaved rounds",
-        ["", "seconds (median)", "of GPT-2's (median of ratios)", "CPU seconds (median)", "of GPT-2's"],
+        ["", "seconds (median)", "relative to GPT-2 (median of ratios)", "CPU seconds (median)", "relative to GPT-2"],
         rows,
     )
 
 
 def run(program: str, cpu_seconds: list[float]) -> float:
-    """Wall time of a new interpreter that runs `program`; appends its CPU time, which other load disturbs less."""
-    # compiled modules are cached for ours as they are for installed packages
+    """Wall time of a new interpreter that runs `program`; appends its CPU time, which depends less on other load."""
+    # cache our compiled modules, like those of installed packages
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = seconds_of(lambda: subprocess.run([sys.executable, "-c", program], check=True, env=environment))
@@ -56,7 +56,7 @@ def run(program: str, cpu_seconds: list[float]) -> float:
 
 
 def cells(seconds: dict[str, list[float]], program: str, skip: int = 0) -> list[str]:
-    """Median, and median of the ratios to GPT-2's, without the first `skip` rounds."""
+    """Median, and median of the ratios to GPT-2, without the first `skip` rounds."""
     own, base = seconds[program][skip:], seconds[IMPORTS[0]][skip:]
     return [f"{statistics.median(own):.2f}", f"{median_ratio(own, base):.3f}"]
 

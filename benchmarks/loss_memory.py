@@ -1,7 +1,7 @@
-"""How much memory a training step needs with and without `skip_logits`: `python -m benchmarks.loss_memory`.
+"""Memory of a training step with and without `skip_logits`: `python -m benchmarks.loss_memory`.
 
-Without it the (tokens x vocabulary) logits, their gradient and the intermediate results of the loss lie in memory at
-once. Beside ours: transformers' LlamaForCausalLM with the same weights.
+Without `skip_logits` the (tokens x vocabulary) logits, their gradient and the intermediate results of the loss are in
+memory at the same time. The peer is transformers' LlamaForCausalLM with the same weights.
 """
 
 import sys
@@ -19,17 +19,17 @@ from train.settings.recipe import option, parse_recipe
 from .report import in_new_process, peak_memory, print_table, seconds_of
 
 SEQUENCE = 512  # tokens
-NUM_STEPS = 3  # from the second on, the optimizer's state is there too
+NUM_STEPS = 3  # the optimizer has state from the second step on
 
 
 @dataclass
 class MemoryArguments:
-    """The shape of the problem."""
+    """Options of the benchmark."""
 
     tokens: int = option("Tokens per step, a multiple of 512.", 4096)
-    hidden_size: int = option("Width of the model.", 512)
-    num_hidden_layers: int = option("Blocks of the model.", 2)
-    vocab_size: int = option("Tokens of the vocabulary.", 32768)
+    hidden_size: int = option("Hidden size of the model.", 512)
+    num_hidden_layers: int = option("Layers of the model.", 2)
+    vocab_size: int = option("Vocabulary size.", 32768)
 
     def __post_init__(self) -> None:
         if self.tokens < SEQUENCE or self.tokens % SEQUENCE:
@@ -38,7 +38,7 @@ class MemoryArguments:
 
 @dataclass
 class Measurement:
-    """Of one candidate."""
+    """The result of one candidate."""
 
     megabytes_before: float  # peak with the model built, before the first step
     megabytes: float  # peak after all steps
@@ -88,7 +88,7 @@ def measure(arguments: MemoryArguments, kind: str, skip_logits: bool) -> Measure
 
 
 def build_model(arguments: MemoryArguments, kind: str) -> ScratchGPTForCausalLM | LlamaForCausalLM:
-    """Either architecture with the same weights."""
+    """A model of either architecture, with the same weights."""
     shape: dict[str, Any] = {
         "vocab_size": arguments.vocab_size,
         "hidden_size": arguments.hidden_size,

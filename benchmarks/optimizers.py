@@ -1,7 +1,7 @@
-"""Muon beside AdamW at equal wall time: `python -m benchmarks.optimizers --minutes 3`.
+"""Muon compared with AdamW at equal wall time: `python -m benchmarks.optimizers --minutes 3`.
 
-Both train the quickstart's model on the quickstart's text, each at every one of its learning rates. A few timed steps
-say how many steps of either fit into the time. No run is repeated; `--seed` gives other initial weights and batches.
+Both train the quickstart's model on the quickstart's text, once for each of their learning rates. A few timed steps
+determine how many steps fit into the time. Runs are not repeated; `--seed` changes initial weights and batches.
 """
 
 import json
@@ -25,10 +25,10 @@ LEARNING_RATES = {"muon": (2e-3, 4e-3, 8e-3), "adamw": (5e-4, 1e-3, 2e-3, 4e-3)}
 
 @dataclass
 class OptimizerArguments:
-    """What to run."""
+    """Options of the benchmark."""
 
     minutes: float = option("Training time of each run.", 3.0)
-    seed: int = option("Decides weights and batches of every run.", 0)
+    seed: int = option("Seed of initial weights and batches of every run.", 0)
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < float("inf"):
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(settings: dict[str, object], learning_rates: Sequence[float], minutes: float) -> list[list[str]]:
-    """Fill `minutes` with one run per learning rate; returns their rows of the table."""
+    """Train for `minutes` at each learning rate; returns one table row per run."""
     steps = max(20, int(60 * minutes / quickstart.seconds_needed(settings)[0]))
     rows = []
     for rate in learning_rates:
@@ -68,8 +68,8 @@ def train(settings: dict[str, object], learning_rates: Sequence[float], minutes:
         pretrain.main([f"--{name}={value}" for name, value in options.items() if value != []])
         seconds = time.perf_counter() - started
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-        figures = [f"{seconds:.0f}", f"{last['eval_loss']:.4f}", f"{last['eval_bits_per_byte']:.4f}"]
-        rows.append([str(settings["optimizer"]), f"{rate:g}", str(steps), *figures])
+        results = [f"{seconds:.0f}", f"{last['eval_loss']:.4f}", f"{last['eval_bits_per_byte']:.4f}"]
+        rows.append([str(settings["optimizer"]), f"{rate:g}", str(steps), *results])
     return rows
 
 

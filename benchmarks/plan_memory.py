@@ -1,9 +1,9 @@
-"""How near the memory that `train.plan` foretells comes to that of training: `python -m benchmarks.plan_memory`.
+"""Memory estimated by `scratch-gpt plan` compared with measured memory: `python -m benchmarks.plan_memory`.
 
-Each shape is trained for two steps (from the second on, the optimizer's state is there too) in a process of its own.
-Measured is the most that all tensors take at once, temporary ones inside of operations included: on a GPU what the
-allocator reports, on a CPU the running sum of what the profiler sees allocated and freed. A CPU without bf16 hardware
-takes more in bf16 than a GPU would: each product of matrices is first made in float32.
+Each shape is trained for two steps (the optimizer has state from the second step on) in a fresh process. The measured
+value is the peak memory of all tensors, including temporary ones inside operations: on a GPU as reported by the
+allocator, on a CPU the running sum of the profiler's allocations and frees. A CPU without bf16 hardware needs more
+memory in bf16 than a GPU, because it computes each matrix product in float32 first.
 """
 
 import sys
@@ -39,13 +39,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # preset, chan
     "wide": ("laptop", WIDE, {}),
     "wide, bf16, checkpointing": ("laptop", WIDE, {"precision": "bf16", "gradient_checkpointing": True}),
     "wide, untied": ("laptop", {**WIDE, "tie_word_embeddings": False}, {"micro_batch_size": 2}),
-    "gpt2, 2 blocks": ("gpt2", GPT2, {"micro_batch_size": 4}),
+    "gpt2, 2 layers": ("gpt2", GPT2, {"micro_batch_size": 4}),
 }
 
 
 @dataclass
 class NoArguments:
-    """There are none: the shapes stand above."""
+    """This benchmark has no options; CASES lists the shapes."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,28 +54,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for name, (preset, overrides, settings) in CASES.items():
         config, plan = case(preset, overrides, settings)
-        foretold = memory_by_phase(config, plan)
-        when = max(foretold, key=lambda phase: foretold[phase])
+        estimates = memory_by_phase(config, plan)
+        when = max(estimates, key=lambda moment: estimates[moment])
         measured = in_new_process(measured_peak, preset, overrides, settings)
-        off = foretold[when] / measured - 1
-        rows.append([name, f"{foretold[when] / 1e6:,.1f}", f"{measured / 1e6:,.1f}", f"{off:+.1%}", when])
+        error = estimates[when] / measured - 1
+        rows.append([name, f"{estimates[when] / 1e6:,.1f}", f"{measured / 1e6:,.1f}", f"{error:+.1%}", when])
     print_table(
-        f"Peak of memory in {NUM_STEPS} steps of training, sequences of 256 tokens, 8 per micro-batch, "
-        "float32 and Muon unless the name says otherwise",
-        ["", "train.plan (MB)", "measured (MB)", "train.plan is off by", "expected"],
+        f"Peak memory in {NUM_STEPS} training steps, sequences of 256 tokens, 8 per micro-batch, "
+        "float32 and Muon unless stated otherwise",
+        ["", "estimate (MB)", "measured (MB)", "error", "expected peak"],
         rows,
     )
 
 
 def case(preset: str, overrides: dict[str, Any], settings: dict[str, Any]) -> tuple[ScratchGPTConfig, PlanArguments]:
-    """Config and plan of a row: one process, one micro-batch per step unless `global_batch_size` says otherwise."""
+    """Config and plan of a row: one process, and one micro-batch per step unless `global_batch_size` is set."""
     run: dict[str, Any] = {"micro_batch_size": 8, "block_size": 256, "precision": "fp32"} | settings
     run.setdefault("global_batch_size", run["micro_batch_size"])
     return ScratchGPTConfig.from_preset(preset, **overrides), PlanArguments(**run)
 
 
 def measured_peak(preset: str, overrides: dict[str, Any], settings: dict[str, Any]) -> int:
-    """Bytes that all tensors take at most, from before the model is built."""
+    """Peak bytes of all tensors, counted from before the model is built."""
     config, plan = case(preset, overrides, settings)
     device = default_device()
     if device.type == "cuda":
@@ -85,7 +85,7 @@ def measured_peak(preset: str, overrides: dict[str, Any], settings: dict[str, An
 
 
 def peak_on_cpu(function: Callable[[], object]) -> int:
-    """The largest running sum of allocated minus freed bytes while `function` runs."""
+    """The maximum of allocated minus freed bytes while `function` runs."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     assert profiler.profiler is not None
@@ -98,11 +98,11 @@ def peak_on_cpu(function: Callable[[], object]) -> int:
 
 
 def train(config: ScratchGPTConfig, plan: PlanArguments, device: torch.device) -> None:
-    """Two steps as `train.loop` does them, on random tokens."""
+    """Run `NUM_STEPS` steps like those of `train.loop`, on random tokens."""
     with device:
         model = ScratchGPTForCausalLM(config).train()
     if plan.gradient_checkpointing:
-        with warnings.catch_warnings():  # the name that transformers before 5.23 knows too
+        with warnings.catch_warnings():  # the only name that transformers before 5.23 knows too
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable()
     is_low = plan.precision == "bf16"

@@ -1,4 +1,4 @@
-"""What all benchmarks share: interleaved timing, processes of their own, and a table with machine and date."""
+"""Shared by all benchmarks: interleaved timing, fresh processes, and a table with machine and date."""
 
 import datetime
 import multiprocessing
@@ -23,14 +23,14 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table under its title and the line that says where and when it was measured."""
+    """Print a Markdown table with its title, machine and date."""
     lines = [header, ["---"] * len(header), *rows]
     table = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
     print(f"\n**{title}**\n\n{where_and_when()}\n\n{table}\n", flush=True)
 
 
 def where_and_when() -> str:
-    """Machine, versions, date, and how busy the machine was: without them a number says nothing."""
+    """Machine, versions, date and load, without which a measurement cannot be judged."""
     device = default_device()
     bfloat16 = "with" if has_bfloat16_hardware(device) else "no"
     parts = [
@@ -58,7 +58,7 @@ def default_device() -> torch.device:
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    """Time that one call takes, until the accelerator is done too."""
+    """Duration of one call, including the work of the accelerator."""
     started = time.perf_counter()
     function()
     if torch.accelerator.is_available():
@@ -67,9 +67,9 @@ def seconds_of(function: Callable[[], object]) -> float:
 
 
 def interleaved(candidates: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 0) -> dict[str, list[float]]:
-    """What every candidate returns, `rounds` times after `warmup` rounds that are not counted.
+    """The results of each candidate in `rounds` rounds, after `warmup` rounds that are not counted.
 
-    Each round runs all of them, so that a change of the machine's load meets them alike, and begins with another one.
+    Each round runs all candidates, starting with another one, so a change of the machine's load affects all alike.
     """
     names = list(candidates)
     results: dict[str, list[float]] = {name: [] for name in names}
@@ -83,20 +83,20 @@ def interleaved(candidates: Mapping[str, Callable[[], float]], rounds: int, warm
 
 
 def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
-    """Median over the rounds of `value / base`."""
+    """Median of `value / base` over the rounds."""
     return statistics.median(value / other for value, other in zip(values, base, strict=True))
 
 
 def in_new_process(function: Callable[..., T], *arguments: object, **settings: object) -> T:
-    """The result of `function` in a fresh interpreter: with its own memory, allocator settings and imports."""
+    """The result of `function` in a fresh interpreter, with its own memory, allocator settings and imports."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments, **settings).result()
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held at once, in MB.
+    """Peak memory of this process, in MB.
 
-    Linux hands `ru_maxrss` of a parent down to its children; the high-water mark of the address space is their own.
+    On Linux children inherit `ru_maxrss` of their parent, so read the high-water mark of the address space there.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,8 +1,8 @@
-"""What a checkpoint costs: `python -m benchmarks.saving`. Ours beside `Accelerator.save_state`, on the same disk.
+"""Time to save a checkpoint, compared with `Accelerator.save_state` on the same disk: `python -m benchmarks.saving`.
 
-Both write the weights and the state of both optimizers after one step. Ours also waits until they are on the disk, and
-computes a SHA-256 of every file; save_state does neither. In the background (`--async_save`) training waits for the
-copy in memory only. The share of training is that of one checkpoint in 250 steps, the default.
+Both write the weights and the state of both optimizers. Ours also flushes them to the disk and computes the SHA-256 of
+every file; save_state does neither. In the background (`--async_save`) training only waits for a copy in memory. The
+last column is relative to the training time between two checkpoints, with one in 250 steps (the default).
 """
 
 import shutil
@@ -38,7 +38,7 @@ STEPS_PER_CHECKPOINT = 250
 
 @dataclass
 class SavingArguments:
-    """What to save."""
+    """Options of the benchmark."""
 
     config: str = option("Preset of the model.", "gpt2")
     rounds: int = option("Measured rounds.", 5)
@@ -55,7 +55,7 @@ class RandomRows:
         return len(self.ids)
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `shift_labels`, both (len(indices), block)."""
+        """`input_ids` and `shift_labels`, both (len(indices), BLOCK)."""
         rows = self.ids[torch.as_tensor(list(indices))]
         return {"input_ids": rows[:, :-1].contiguous(), "shift_labels": rows[:, 1:].contiguous()}
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def build(folder: Path, preset: str) -> Run:
-    """A run in memory, whose optimizers have state after a step."""
+    """A run on random tokens; its optimizers have state after one step."""
     tokenizer = ScratchGPTTokenizer.train_from_texts(["text"], 266, show_progress=False)
     config = ScratchGPTConfig.from_preset(preset)
     model = ScratchGPTForCausalLM(config)
@@ -109,7 +109,7 @@ def build(folder: Path, preset: str) -> Run:
 
 
 def save(run: Run, state: TrainState, *, in_background: bool) -> float:
-    """Seconds that training waits; what goes on in the background ends before the next candidate."""
+    """Seconds that training waits. Background work is finished before the function returns."""
     state.step += 1
     run.checkpoints.async_save = in_background
     seconds = seconds_of(lambda: run.checkpoints.save(state))
@@ -118,7 +118,7 @@ def save(run: Run, state: TrainState, *, in_background: bool) -> float:
 
 
 def save_state(run: Run, folder: Path) -> float:
-    """Seconds that `Accelerator.save_state` takes to write a new folder."""
+    """Seconds that `Accelerator.save_state` needs to write a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     return seconds_of(lambda: run.accelerator.save_state(str(folder)))
 

@@ -1,13 +1,13 @@
-"""Spam or not, by the protocol of a book: `python -m benchmarks.spam --text sms_spam.tsv`.
+"""Accuracy of a spam classifier, by the protocol of a book: `python -m benchmarks.spam --text sms_spam.tsv`.
 
-The protocol is that of chapter 6 of https://github.com/rasbt/LLMs-from-scratch: of the SMS Spam Collection
-(https://archive.ics.uci.edu/dataset/228) all 747 spam messages and as many others (seed 123), shuffled (seed 123), 70 %
-to train, 10 % to validate, 20 % to test. Settings were chosen by cross-validation on the first 80 %, never by the test.
-Peers: figures that the book's bonus material gives for a GPT-2 of 124 million weights, and linear models on the same
+The protocol is that of chapter 6 of https://github.com/rasbt/LLMs-from-scratch: all 747 spam messages of the SMS Spam
+Collection (https://archive.ics.uci.edu/dataset/228) and as many others (seed 123), shuffled (seed 123), 70 % for
+training, 10 % for validation, 20 % for the test. Settings were chosen by cross-validation on the first 80 %, without
+the test set. Peers: the book's results for GPT-2 with 124 million weights (not run here), and linear models on the same
 split.
 
-The model to start from is made by quickstart, from text like that which is to be classified: all messages of the
-collection but those of the validation and the test, without their labels. --model starts from another one.
+The base model is pretrained by scratch-gpt quickstart on all messages outside of validation and test, without labels.
+--model starts from another one.
 """
 
 import csv
@@ -34,7 +34,7 @@ from .report import print_table
 BOOK_SEED = 123
 BOOK = {  # on its split; ch06/02_bonus_additional-experiments/README.md
     "book: GPT-2 of 124M random weights": 0.9367,
-    "book: GPT-2 of 124M, OpenAI's weights, last block trained": 0.9500,
+    "book: GPT-2 of 124M, OpenAI's weights, last layer trained": 0.9500,
     "book: GPT-2 of 124M, OpenAI's weights, all trained": 0.9667,
     "book: GPT-2 of 124M, OpenAI's weights, LoRA": 0.9767,
 }
@@ -47,17 +47,19 @@ RECIPE = Path(__file__).parents[1] / "examples" / "spam" / "recipe.yaml"
 
 @dataclass
 class SpamArguments:
-    """What to measure."""
+    """Options of the benchmark."""
 
-    text: str = required("The SMS Spam Collection: a tab-separated file with the columns label and msg.")
-    model: str | None = option("Folder of a model to start from, in place of one pretrained on messages.")
-    minutes: float = option("How long to pretrain on messages.", 3.0)
-    seeds: int = option("Runs per split, each with a seed of its own.", 5)
+    text: str = required("The SMS Spam Collection: a tab-separated file with the columns label and msg.", is_path=True)
+    model: str | None = option(
+        "Folder of a model to start from (default: one pretrained on the messages).", is_path=True
+    )
+    minutes: float = option("Minutes of pretraining on the messages.", 3.0)
+    seeds: int = option("Runs per split, each with another seed.", 5)
     split_seeds: list[int] = field(
         default_factory=lambda: [BOOK_SEED], metadata={"help": "Seeds of splits; the book's is 123."}
     )
-    settings: list[str] = option_list("Further settings of finetune_classifier, as name=value.")
-    with_random_weights: bool = option("Also begin with random weights.", False)
+    settings: list[str] = option_list("Other options of scratch-gpt finetune_classifier, as name=value.")
+    with_random_weights: bool = option("Also train from random weights.", False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,23 +82,23 @@ def main(argv: Sequence[str] | None = None) -> None:
                     seconds.setdefault(name, []).append(duration)
     book = BOOK if BOOK_SEED in arguments.split_seeds else {}
     rows = [[f"{name} (not run here)", f"{accuracy:.2%}", "", "", ""] for name, accuracy in book.items()]
-    rows += [[name, *in_words(values), time_of(seconds.get(name))] for name, values in found.items()]
+    rows += [[name, *format_accuracies(values), median_seconds(seconds.get(name))] for name, values in found.items()]
     heads = ["", "test accuracy (mean)", "each", "standard deviation", "seconds per run (median)"]
     splits = ", ".join(map(str, arguments.split_seeds))
     print_table(f"Spam or not, 300 test messages, split seed {splits}, {arguments.seeds} runs per split", heads, rows)
 
 
 def pretrained(folder: Path, minutes: float) -> str:
-    """A model that has read messages; that of the test it has not."""
+    """A model pretrained on the messages outside of validation and test."""
     output = folder / "quickstart"
     line = ["--text", str(folder / "unlabelled.jsonl"), "--minutes", str(minutes), "--output_dir", str(output)]
     if code := quickstart.main(line):
-        raise SystemExit(code)  # it was stopped
+        raise SystemExit(code)  # stopped by a signal
     return str(output / "run" / "model")
 
 
 def write_parts(path: Path, folder: Path, seed: int) -> None:
-    """Writes train.csv, validation.csv and test.csv as the book splits them, and the other messages without labels."""
+    """Write train.csv, validation.csv and test.csv, split as in the book, and the other messages without labels."""
     rows = pandas.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False)
     spam = rows[rows.label == "spam"]
     others = rows[rows.label == "ham"].sample(len(spam), random_state=seed)
@@ -108,7 +110,7 @@ def write_parts(path: Path, folder: Path, seed: int) -> None:
         ("test", balanced[second:]),
     ):
         part.to_csv(folder / f"{name}.csv", index=False)
-    held_out = set(balanced.msg[first:])  # some messages come twice
+    held_out = set(balanced.msg[first:])  # some messages occur twice
     messages = [
         message for message in [*rows.drop(balanced.index).msg, *balanced.msg[:first]] if message not in held_out
     ]
@@ -131,11 +133,11 @@ def linear_accuracy(folder: Path, vectors: dict[str, Any]) -> float:
 def tuned_accuracy(
     folder: Path, arguments: SpamArguments, model: str, is_random: bool, seed: int
 ) -> tuple[float, float]:
-    """Test accuracy of a run, and its seconds."""
+    """Test accuracy of a run, and its duration in seconds."""
     started = time.perf_counter()
     run = folder / f"run-{is_random}-{seed}"
     options = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    if is_random:  # new weights are all trained
+    if is_random:  # train all weights
         del options["trainable"], options["num_trainable_layers"]
     options |= {
         "model": model,
@@ -148,19 +150,19 @@ def tuned_accuracy(
     }
     line = [*(f"--{name}={value}" for name, value in options.items()), *(f"--{s}" for s in arguments.settings)]
     if code := finetune_classifier.main(line):
-        raise SystemExit(code)  # it was stopped
+        raise SystemExit(code)  # stopped by a signal
     results = json.loads((run / TEST_RESULTS_FILE).read_text())
     return results["test_accuracy"], time.perf_counter() - started
 
 
-def in_words(values: Sequence[float]) -> list[str]:
-    """Mean, each and standard deviation."""
+def format_accuracies(values: Sequence[float]) -> list[str]:
+    """Mean, single values and standard deviation."""
     spread = f"{statistics.stdev(values):.2%}" if len(values) > 1 else ""
     return [f"{statistics.fmean(values):.2%}", ", ".join(f"{value:.2%}" for value in values), spread]
 
 
-def time_of(seconds: Sequence[float] | None) -> str:
-    """The median."""
+def median_seconds(seconds: Sequence[float] | None) -> str:
+    """The median, or nothing."""
     return f"{statistics.median(seconds):.0f}" if seconds else ""
 
 

@@ -1,8 +1,8 @@
-"""The loss on Tiny Shakespeare with nanoGPT's CPU budget: `python -m benchmarks.tiny_shakespeare --text input.txt`.
+"""Loss on Tiny Shakespeare with nanoGPT's CPU budget: `python -m benchmarks.tiny_shakespeare --text input.txt`.
 
-Runs examples/tiny_shakespeare (4 layers, 4 heads, 128 wide, 2000 steps of 12 x 64 characters, no dropout) through the
-scripts of train/. The text is https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt.
-With --nanogpt, the folder of a clone of https://github.com/karpathy/nanoGPT, that runs beside it with its own recipe.
+Runs the commands of examples/tiny_shakespeare (4 layers, 4 heads, hidden size 128, 2000 steps of 12 x 64 characters, no
+dropout) on https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt. With --nanogpt,
+the folder of a clone of https://github.com/karpathy/nanoGPT, it also runs nanoGPT with nanoGPT's own recipe.
 """
 
 import json
@@ -30,8 +30,8 @@ from .report import print_table
 SPLIT = ("--validation_fraction=0.1", "--block_size=64")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_shakespeare"
 NANOGPT_CONFIG = "config/train_shakespeare_char.py"
-# From nanoGPT's README, section "I only have a macbook". Its last evaluation is made longer, so that it sees as many
-# characters (150 x 12 x 64) as ours, and those before it are left out.
+# From nanoGPT's README, section "I only have a macbook". Its last evaluation is longer, so that it covers as many
+# characters (150 x 12 x 64) as ours; earlier ones are skipped.
 NANOGPT_OPTIONS = (
     *("--device=cpu", "--compile=False", "--log_interval=100", "--eval_interval=2000", "--eval_iters=150"),
     *("--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128"),
@@ -41,22 +41,22 @@ NANOGPT_OPTIONS = (
 
 @dataclass
 class ShakespeareArguments:
-    """What to run."""
+    """Options of the benchmark."""
 
-    text: str = required("The text, a file of 1,115,394 characters.")
-    nanogpt: str | None = option("Folder of a clone of nanoGPT to run beside ours.")
+    text: str = required("The text, a file of 1,115,394 characters.", is_path=True)
+    nanogpt: str | None = option("Folder of a clone of nanoGPT, to run it too.", is_path=True)
     seed: int = option("Seed of our run.", 0)
 
     def __post_init__(self) -> None:
         if self.nanogpt and not Path(self.nanogpt, NANOGPT_CONFIG).exists():
             raise ValueError(
-                f"--nanogpt {self.nanogpt} holds no {NANOGPT_CONFIG}: name the folder of a clone of nanoGPT."
+                f"--nanogpt {self.nanogpt} does not contain {NANOGPT_CONFIG}: give the folder of a clone of nanoGPT."
             )
 
 
 @dataclass
 class Result:
-    """Of one training."""
+    """The result of one training."""
 
     name: str
     num_parameters: str
@@ -64,7 +64,7 @@ class Result:
     seconds: float
 
     def row(self) -> list[str]:
-        """Its line of the table."""
+        """Its row of the table."""
         return [self.name, self.num_parameters, f"{self.loss:.4f}", f"{self.seconds:.0f}"]
 
 
@@ -76,21 +76,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.nanogpt:
             results.insert(0, run_nanogpt(Path(arguments.nanogpt), arguments.text, Path(folder, "nanogpt")))
     print_table(
-        "Tiny Shakespeare by characters, 4 layers, 4 heads, 128 wide, 2000 steps of 12 x 64 characters",
+        "Tiny Shakespeare by characters, 4 layers, 4 heads, hidden size 128, 2000 steps of 12 x 64 characters",
         ["", "parameters", "validation loss (nats per character)", "seconds"],
         [result.row() for result in results],
     )
 
 
 def run_ours(text: str, folder: Path, seed: int) -> Result:
-    """Do what the README of the example does."""
+    """Run the commands of the example's README."""
     tokenizer, data, run = (str(folder / name) for name in ("tokenizer", "data", "run"))
     character_tokenizer.main(["--text", text, "--output_dir", tokenizer])
     prepare_data.main(["--tokenizer", tokenizer, "--text", text, "--output_dir", data, *SPLIT])
     started = time.perf_counter()
     options = [f"--config={EXAMPLE}", f"--data_dir={data}", f"--output_dir={run}", f"--seed={seed}"]
     if code := pretrain.main([str(EXAMPLE / "pretrain.yaml"), *options]):
-        raise ValueError(f"pretrain ended with exit code {code}.")
+        raise ValueError(f"scratch-gpt pretrain ended with exit code {code}.")
     seconds = time.perf_counter() - started
     records = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
     loss = [record["eval_loss"] for record in records if "eval_loss" in record][-1]
@@ -98,17 +98,17 @@ def run_ours(text: str, folder: Path, seed: int) -> Result:
 
 
 def num_parameters(model: Path) -> int:
-    """Numbers that a saved model holds; a tied head counts once."""
+    """Parameters of a saved model; a tied head counts once."""
     with safe_open(model / "model.safetensors", "pt") as tensors:
-        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118  it is no dictionary
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118  not a dictionary
     return sum(math.prod(shape) for shape in shapes)
 
 
 def run_nanogpt(clone: Path, text: str, folder: Path) -> Result:
-    """Run nanoGPT's own scripts in a copy of the clone, which stays as it is.
+    """Run nanoGPT's own scripts in a copy of the clone.
 
     Raises:
-        ValueError: its output has another form.
+        ValueError: its output has an unknown format.
     """
     shutil.copytree(clone, folder, ignore=shutil.ignore_patterns(".git"))
     data = folder / "data" / "shakespeare_char"
@@ -121,7 +121,7 @@ def run_nanogpt(clone: Path, text: str, folder: Path) -> Result:
     parameters = re.search(r"number of parameters: (\S+)", output)
     losses = re.findall(r"step \d+: train loss \S+, val loss (\S+)", output)
     if not (parameters and losses):
-        raise ValueError(f"nanoGPT printed no result; its last words were {output[-300:]!r}")
+        raise ValueError(f"no result in the output of nanoGPT, which ends with {output[-300:]!r}")
     return Result("nanoGPT", parameters[1], float(losses[-1]), seconds)
 
 

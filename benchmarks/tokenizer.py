@@ -1,8 +1,8 @@
-"""How fast a tokenizer is trained and used, and how much memory that takes: `python -m benchmarks.tokenizer`.
+"""Speed and memory of training and using a tokenizer: `python -m benchmarks.tokenizer`.
 
-Beside ours: the library `tokenizers` alone, as its documentation uses it (a BPE with the ByteLevel pre-tokenizer,
+The peers are the library `tokenizers` alone, used as in its documentation (a BPE with the ByteLevel pre-tokenizer,
 trained with a BpeTrainer on the same iterator), and the same library with our split pattern. The memory is that of
-the real scripts on this Python's own text, once and written ten times.
+the real commands on Python's own text, once and repeated ten times.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ OUR_PATTERN = pre_tokenizers.Sequence(
 
 @dataclass
 class TokenizerBenchmarkArguments:
-    """What to measure."""
+    """Options of the benchmark."""
 
-    vocab_size: int = option("Tokens of the vocabulary.", 4096)
+    vocab_size: int = option("Vocabulary size.", 4096)
     rounds: int = option("Interleaved rounds.", 3)
-    copies: int = option("How often the large corpus of the memory table holds the small one.", 10)
+    copies: int = option("Copies of the small corpus in the large one of the memory table.", 10)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare_rates(arguments: TokenizerBenchmarkArguments) -> None:
-    """Train each candidate, then let it encode what it was trained on."""
+    """Train each candidate, then encode its training texts."""
     texts = [document.text for document in python_corpus()]
     trainers = {
         "`tokenizers` alone, ByteLevel": functools.partial(train_peer, texts, arguments.vocab_size, BYTE_LEVEL),
@@ -67,7 +67,7 @@ def compare_rates(arguments: TokenizerBenchmarkArguments) -> None:
         "ours": functools.partial(train_ours, texts, arguments.vocab_size),
     }
     encoders = {name: train() for name, train in trainers.items()}
-    num_tokens = {name: encode() for name, encode in encoders.items()}  # all is warm now
+    num_tokens = {name: encode() for name, encode in encoders.items()}  # also the warmup
     training = interleaved({name: timed(train) for name, train in trainers.items()}, arguments.rounds)
     encoding = interleaved({name: timed(encode) for name, encode in encoders.items()}, arguments.rounds)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
@@ -82,31 +82,31 @@ def compare_rates(arguments: TokenizerBenchmarkArguments) -> None:
     ]
     print_table(
         f"Tokenizer, {len(texts)} documents, {megabytes:.1f} MB, vocabulary {arguments.vocab_size}",
-        ["", "training (MB/s)", "times the first row", "encoding (MB/s)", "times the first row", "bytes per token"],
+        ["", "training (MB/s)", "relative to row 1", "encoding (MB/s)", "relative to row 1", "bytes per token"],
         rows,
     )
 
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
-    """The same function, but it returns its seconds."""
+    """The same function, but it returns its duration in seconds."""
     return lambda: seconds_of(function)
 
 
 def rates(seconds: dict[str, list[float]], name: str, megabytes: float) -> list[str]:
-    """Median rate, and how many times that of the first candidate it is."""
+    """Median rate, absolute and relative to the first candidate."""
     base = next(iter(seconds.values()))
     return [f"{megabytes / statistics.median(seconds[name]):.2f}", f"{median_ratio(base, seconds[name]):.2f}"]
 
 
 def train_ours(texts: list[str], vocab_size: int) -> Callable[[], int]:
-    """Train our tokenizer; returns what encodes all texts, as train.prepare_data does, and counts the tokens."""
+    """Train our tokenizer; returns a function that encodes all texts like prepare_data and counts the tokens."""
     tokenizer = ScratchGPTTokenizer.train_from_texts(iter(texts), vocab_size, show_progress=False)
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
-    return lambda: sum(map(len, token_stream(documents, tokenizer))) - len(texts)  # end-of-text is no text
+    return lambda: sum(map(len, token_stream(documents, tokenizer))) - len(texts)  # without end-of-text
 
 
 def train_peer(texts: list[str], vocab_size: int, splitter: pre_tokenizers.PreTokenizer) -> Callable[[], int]:
-    """Train with `tokenizers` alone; returns what encodes all texts in one call and counts the tokens."""
+    """Train with `tokenizers` alone; returns a function that encodes all texts in one call and counts the tokens."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = splitter
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -119,7 +119,7 @@ def train_peer(texts: list[str], vocab_size: int, splitter: pre_tokenizers.PreTo
 
 
 def compare_memory(arguments: TokenizerBenchmarkArguments) -> None:
-    """Run both scripts on the corpus once and on `copies` of it, each in a process of its own."""
+    """Run both commands on the corpus and on `copies` of it, each in a fresh process."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for copies in (1, arguments.copies):
@@ -127,17 +127,17 @@ def compare_memory(arguments: TokenizerBenchmarkArguments) -> None:
             megabytes = write_copies(text, copies) / 1e6
             tokenizer = f"{folder}/tokenizer_{copies}"
             options = [f"--vocab_size={arguments.vocab_size}", "--output_dir", tokenizer, "--text", str(text)]
-            training = in_new_process(peak_of_script, "train_tokenizer", options)
+            training = in_new_process(peak_of_command, "train_tokenizer", options)
             options = ["--tokenizer", tokenizer, "--output_dir", f"{folder}/data_{copies}", "--text", str(text)]
-            preparing = in_new_process(peak_of_script, "prepare_data", options)
+            preparing = in_new_process(peak_of_command, "prepare_data", options)
             rows.append([f"{megabytes:.0f} MB", f"{training:,.0f}", f"{preparing:,.0f}"])
-    nothing = in_new_process(peak_of_script, None, [])
-    rows.insert(0, ["nothing: the imports alone", f"{nothing:,.0f}", f"{nothing:,.0f}"])
-    print_table("Peak memory (MB) of the scripts", ["corpus", "train.train_tokenizer", "train.prepare_data"], rows)
+    nothing = in_new_process(peak_of_command, None, [])
+    rows.insert(0, ["none (imports only)", f"{nothing:,.0f}", f"{nothing:,.0f}"])
+    print_table("Peak memory (MB) of the commands", ["corpus", "train_tokenizer", "prepare_data"], rows)
 
 
 def write_copies(folder: Path, copies: int) -> int:
-    """Write this Python's own text `copies` times, one file per document; returns the bytes."""
+    """Write Python's own text `copies` times, one file per document; returns the number of bytes."""
     num_bytes = 0
     for copy in range(copies):
         (folder / str(copy)).mkdir(parents=True)
@@ -146,18 +146,18 @@ def write_copies(folder: Path, copies: int) -> int:
     return num_bytes
 
 
-def peak_of_script(name: str | None, options: list[str]) -> float:
-    """Peak memory in MB of this process after it has run a script of train/."""
-    scripts = {"train_tokenizer": train_tokenizer.main, "prepare_data": prepare_data.main}
+def peak_of_command(name: str | None, options: list[str]) -> float:
+    """Peak memory of this process, in MB, after it has run a command."""
+    commands = {"train_tokenizer": train_tokenizer.main, "prepare_data": prepare_data.main}
     if name is not None:
         with silent():
-            scripts[name](options)
+            commands[name](options)
     return peak_memory()
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Nothing on the screen."""
+    """Discard all output."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 

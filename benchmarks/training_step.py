@@ -1,8 +1,8 @@
-"""How fast a training step is beside transformers' LlamaForCausalLM: `python -m benchmarks.training_step`.
+"""Speed of a training step compared with transformers' LlamaForCausalLM: `python -m benchmarks.training_step`.
 
-Two questions, two tables. The network: both models with the same weights and batches in one process, float32, not
-compiled, AdamW. The training: tokens per second as train.pretrain runs it by default, beside a plain float32 loop
-around Llama, each in processes of its own because settings of the memory allocator hold for a whole process.
+It prints two tables. Network: both models with the same weights and batches in one process, float32, not compiled,
+AdamW. Training: tokens per second of scratch-gpt pretrain with default settings, compared with a plain float32 loop
+around Llama; each runs in fresh processes, because the settings of the memory allocator apply to a whole process.
 """
 
 import functools
@@ -40,15 +40,15 @@ SHAPE = (
 
 @dataclass
 class StepArguments:
-    """What to measure."""
+    """Options of the benchmark."""
 
-    part: Literal["network", "training", "both"] = option("Which of the two tables.", "both")
+    part: Literal["network", "training", "both"] = option("Table to measure.", "both")
     preset: str = option("Shape of the models.", "laptop")
-    vocab_size: int = option("Tokens of the vocabulary.", 4096)
+    vocab_size: int = option("Vocabulary size.", 4096)
     batch_size: int = option("Sequences per step.", 16)
     block_size: int = option("Tokens per sequence.", 256)
-    rounds: int = option("Rounds of the training part; each starts a process per row.", 3)
-    steps: int = option("Measured steps of each candidate, in each round.", 8)
+    rounds: int = option("Rounds of the training part; each starts one process per row.", 3)
+    steps: int = option("Measured steps per candidate, in each round.", 8)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare_networks(arguments: StepArguments) -> None:
-    """Time forward, backward and AdamW of models that start from the same weights and see the same batches."""
+    """Time forward, backward and AdamW of models with the same initial weights and batches."""
     llama = llama_like(arguments)
     candidates = {
         "LlamaForCausalLM": stepper(llama, arguments),
@@ -81,13 +81,13 @@ def compare_networks(arguments: StepArguments) -> None:
     ]
     print_table(
         f"Training step, {shape(arguments, llama)}, float32, AdamW, one process, {arguments.steps} interleaved steps",
-        ["", "seconds per step (median)", "of Llama's time (median of ratios)", "loss of the last step"],
+        ["", "seconds per step (median)", "relative to Llama (median of ratios)", "loss of the last step"],
         rows,
     )
 
 
 def llama_like(arguments: StepArguments) -> LlamaForCausalLM:
-    """A new Llama of the shape of our preset, on the default device."""
+    """A new Llama with the shape of our preset, on the default device."""
     ours = ScratchGPTConfig.from_preset(arguments.preset, vocab_size=arguments.vocab_size, qk_norm=False)
     torch.manual_seed(0)
     with default_device():
@@ -104,7 +104,7 @@ def ours_like(llama: LlamaForCausalLM) -> ScratchGPTForCausalLM:
 
 
 def stepper(model: PreTrainedModel, arguments: StepArguments, **forward_kwargs: bool) -> Callable[[], float]:
-    """A function that does one training step on the next random batch and returns its loss."""
+    """A function that makes one training step on the next random batch and returns its loss."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     generator = torch.Generator().manual_seed(0)  # the same batches for every model
     size = (arguments.batch_size, arguments.block_size)
@@ -122,7 +122,7 @@ def stepper(model: PreTrainedModel, arguments: StepArguments, **forward_kwargs: 
 
 
 def timed(step: Callable[[], float], losses: list[float]) -> Callable[[], float]:
-    """`step`, but it returns its seconds and puts the loss into `losses`."""
+    """`step`, but it returns its duration in seconds and appends the loss to `losses`."""
     return lambda: seconds_of(lambda: losses.append(step()))
 
 
@@ -130,7 +130,7 @@ def timed(step: Callable[[], float], losses: list[float]) -> Callable[[], float]
 
 
 def compare_training(arguments: StepArguments) -> None:
-    """Time whole training steps on this Python's own text, each candidate in processes of its own."""
+    """Time whole training steps on Python's own text, each candidate in fresh processes."""
     precision = resolve_precision("auto", default_device())
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), arguments)
@@ -139,9 +139,9 @@ def compare_training(arguments: StepArguments) -> None:
         candidates = {
             "LlamaForCausalLM, float32, AdamW": llama,
             "LlamaForCausalLM, also keeps freed memory": functools.partial(llama, keep_memory=True),
-            f"train.pretrain by default (Muon, {precision})": ours,
+            f"pretrain with default settings (Muon, {precision})": ours,
             "- does not keep freed memory": functools.partial(ours, keep_memory=False),
-            "- holds all logits": functools.partial(ours, skip_logits=False),
+            "- keeps all logits": functools.partial(ours, skip_logits=False),
             "- AdamW for all parameters": functools.partial(ours, optimizer="adamw"),
         }
         if precision != "fp32":
@@ -152,13 +152,13 @@ def compare_training(arguments: StepArguments) -> None:
     print_table(
         f"Training, preset {arguments.preset}, {arguments.batch_size} x {arguments.block_size} tokens per step, "
         f"{arguments.rounds} rounds of fresh processes",
-        ["", "tokens per second (median)", "times the first row (median of ratios)"],
+        ["", "tokens per second (median)", "relative to row 1 (median of ratios)"],
         rows,
     )
 
 
 def prepare(folder: Path, arguments: StepArguments) -> None:
-    """Write tokenizer and blocks of this Python's own text."""
+    """Write tokenizer and blocks of Python's own text."""
     tokenizer = str(folder / "tokenizer")
     train_tokenizer.main(["--output_dir", tokenizer, f"--vocab_size={arguments.vocab_size}"])
     data = str(folder / "data")
@@ -168,7 +168,7 @@ def prepare(folder: Path, arguments: StepArguments) -> None:
 def our_speed(
     folder: str, arguments: StepArguments, keep_memory: bool = True, skip_logits: bool = True, **settings: str
 ) -> float:
-    """Tokens per second of the steps that train.pretrain does."""
+    """Tokens per second of the steps of scratch-gpt pretrain."""
     if keep_memory:
         keep_freed_memory()
     options = {
@@ -190,7 +190,7 @@ def our_speed(
 
 
 def llama_speed(folder: str, arguments: StepArguments, keep_memory: bool = False) -> float:
-    """Tokens per second of the loop that everybody writes first."""
+    """Tokens per second of a minimal training loop."""
     if keep_memory:
         keep_freed_memory()
     step = stepper(llama_like(arguments), arguments)
@@ -198,13 +198,13 @@ def llama_speed(folder: str, arguments: StepArguments, keep_memory: bool = False
 
 
 def tokens_per_second(step: Callable[[int], object], arguments: StepArguments) -> float:
-    """Throughput of the median step, after those that warm up."""
+    """Throughput of the median step, after the warmup."""
     seconds = [seconds_of(lambda: step(number)) for number in range(WARMUP_STEPS + arguments.steps)]  # noqa: B023
     return arguments.batch_size * arguments.block_size / statistics.median(seconds[WARMUP_STEPS:])
 
 
 def shape(arguments: StepArguments, model: PreTrainedModel) -> str:
-    """The size of the problem in words."""
+    """The size of model and batch, for the title."""
     return (
         f"{model.num_parameters() / 1e6:.1f}M parameters (preset {arguments.preset}, vocabulary "
         f"{arguments.vocab_size}), {arguments.batch_size} x {arguments.block_size} tokens"
