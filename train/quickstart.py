@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -26,6 +27,7 @@ from hf_scratch_gpt import ScratchGPTTokenizer
 from . import prepare_data, pretrain, train_tokenizer
 from .checkpoint.state import TrainState
 from .data.blocks import TOKENIZER_FOLDER, open_data
+from .data.prompts import held_out_prompts
 from .distributed.device import build_accelerator, keep_freed_memory
 from .loop.evaluation import evaluate, sample
 from .loop.train import train_step
@@ -35,7 +37,9 @@ from .settings.recipe import option, parse_recipe
 from .settings.run_folder import CARD_FILE, LOSS_CURVE_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE, TOKENIZER_FILE
 from .settings.training import DataArguments, ModelArguments, TrainArguments
 
-PROMPTS = ("def read_", "class Queue:\n", "import os\n", 'The "for" statement')
+NUM_PROMPTS = 4
+# so that a small model does not repeat itself
+SAMPLING = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.1, "max_new_tokens": 64}
 NUM_EVALUATIONS = 8
 SPARE = 0.1  # fraction of the time for loading, checkpoints and slowdowns of the machine
 TIMING_SECONDS = 12.0
@@ -81,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_data(folder, size, corpus)
     if code := make_model(folder, size, arguments.minutes):
         return code
-    try_model(folder / "run" / MODEL_FOLDER)
+    prompts = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["sample_prompts"]
+    try_model(folder / "run" / MODEL_FOLDER, prompts)
     print(closing_text(folder))
     return 0
 
@@ -134,8 +139,10 @@ def make_model(folder: Path, size: Size, minutes: float) -> int:
     return pretrain.main([str(recipe)])
 
 
-def recipe_for(folder: Path, size: Size) -> dict[str, object]:
+def recipe_for(folder: Path, size: Size) -> dict[str, Any]:
     """The settings of the run that do not depend on its length."""
+    tokenizer = ScratchGPTTokenizer.from_pretrained(folder / "data" / TOKENIZER_FOLDER)
+    validation = open_data(folder / "data").validation
     return {
         "config": size.preset,
         "data_dir": str(folder / "data"),
@@ -145,7 +152,7 @@ def recipe_for(folder: Path, size: Size) -> dict[str, object]:
         "learning_rate": size.learning_rate,
         "min_lr_ratio": 0.0,
         "max_eval_samples": 128,
-        "sample_prompts": list(PROMPTS),
+        "sample_prompts": held_out_prompts(validation, tokenizer, NUM_PROMPTS),
     }
 
 
@@ -160,11 +167,11 @@ def schedule_for(steps: int) -> dict[str, object]:
     }
 
 
-def seconds_needed(settings: dict[str, object]) -> tuple[float, float]:
+def seconds_needed(settings: dict[str, Any]) -> tuple[float, float]:
     """The median time of a step, and the time of an evaluation with samples, of a model that is then discarded."""
     with tempfile.TemporaryDirectory() as scratch:
         options = [f"--{name}={value}" for name, value in settings.items() if name != "sample_prompts"]
-        options += [f"--output_dir={scratch}", "--sample_prompts", *PROMPTS]
+        options += [f"--output_dir={scratch}", "--sample_prompts", *settings["sample_prompts"]]
         kinds = (ModelArguments, DataArguments, TrainArguments)
         model, data, arguments = parse_recipe(kinds, options)
         accelerator = build_accelerator(arguments.precision)
@@ -179,15 +186,17 @@ def seconds_needed(settings: dict[str, object]) -> tuple[float, float]:
     return statistics.median(seconds[2:]), time.perf_counter() - started
 
 
-def try_model(model: Path) -> None:
+def try_model(model: Path, prompts: Sequence[str]) -> None:
     """Stage 4: load the model folder in new processes, as its users will, and print samples."""
-    announce("4/4  Load the model in new processes", "generate", ["--model", str(model), "--prompt", PROMPTS[0]])
+    first_line = prompts[0].splitlines()[0]
+    announce("4/4  Load the model in new processes", "generate", ["--model", str(model), "--prompt", first_line])
+    print("\nPrompts (>) are beginnings of held-out paragraphs; the model continues them (|).")
     for title, preamble, trust in (
         ("with the package", "import hf_scratch_gpt", False),
         ("without the package, by the code in the folder (trust_remote_code=True)", HIDE_PACKAGE, True),
     ):
         print(f"\n--- AutoTokenizer and AutoModelForCausalLM {title}", flush=True)
-        program = USE_MODEL.format(preamble=preamble, trust=trust, model=str(model), prompts=PROMPTS)
+        program = USE_MODEL.format(preamble=preamble, trust=trust, model=str(model), prompts=prompts, sampling=SAMPLING)
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
@@ -210,8 +219,9 @@ write = pipeline("text-generation", model=model, tokenizer=tokenizer)
 print(f"{{type(tokenizer).__name__}}, {{type(model).__module__}}.{{type(model).__name__}}")
 for prompt in {prompts!r}:
     torch.manual_seed(0)
-    text = write(prompt, max_new_tokens=48, do_sample=True, temperature=0.7, top_k=50)[0]["generated_text"]
-    print(textwrap.indent(text, "    | ", lambda line: True), end="\\n\\n")
+    text = write(prompt, return_full_text=False, **{sampling!r})[0]["generated_text"]
+    print(textwrap.indent(prompt.removesuffix("\\n"), "    > ", lambda line: True))
+    print(textwrap.indent(text.rstrip(), "    | ", lambda line: True), end="\\n\\n")
 """
 
 
