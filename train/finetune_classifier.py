@@ -64,7 +64,7 @@ class LabelledData:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
-    kinds = (BaseArguments, FinetuneArguments, LabelArguments, TuneArguments)
+    kinds = (BaseArguments, LabelArguments, TuneArguments)
     settings = base_arguments, labels, tuning = parse_recipe(kinds, argv, description=__doc__ or "")
     base_arguments.check_engine(tuning)
     if tuning.sample_prompts:
