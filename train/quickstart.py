@@ -9,6 +9,7 @@ same. A finished run is never changed.
 
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -237,7 +238,15 @@ def corpus_options(corpus: CorpusArguments) -> list[str]:
 def announce(title: str, name: str, options: Sequence[str]) -> None:
     """Print the next stage and the command that does the same."""
     command = " ".join(option if option.isprintable() and " " not in option else repr(option) for option in options)
-    print(f"\n=== {title}\n$ scratch-gpt {name} {command}", flush=True)
+    print(f"\n=== {title}\n$ {program()} {name} {command}", flush=True)
+
+
+def program() -> str:
+    """`scratch-gpt` as a person can type it: by its path if the virtual environment is not activated."""
+    script = Path(sys.executable).with_name("scratch-gpt")
+    if shutil.which("scratch-gpt") or not script.exists():
+        return "scratch-gpt"
+    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
 def closing_text(folder: Path) -> str:
@@ -252,16 +261,18 @@ def closing_text(folder: Path) -> str:
         folder / "recipe.yaml": "the settings of the run",
     }
     lines = [f"{path!s:<44}{meaning}" for path, meaning in files.items()]
-    return "\n".join(["\n=== All done", *lines, NEXT_STEPS.format(folder=folder, model=model)])
+    return "\n".join(["\n=== All done", *lines, NEXT_STEPS.format(program=program(), folder=folder, model=model)])
 
 
 NEXT_STEPS = """
 Try next:
-  scratch-gpt generate --model {model} --prompt "class Stack:"
-  scratch-gpt evaluate --model {model} --text README.md
-  scratch-gpt quickstart --text your_book.txt --output_dir runs/book
-  scratch-gpt pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
-  scratch-gpt publish --folder_path {model} --repo_id my-first-gpt --dry_run
+  {program} generate --model {model} --prompt "class Stack:"
+  {program} evaluate --model {model} --text README.md
+  {program} quickstart --text your_book.txt --output_dir runs/book
+  {program} pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
+  {program} publish --folder_path {model} --repo_id my-first-gpt --dry_run
 """
+
+
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from train import quickstart
 from train.settings.command import run_command
@@ -45,7 +46,10 @@ def test_all_stages(tmp_path, monkeypatch, capfd):
     assert {path.name for path in model.iterdir()} == EXPECTED_FILES
     assert "ScratchGPTTokenizer, hf_scratch_gpt.modeling_scratch_gpt.ScratchGPTForCausalLM" in output
     assert "TokenizersBackend, transformers_modules." in output
-    assert output.count("    | def read_") == 2
+    prompts = yaml.safe_load((folder / "recipe.yaml").read_text())["sample_prompts"]
+    assert prompts
+    for prompt in prompts:
+        assert output.count(f"    > {prompt.splitlines()[0]}\n") == 2  # with the package and without
     assert "Do you wish to run the custom code" not in output
     assert f"scratch-gpt generate --model {model}" in output
     card = (model / "README.md").read_text()
@@ -68,7 +72,7 @@ def test_a_corpus_becomes_command_line_options():
 
 def test_the_closing_text_names_files_that_a_run_has_and_commands_that_exist(tmp_path):
     text = quickstart.closing_text(tmp_path)
-    commands = re.findall(r"^  scratch-gpt (\w+) (.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^  \S*scratch-gpt (\w+) (.*)$", text, re.MULTILINE)
     assert [name for name, _ in commands] == ["generate", "evaluate", "quickstart", "pretrain", "publish"]
     for name, rest in commands:
         with pytest.raises(SystemExit) as end:  # --help wins unless an option is unknown
