@@ -1,5 +1,6 @@
 """Recipes: arguments in a file, checked as strictly as a command line."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -212,6 +213,9 @@ def test_help_says_each_default_once(capsys):
     assert end.value.code == 0
     assert "[recipe.yaml ...] [--name value ...]" in text
     assert "(default: 1000)" in text
+    assert text.count("--max_steps MAX_STEPS") == 1
+    assert "--max-steps" not in text
+    assert re.search(r"--no_reshard_after_forward\s+Set --reshard_after_forward to False\.\n", text)
 
 
 @pytest.mark.parametrize(

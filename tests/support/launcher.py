@@ -1,7 +1,7 @@
-"""Starts training processes in a fraction of a second: one process imports everything, and forks each trial.
+"""Start training processes in a fraction of a second: a server imports everything once and forks for each trial.
 
-A test kills them as it likes. `python launcher.py` reads a JSON list per line, [arguments of the script, number of
-processes, path of the log, hosts, script], and answers with the process ids, then with how each has ended.
+`python launcher.py` reads a JSON list per line, [arguments of the command, number of processes, path of the log, hosts,
+command], and answers with the process ids, then with their exit codes.
 """
 
 import ctypes
@@ -34,27 +34,28 @@ class Launcher:
         self.running = []
 
     def start(self, arguments, processes, log, hosts=(), script="pretrain"):
-        """Starts a script of `train` in so many processes and returns their ids.
+        """Start a command in several processes and return their ids.
 
-        `hosts` are (network namespace, address in it) of each process; without them all are on this host.
+        Args:
+            hosts: (network namespace, address in it) of each process; default: all on this host.
         """
         print(json.dumps([arguments, processes, str(log), hosts, script]), file=self.server.stdin, flush=True)
         self.running = json.loads(self.server.stdout.readline())
         return self.running
 
     def wait(self):
-        """The exit codes of all processes of the trial; minus the signal where one was killed."""
+        """The exit codes of all processes of the trial; for a killed one, minus the signal."""
         self.running = []
         return json.loads(self.server.stdout.readline())
 
     def run(self, arguments, processes, log, script="pretrain"):
-        """Starts a trial, waits, and demands that it succeeds."""
+        """Start a trial, wait, and assert that it succeeds."""
         self.start(arguments, processes, log, script=script)
         codes = self.wait()
         assert codes == [0] * processes, Path(log).read_text()[-5000:]
 
     def end(self):
-        """Kills what still runs."""
+        """Kill the processes that still run."""
         for process in self.running:
             os.kill(process, signal.SIGKILL)
         if self.running:
@@ -90,14 +91,14 @@ def serve():
 
 
 def move_to(namespace, main_address):
-    """Puts this process into a network namespace, whose cable it then uses."""
+    """Move this process into a network namespace."""
     file = os.open(f"/var/run/netns/{namespace}", os.O_RDONLY)
     assert ctypes.CDLL(None).setns(file, 0x40000000) == 0  # CLONE_NEWNET; os.setns comes with Python 3.12
     os.environ.update(MASTER_ADDR=main_address, GLOO_SOCKET_IFNAME="cable")
 
 
 def trial(main, rank, processes, port, log):
-    """What a forked process does; it never returns."""
+    """Run a trial in a forked process; never returns."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)

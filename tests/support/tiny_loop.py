@@ -1,4 +1,4 @@
-"""A run in memory whose parts a test can replace, and what it leaves."""
+"""A run in memory whose parts a test can replace, and helpers that read its results."""
 
 import json
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def tokenizer():
 
 @pytest.fixture
 def build(tmp_path, tokenizer):
-    """Builds a run with changed settings; dropout is on."""
+    """Build a run with changed settings; dropout is on."""
 
     def build(name="run", sampler=StepSampler, dropout=0.1, seed=0, **settings):
         settings = {

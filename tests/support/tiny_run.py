@@ -1,4 +1,4 @@
-"""A whole training run that takes a second: its data, its recipe, and what it leaves."""
+"""A complete training run of one second: its data, its recipe, and helpers that read its results."""
 
 import json
 

@@ -11,13 +11,13 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..checkpoint.state import TrainState
 from ..distributed.errors import run_on_main
 from ..distributed.parallel import is_split
 from .find import newest_checkpoint
 from .manifest import FORMAT, versions
 from .optimizer_state import load_optimizers, optimizer_tensors
 from .settings_check import check_settings
+from .state import TrainState
 from .weights import named_weights
 from .write import Contents, write_checkpoint, write_sharded_checkpoint
 

@@ -95,10 +95,23 @@ class _RecipeParser(HfArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Appends "(default: value)" unless the value is None or empty: then the help text says what is done."""
+    """Appends "(default: value)" unless the value is None or empty: then the help text names the default.
+
+    Each option is listed once, under its name in recipes; `--max-steps` works like `--max_steps`.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.const is False:  # the --no_... form of a switch
+            return f"Set --{action.dest} to False."
         return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = action.option_strings
+        action.option_strings = [name for name in names if "-" not in name[2:]]
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = names
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
