@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from tests.support.skips import pytest_terminal_summary  # noqa: F401  a hook
 from tests.support.tiny_loop import build, new_accelerator_state, tokenizer  # noqa: F401  fixtures
 from tests.support.tiny_publish import model_folder, send  # noqa: F401  fixtures
 
