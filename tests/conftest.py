@@ -29,7 +29,7 @@ def seeded():
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Prepared data of a run that takes a second."""
+    """Prepared data for a training run that takes a second."""
     from tests.support.tiny_run import prepare
 
     return prepare(tmp_path_factory.mktemp("data"))
@@ -37,7 +37,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """The folder of a tiny model to tune."""
+    """The folder of a tiny model to fine-tune."""
     from tests.support.tiny_base import save_base
 
     return save_base(tmp_path_factory.mktemp("base"))
@@ -54,14 +54,14 @@ def launcher_of_the_session():
 
 @pytest.fixture
 def launcher(launcher_of_the_session):
-    """Starts training processes; what a failed test has left running is ended."""
+    """Starts training processes, and kills those that still run when the test ends."""
     yield launcher_of_the_session
     launcher_of_the_session.end()
 
 
 @pytest.fixture
 def recipe(tmp_path, data_dir):
-    """Writes the recipe of such a run with changed settings and returns its path."""
+    """Writes a recipe for `data_dir` with changed settings and returns its path."""
     from tests.support.tiny_run import RECIPE, SHAPE
 
     def recipe(**changes):
@@ -80,7 +80,7 @@ def recipe(tmp_path, data_dir):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests that start several processes follow each other, so that these do not wait for those of another test."""
+    """Runs tests that start several processes on the same worker, so that they do not compete for the cores."""
     for item in items:
         if "launcher" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("processes"))
