@@ -1,14 +1,11 @@
-"""What holds for every test: no network, one thread, reproducible random numbers."""
+"""Settings and fixtures of all tests: no network, one thread, fixed seeds."""
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub
+# huggingface_hub reads these once, at its first import
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # no server; the fixture `hub` replaces it by the address of one
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-from tests.support.local_hub import LocalHub
-
-# a hub that has its ports, but answers only in tests with the fixture `hub`: the libraries remember the address
-os.environ["HF_ENDPOINT"] = (HUB := LocalHub()).url
 
 import json
 import warnings
@@ -18,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.support.local_hub import client as hub_client
+from tests.support.skips import pytest_terminal_summary  # noqa: F401  a hook
 from tests.support.tiny_loop import build, new_accelerator_state, tokenizer  # noqa: F401  fixtures
 from tests.support.tiny_publish import model_folder, send  # noqa: F401  fixtures
 
@@ -32,7 +29,7 @@ def seeded():
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Prepared data of a run that takes a second."""
+    """Prepared data for a training run that takes a second."""
     from tests.support.tiny_run import prepare
 
     return prepare(tmp_path_factory.mktemp("data"))
@@ -40,7 +37,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """The folder of a tiny model to tune."""
+    """The folder of a tiny model to fine-tune."""
     from tests.support.tiny_base import save_base
 
     return save_base(tmp_path_factory.mktemp("base"))
@@ -57,14 +54,14 @@ def launcher_of_the_session():
 
 @pytest.fixture
 def launcher(launcher_of_the_session):
-    """Starts training processes; what a failed test has left running is ended."""
+    """Starts training processes, and kills those that still run when the test ends."""
     yield launcher_of_the_session
     launcher_of_the_session.end()
 
 
 @pytest.fixture
 def recipe(tmp_path, data_dir):
-    """Writes the recipe of such a run with changed settings and returns its path."""
+    """Writes a recipe for `data_dir` with changed settings and returns its path."""
     from tests.support.tiny_run import RECIPE, SHAPE
 
     def recipe(**changes):
@@ -83,33 +80,39 @@ def recipe(tmp_path, data_dir):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests that start several processes follow each other, so that these do not wait for those of another test."""
+    """Runs tests that start several processes on the same worker, so that they do not compete for the cores."""
     for item in items:
         if "launcher" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("processes"))
 
 
-def pytest_unconfigure():
-    HUB.close()
+@pytest.fixture(scope="session")
+def hub_of_the_session():
+    if int(huggingface_hub.__version__.partition(".")[0]) < 2:
+        pytest.skip("the local Hub needs huggingface_hub 2: older clients confuse its two ports, or ask huggingface.co")
+    from tests.support.local_hub import LocalHub
+
+    with LocalHub() as hub:
+        yield hub
 
 
 @pytest.fixture
-def hub(request, monkeypatch, tmp_path_factory):
-    """A local hub, as if new, and the clients of this process turned to it with the token of alice.
+def hub(request, monkeypatch, tmp_path_factory, hub_of_the_session):
+    """An empty local Hub. The clients of this process use it with the token of alice.
 
-    Files go to the Xet storage as they do for users. `@pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)`
-    runs a test with and without.
+    Files go to the Xet storage, as they do for users. `@pytest.mark.parametrize("hub", ["xet", "lfs"], indirect=True)`
+    runs a test with and without Xet.
     """
-    if int(huggingface_hub.__version__.partition(".")[0]) < 2:
-        pytest.skip("older clients take both ports of the hub for one server, and ask huggingface.co at times")
-    # huggingface_hub itself uses what its HTTP library no longer likes
+    from tests.support.local_hub import client
+
+    # huggingface_hub itself calls its HTTP library in a deprecated way
     warnings.filterwarnings("ignore", "Use 'content=<...>' to upload raw bytes", DeprecationWarning)
-    HUB.reset()
-    HUB.start()
-    hub_client.forget()
+    hub = hub_of_the_session
+    hub.reset()
+    client.forget()
     home = tmp_path_factory.mktemp("hub_home")
-    hub_client.connect(monkeypatch, HUB, home, HUB.token(), xet=getattr(request, "param", "xet") == "xet")
-    yield HUB
-    hub_client.forget()
-    assert not HUB.leaks, "a token of the hub was sent to the storage"
-    assert not HUB.errors, "\n".join(HUB.errors)
+    client.connect(monkeypatch, hub, home, hub.token(), xet=getattr(request, "param", "xet") == "xet")
+    yield hub
+    client.forget()
+    assert not hub.leaks, "a token of the hub was sent to the storage"
+    assert not hub.errors, "\n".join(hub.errors)

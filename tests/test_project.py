@@ -1,57 +1,23 @@
-"""The rules of the house that a machine can check: who imports whom, and how long things are."""
+"""House rules that neither ruff nor import-linter can check: the layout, sizes, imports of files that travel alone."""
 
 import ast
 import functools
-import graphlib
+import re
 import statistics
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGE = sorted((REPOSITORY / "hf_scratch_gpt").glob("*.py"))
-TRAIN = sorted((REPOSITORY / "train").glob("*.py"))
-ALL = [
-    path for folder in ("hf_scratch_gpt", "train", "tests", "benchmarks", "examples")
-    for path in sorted((REPOSITORY / folder).rglob("*.py"))
-]  # fmt: skip
-SCRIPTS = {
-    *("train_tokenizer", "prepare_data", "pretrain", "evaluate", "generate", "quickstart"),
-    *("plan", "report", "rollback", "finetune", "finetune_classifier", "chat", "publish", "pull"),
+FILES = {
+    folder: sorted((REPOSITORY / folder).rglob("*.py"))
+    for folder in ("hf_scratch_gpt", "train", "tests", "benchmarks", "examples")
 }
-# who may know whom, from the bottom to the top; parts that are not named stand alone
-LAYERS = {
-    "run": {"arguments", "parallel"},
-    "stability": {"run"},
-    "optimizer": {"parallel"},
-    "order": {"run"},
-    "language_modeling": {"metrics", "schedule"},
-    "corpora": {"tables"},
-    "scores": {"metrics"},
-    "minimal_pairs": {"scores", "tables"},
-    "rows": {"arguments", "tables"},
-    "tuning": {"arguments"},
-    "classification": {"rows", "scores"},
-    "conversations": {"metrics", "rows"},
-    "download": {"hub", "manifest"},
-    "base_model": {"build", "checkpoint", "download", "hub", "manifest", "run", "schedule", "tuning"},
-    "outgoing": {"base_model", "checkpoint", "hub", "manifest", "model_card"},
-    "card_data": {"hub", "rows", "tuning"},
-    "model_card": {"card_data"},
-    "tuned_card": {"card_data", "model_card"},
-    "checkpoint": {"manifest", "parallel", "run"},
-    "resume": {"checkpoint", "manifest", "metrics", "optimizer", "run"},
-    "loop": {"checkpoint", "metrics", "parallel", "resume", "run", "schedule", "stability"},
-    "build": {
-        *("arguments", "cost", "data", "device", "language_modeling", "metrics", "optimizer", "order", "parallel"),
-        *("run", "schedule"),
-    },
-    "session": {
-        *("arguments", "build", "checkpoint", "device", "heartbeat", "loop", "manifest", "parallel", "resume", "run"),
-        "status",
-    },
-}
+PACKAGE, TRAIN = FILES["hf_scratch_gpt"], FILES["train"]
+ALL = [path for paths in FILES.values() for path in paths]
+COMMANDS = [path for path in TRAIN if path.parent.name == "train" and not path.stem.startswith("__")]
 MODELING = REPOSITORY / "hf_scratch_gpt" / "modeling_scratch_gpt.py"
+CONFIGURATION = MODELING.with_name("configuration_scratch_gpt.py")
 
 
 @functools.cache
@@ -60,15 +26,14 @@ def tree_of(path):
 
 
 def imports(path):
-    """Full names of all modules that a file imports, wherever in it; relative ones with their dots."""
+    """Full names of all modules that a file imports, at any depth; relative ones with their dots."""
     names = set()
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.ImportFrom):
-            names.add("." * node.level + (node.module or ""))
+            module = "." * node.level + (node.module or "")
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names if not node.level)}
     return names
 
 
@@ -76,67 +41,92 @@ def top_level(path):
     return {name.partition(".")[0] for name in imports(path) if not name.startswith(".")}
 
 
-def siblings(path):
-    """The modules of `train` that a file imports."""
-    names = imports(path)
-    absolute = {name.split(".")[1] for name in names if name.startswith("train.")}
-    return (absolute | {name.lstrip(".") for name in names if name.startswith(".")}) & {part.stem for part in TRAIN}
+def offenders(paths, found):
+    """The result of `found` for each file for which there is one, by its path in the repository."""
+    return {str(path.relative_to(REPOSITORY)): result for path in paths if (result := found(path))}
 
 
-def ids(path):
-    return str(path.relative_to(REPOSITORY))
+# ----------------------------------------------------------------------------------------------------------------------
+# Layout
+# ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=ids)
-def test_the_package_needs_neither_training_nor_its_libraries(path):
-    assert not top_level(path) & {"train", "tests", "accelerate", "datasets", "yaml", "peft", "matplotlib", "evaluate"}
+def test_train_contains_commands_and_at_most_nine_folders():
+    """`ls train` is the list of commands."""
+    entries = [path for path in (REPOSITORY / "train").iterdir() if path.name[0] != "." and path.name != "__pycache__"]
+    assert {path.name for path in entries if path.is_file()} <= {
+        *(path.name for path in COMMANDS), "__init__.py", "__main__.py"
+    }  # fmt: skip
+    assert len([path for path in entries if path.is_dir()]) <= 9
 
 
-def test_the_modeling_file_imports_only_torch_transformers_and_its_config():
-    """`save_pretrained` copies it beside the weights: what it needs must be there."""
-    names = imports(MODELING)
-    assert {name for name in names if name.startswith(".")} == {".configuration_scratch_gpt"}
-    assert top_level(MODELING) <= {"math", "collections", "typing", "torch", "transformers"}
+def test_commands_describe_themselves_and_have_a_main():
+    def missing(path):
+        docstring = ast.get_docstring(tree_of(path)) or ""
+        parts = {
+            "a docstring with an example": f"scratch-gpt {path.stem}" in docstring,
+            "main": "main" in {node.name for node in functions(path)},
+        }
+        return [part for part, is_there in parts.items() if not is_there]
+
+    assert len(COMMANDS) > 10
+    assert offenders(COMMANDS, missing) == {}
 
 
-@pytest.mark.parametrize("path", [MODELING, MODELING.with_name("configuration_scratch_gpt.py")], ids=ids)
-def test_the_model_is_written_from_scratch(path):
-    assert not [name for name in imports(path) if name.startswith("transformers.models")]
+def test_each_folder_says_in_one_sentence_what_it_is_for():
+    def is_wrong(path):
+        return not path.exists() or not re.fullmatch(r"[A-Z]((?![.!?]\s).)+\.", docstring_of(path), re.DOTALL)
+
+    assert offenders(sorted({path.with_name("__init__.py") for path in TRAIN}), is_wrong) == {}
 
 
-def test_files_of_a_checkpoint_import_each_other_flatly():
-    configuration = MODELING.with_name("configuration_scratch_gpt.py")
-    assert not [name for name in imports(configuration) if name.startswith(".")]
-    assert not [name for path in PACKAGE for name in imports(path) if name.startswith("..")]
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in TRAIN if path.stem not in SCRIPTS | {"build", "cost", "outgoing"}], ids=ids
-)
-def test_only_scripts_know_the_model(path):
-    assert "hf_scratch_gpt" not in top_level(path)
-
-
-@pytest.mark.parametrize("path", [path for path in TRAIN if path.stem not in SCRIPTS], ids=ids)
-def test_parts_of_training_know_only_the_layers_below(path):
-    assert siblings(path) <= LAYERS.get(path.stem, set())
-
-
-def test_layers_have_no_circle():
-    below = {
-        part: LAYERS.get(part, set()) for part in {*LAYERS, *(name for names in LAYERS.values() for name in names)}
-    }
-    graphlib.TopologicalSorter(below).prepare()
-    assert not {name for names in LAYERS.values() for name in names} & SCRIPTS
-
-
-@pytest.mark.parametrize("path", PACKAGE + TRAIN, ids=ids)
-def test_the_product_needs_no_tests_examples_or_benchmarks(path):
-    assert not top_level(path) & {"tests", "examples", "benchmarks"}
+def docstring_of(path):
+    return ast.get_docstring(tree_of(path)) or ""
 
 
 def test_no_file_is_a_drawer_for_everything():
     assert not {path.stem for path in ALL} & {"utils", "util", "common", "helpers", "helper", "misc", "manager"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Imports. `[tool.importlinter]` in pyproject.toml has the rules about folders.
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_modeling_file_imports_only_torch_transformers_and_its_config():
+    """`save_pretrained` copies it next to the weights, with the files that it imports relatively."""
+    assert {name for name in imports(MODELING) if name.startswith(".")} == {".configuration_scratch_gpt"}
+    assert top_level(MODELING) <= {"math", "collections", "typing", "torch", "transformers"}
+
+
+def test_the_model_is_written_from_scratch():
+    def copied(path):
+        return [name for name in imports(path) if name.startswith("transformers.models")]
+
+    assert offenders([MODELING, CONFIGURATION], copied) == {}
+
+
+def test_files_of_a_checkpoint_import_each_other_flatly():
+    assert not [name for name in imports(CONFIGURATION) if name.startswith(".")]
+    assert not [name for path in PACKAGE for name in imports(path) if name.startswith("..")]
+
+
+def test_the_product_needs_no_tests_examples_or_benchmarks():
+    assert offenders(PACKAGE + TRAIN, lambda path: top_level(path) & {"tests", "examples", "benchmarks"}) == {}
+
+
+def test_test_files_do_not_import_each_other():
+    """Shared parts are in tests/support/."""
+
+    def imported(path):
+        return [name for name in imports(path) if re.search(r"(^|\.)(test_\w+|conftest)(\.|$)", name)]
+
+    assert offenders(FILES["tests"], imported) == {}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sizes
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def code_lines(function):
@@ -149,45 +139,60 @@ def code_lines(function):
 
 
 def functions(path):
-    tree = tree_of(path)
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
-@pytest.mark.parametrize("path", ALL, ids=ids)
-def test_functions_are_short(path):
-    too_long = {node.name: lines for node in functions(path) if (lines := code_lines(node)) > 50}
-    assert not too_long
+def test_functions_are_short():
+    def too_long(path):
+        return {node.name: lines for node in functions(path) if (lines := code_lines(node)) > 50}
+
+    assert offenders(ALL, too_long) == {}
 
 
-def test_most_functions_are_very_short():
-    lengths = [code_lines(node) for path in PACKAGE + TRAIN for node in functions(path)]
+@pytest.mark.parametrize("paths", [PACKAGE, TRAIN], ids=["hf_scratch_gpt", "train"])
+def test_most_functions_are_very_short(paths):
+    lengths = [code_lines(node) for path in paths for node in functions(path)]
     assert statistics.median(lengths) <= 12
     assert statistics.quantiles(lengths, n=10)[-1] <= 30
 
 
-@pytest.mark.parametrize("path", [path for path in ALL if path != MODELING], ids=ids)
-def test_files_are_short(path):
-    """But for the modeling file, which is one so that a checkpoint can carry it."""
-    assert len(path.read_text().splitlines()) <= 400
+def test_files_are_short():
+    """Except the modeling file, which is a single file so that a checkpoint can contain it."""
+
+    def too_long(path):
+        lines = len(path.read_text().splitlines())
+        return lines if lines > 400 else None
+
+    assert offenders([path for path in ALL if path != MODELING], too_long) == {}
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=ids)
-def test_the_package_does_not_print(path):
-    calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
-    assert not [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]
+# ----------------------------------------------------------------------------------------------------------------------
+# Contents
+# ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ALL, ids=ids)
-def test_sources_are_ascii_outside_of_the_tests(path):
-    assert "tests" in path.parts or path.read_text().isascii()
+def calls(path):
+    return [ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
 
 
-@pytest.mark.parametrize("path", PACKAGE + TRAIN, ids=ids)
-def test_nothing_is_loaded_that_can_run_code(path):
-    """Pickles can: neither they nor what reads them may be named; safetensors and JSON are read only."""
-    assert not top_level(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-    calls = [ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
-    unsafe = {"torch.load", "torch.save", "load_state", "save_state", "register_for_checkpointing", "yaml.load_all"}
-    assert not [call for call in calls if call in unsafe or call.rpartition(".")[2] in unsafe]
-    loaders = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.keyword)]
-    assert not [node.value for node in loaders if node.arg in ("allow_pickle", "weights_only")]
+def test_the_package_does_not_print():
+    assert offenders(PACKAGE, lambda path: "print" in calls(path)) == {}
+
+
+def test_sources_are_ascii_outside_of_the_tests():
+    assert offenders(set(ALL) - set(FILES["tests"]), lambda path: not path.read_text().isascii()) == {}
+
+
+def test_nothing_is_loaded_that_can_run_code():
+    """No pickles: only safetensors and JSON are read."""
+    modules = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    functions = {"load_state", "save_state", "register_for_checkpointing", "read_pickle", "unsafe_load", "full_load"}
+    options = {"allow_pickle", "weights_only"}
+
+    def unsafe(path):
+        names = {name for name in calls(path) if name in ("torch.load", "torch.save", "yaml.load_all")}
+        names |= {name for name in calls(path) if name.rpartition(".")[2] in functions}
+        names |= {node.arg for node in ast.walk(tree_of(path)) if isinstance(node, ast.keyword)} & options
+        return names | top_level(path) & modules
+
+    assert offenders(PACKAGE + TRAIN, unsafe) == {}

@@ -239,7 +239,7 @@ def test_continuous_batching_equals_generate(overrides):
     model = tiny_model(**overrides)
     prompts = [tiny_ids(1, length, seed=length)[0].tolist() for length in (3, 8, 5)]
     config = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
-    batching = ContinuousBatchingConfig(num_trainable_layers=32, max_batch_tokens=64)
+    batching = ContinuousBatchingConfig(num_blocks=32, max_batch_tokens=64)
     outputs = model.generate_batch(inputs=prompts, generation_config=config, continuous_batching_config=batching)
     assert len(outputs) == 3
     for output in outputs.values():

@@ -202,11 +202,12 @@ def watch_all_runs():
             cache = arguments["past_key_values"] = DynamicCache(config=module.config)
             module(tiny_ids(seq=PAST), past_key_values=cache)
         watcher = ShapeWatcher({**WORDS, "key_seq": SEQ + PAST * is_cached})
+        previous = sys.gettrace()  # that of coverage or a debugger
         sys.settrace(watcher)
         try:
             module(**arguments)
         finally:
-            sys.settrace(None)
+            sys.settrace(previous)
         seen |= watcher.seen
         wrong |= watcher.wrong
     return seen, wrong

@@ -35,8 +35,8 @@ def environment(hub, home, token, xet):
 def connect(monkeypatch, hub, home, token, xet):
     """Switches this process over for one test.
 
-    The libraries read most variables once, when they are imported, so that their copies have to be changed as well; for
-    the address that would be too many, which is why HF_ENDPOINT must be set before.
+    The libraries read most variables once, when they are imported, so their copies are changed as well. HF_ENDPOINT
+    must be an address on 127.0.0.1 at that time, which may have no server.
     """
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
         monkeypatch.delenv(name)
@@ -44,7 +44,8 @@ def connect(monkeypatch, hub, home, token, xet):
         if name not in ("PATH", "HOME", "OMP_NUM_THREADS"):
             monkeypatch.setenv(name, value)
     _refuse_other_hosts(monkeypatch, hub)
-    _connect_huggingface_hub(monkeypatch, hub, Path(home) / "hf", xet)
+    _replace_endpoint(monkeypatch, hub.url)
+    _connect_huggingface_hub(monkeypatch, Path(home) / "hf", xet)
     if "transformers" in sys.modules:
         _connect_transformers(monkeypatch, Path(home) / "hf")
     if "datasets" in sys.modules:
@@ -80,13 +81,27 @@ def _refuse_other_hosts(monkeypatch, hub):
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
-def _connect_huggingface_hub(monkeypatch, hub, home, xet):
+def _replace_endpoint(monkeypatch, url):
+    """Changes every variable of a library that begins with the value of HF_ENDPOINT, and the clients made at import."""
+    from huggingface_hub import HfApi, HfFileSystem, constants
+
+    old = constants.ENDPOINT
+    if not old.startswith("http://127.0.0.1:"):  # tokens would be refused: see constants.HF_URL_HOSTS
+        raise RuntimeError(f"HF_ENDPOINT must be on 127.0.0.1 before huggingface_hub is imported, but it is {old}")
+    libraries = ("huggingface_hub", "transformers", "datasets", "evaluate")
+    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] in libraries]:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, str) and f"{value}/".startswith(f"{old}/"):
+                monkeypatch.setattr(module, name, url + value.removeprefix(old))
+            elif isinstance(value, HfApi | HfFileSystem):
+                monkeypatch.setattr(value, "endpoint", url)
+                if isinstance(value, HfFileSystem):
+                    monkeypatch.setattr(value._api, "endpoint", url)
+
+
+def _connect_huggingface_hub(monkeypatch, home, xet):
     from huggingface_hub import constants
 
-    if hub.url != constants.ENDPOINT:
-        raise RuntimeError(
-            f"HF_ENDPOINT must be {hub.url} before huggingface_hub is imported, not {constants.ENDPOINT}"
-        )
     changes = {
         "HF_HUB_OFFLINE": False,
         "HF_HOME": str(home),
