@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test check wheel
+.PHONY: quickstart test coverage check wheel
 
 quickstart: $(VENV)/train
 	$(VENV)/bin/scratch-gpt quickstart
 
 test: $(VENV)/dev
 	$(RUN) -m pytest -n 2 --dist loadgroup
+
+coverage: $(VENV)/dev  # of the everyday tests; the processes they start are not measured
+	$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow" --cov --cov-report=term:skip-covered
 
 check: $(VENV)/dev
 	$(RUN) -m ruff format --check .
