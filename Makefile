@@ -11,8 +11,9 @@ quickstart: $(VENV)/train
 test: $(VENV)/dev
 	$(RUN) -m pytest -n 2 --dist loadgroup
 
-coverage: $(VENV)/dev  # of the everyday tests; the processes they start are not measured
-	$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow" --cov --cov-report=term:skip-covered
+coverage: $(VENV)/dev  # of the everyday tests; the processes that they start are not measured
+	$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow" --cov --cov-report=
+	@echo "coverage: $$($(RUN) -m coverage report --format=total) percent of hf_scratch_gpt and train"
 
 check: $(VENV)/dev
 	$(RUN) -m ruff format --check .
