@@ -87,7 +87,7 @@ def expected_of_one_process(model, ids):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["tp_size", "dp_shard_size"])
+@pytest.mark.parametrize("mode", ["tp_size", "fsdp_size"])  # names of transformers
 @pytest.mark.parametrize("overrides", [{}, GPT2], ids=["default", "gpt2"])
 def test_two_processes_train_as_one(overrides, mode, tmp_path):
     model = tiny_model(**{**EVEN, **overrides}, vocab_size=98)
