@@ -59,7 +59,7 @@ class Checkpoint:
 
 
 def _read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `tensors` in place; each process reads the parts that it holds."""
+    """Fill `tensors` in place; each process reads the parts that it has."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read it all
         reader = HuggingFaceStorageReader(str(folder))

@@ -1,7 +1,7 @@
 """Write a checkpoint: whole or not at all, of safetensors and JSON only.
 
 A checkpoint is written under a temporary name, flushed to disk, sealed by its manifest and then renamed, so a kill at
-any moment leaves the checkpoint before it intact. Where processes hold parts of the model, each writes its own
+any moment leaves the checkpoint before it intact. Where processes have parts of the model, each writes its own
 shards, which any number of processes can read (https://docs.pytorch.org/docs/stable/distributed.checkpoint.html).
 """
 
@@ -66,7 +66,7 @@ def write_checkpoint(run: Path, contents: Contents, save_total_limit: int) -> No
 
 
 def write_sharded_checkpoint(run: Path, contents: Contents, save_total_limit: int, accelerator: Accelerator) -> None:
-    """Write a checkpoint of which every process holds a part; all processes must call. Otherwise as above."""
+    """Write a checkpoint of which every process has a part; all processes must call. Otherwise as above."""
     is_main, unfinished = accelerator.is_main_process, _unfinished(run, contents)
 
     def write_parts() -> None:

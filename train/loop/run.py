@@ -68,7 +68,7 @@ class Run:
 
     @property
     def is_split(self) -> bool:
-        """Whether each process holds only a part of the model, so that all must take part in every use of it."""
+        """Whether each process has only a part of the model, so that all must take part in every use of it."""
         return is_split(self.model)
 
     def sum_over_processes(self, values: Sequence[float]) -> list[float]:

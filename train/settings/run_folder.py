@@ -1,4 +1,4 @@
-"""Every file and folder name of a run folder: the one answer to "what does a run folder hold?".
+"""Every file and folder name of a run folder: the one answer to "what does a run folder contain?".
 
 run/recipe.yaml                 the settings, as YAML
 run/status.json                 what became of the run: running, stopped, complete or failed
@@ -12,7 +12,7 @@ run/checkpoint-00000250/        everything that a run continues from
     config.json model.safetensors       loads with AutoModelForCausalLM
     adapter_model.safetensors           instead of model.safetensors where only an adapter is trained
     optimizer.safetensors               optimizer state, {parameter name}.{state name}
-    shard-*.safetensors optimizer/      instead, where processes hold parts of the model
+    shard-*.safetensors optimizer/      instead, where processes have parts of the model
     manifest.json                       step, progress, settings, size and SHA-256 of each file
 run/adapter/                    the trained adapter, with the fingerprint of its base model
 run/model/                      the trained model, its tokenizer, model card and loss curve
