@@ -3,8 +3,8 @@
     scratch-gpt pretrain recipe.yaml --max_steps 2000
     accelerate launch -m train.pretrain recipe.yaml
 
-The run folder then contains recipe.yaml, metrics.jsonl, samples.jsonl, checkpoint-*/ and, when all steps are done,
-model/ with the trained model and its tokenizer.
+The run folder then contains recipe.yaml, status.json, metrics.jsonl, samples.jsonl, checkpoint-*/ and, when all steps
+are done, model/ with the trained model and its tokenizer.
 """
 
 import sys
@@ -75,7 +75,7 @@ def build_pretraining(
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
 ) -> Run:
-    """A new model that learns to predict the next token of prepared data."""
+    """A run that trains a new model to predict the next token of prepared data."""
     config = build_config(model_arguments, tokenizer)
     check_block_size(config, data.train.block_size)
     model = new_model(config, arguments.seed)

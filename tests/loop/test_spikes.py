@@ -133,9 +133,9 @@ def test_the_scaler_of_fp16_handles_its_own_overflows():
 def test_memory_is_short_and_takes_finite_values_only():
     state = usual()
     for number in range(3 * spikes.WINDOW):
-        spikes.remember(state, float(number), 1.0)
+        spikes.record_outcome(state, float(number), 1.0, skip_reason="")
     assert [pair[0] for pair in state.recent] == list(range(2 * spikes.WINDOW, 3 * spikes.WINDOW))
-    spikes.remember(state, 1.0, math.inf)
+    spikes.record_outcome(state, 1.0, math.inf, skip_reason="")
     assert state.recent[-1][0] == 3 * spikes.WINDOW - 1
 
 

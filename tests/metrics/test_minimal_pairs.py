@@ -103,7 +103,7 @@ LINES = {
     "number": ('{"sentence_good": 1, "sentence_bad": "b"}', "'sentence_good' is 1: it must be a sentence"),
     "twice the same": ('{"sentence_good": "a", "sentence_bad": "a"}', "both sentences are 'a'"),
     "not JSON": ('{"sentence_good": "a",', "not JSON"),
-    "no object": ('["a", "b"]', "not a JSON object but list"),
+    "no object": ('["a", "b"]', "must be a JSON object, not list"),
 }
 
 

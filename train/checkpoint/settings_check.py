@@ -1,7 +1,7 @@
 """Which settings may change when a run continues, and what to say when others did."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from .manifest import versions
 
 def check_settings(
     run: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any], allow_change: Sequence[str], num_processes: int
-) -> Iterator[str]:
-    """Refuse to continue with settings that would have given another run; yield messages about allowed changes.
+) -> list[str]:
+    """Refuse to continue with settings that would have given another run; return messages about allowed changes.
 
     Args:
         manifest: of the checkpoint to continue from.
@@ -32,15 +32,14 @@ def check_settings(
             + "\nContinue with the old ones, start a new run with another --output_dir, or allow the change with "
             f"--allow_change {' '.join(names)}."
         )
-    yield from (f"changed as allowed: {line}" for line in changes.values())
     now = {"processes": num_processes, **versions()}
     before = {"processes": manifest["num_processes"], **manifest["versions"]}
-    for name in before:
-        if before[name] != now[name]:
-            yield (
-                f"{name}: was {before[name]}, now {now[name]}. The run continues with the same examples, but it is no "
-                "longer bit-identical to an uninterrupted one."
-            )
+    return [f"changed as allowed: {line}" for line in changes.values()] + [
+        f"{name}: was {before[name]}, now {now[name]}. The run continues with the same examples, but it is no longer "
+        "bit-identical to an uninterrupted one."
+        for name in before
+        if before[name] != now[name]
+    ]
 
 
 def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:

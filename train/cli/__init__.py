@@ -1,8 +1,7 @@
-"""The console command `scratch-gpt`: lists the training commands, and runs one of them.
+"""The console command `scratch-gpt`, which lists the commands and runs one of them."""
 
-This package is installed under a name of its own (`scratch_gpt_cli`), because a module below `hf_scratch_gpt` could not
-be imported without torch, and `scratch-gpt --help` must not wait for that.
-"""
+# Installed as `scratch_gpt_cli`: a module below `hf_scratch_gpt` could not be imported without torch, and
+# `scratch-gpt --help` must not wait for that.
 
 import importlib
 import sys

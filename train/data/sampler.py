@@ -22,8 +22,8 @@ class StepSampler:
     global_batch_size: int  # sequences per step, over all processes
     micro_batch_size: int
     seed: int
-    process_index: int = 0
-    num_processes: int = 1
+    process_index: int = 0  # among the processes that read different examples
+    num_processes: int = 1  # that read different examples; tensor-parallel groups count once
 
     def __post_init__(self) -> None:
         share = self.micro_batch_size * self.num_processes
@@ -45,9 +45,9 @@ class StepSampler:
         examples = examples_at(
             step, seed=self.seed, num_examples=len(self.source), batch_size=self.global_batch_size
         )  # (global_batch_size,)
-        parts = examples.reshape(-1, self.micro_batch_size)
-        for number in range(self.process_index, len(parts), self.num_processes):
-            yield number, self.source.batch(parts[number])
+        micro_batches = examples.reshape(-1, self.micro_batch_size)  # row m: micro-batch m
+        for m in range(self.process_index, len(micro_batches), self.num_processes):
+            yield m, self.source.batch(micro_batches[m])
 
 
 def examples_at(step: int, *, seed: int, num_examples: int, batch_size: int) -> np.ndarray:

@@ -23,7 +23,8 @@ except ImportError:  # Windows
 def claimed(arguments: TrainArguments) -> Iterator[Accelerator]:
     """Yield the Accelerator of a training that alone uses its run folder.
 
-    Do the work in a function called from the block: a model that outlives the process group can hang in its destructor.
+    Do the work in a function called from the block: the wrapper of a distributed model can hang in its destructor when
+    the process group is gone.
 
     Raises:
         ValueError: settings that do not work here, a folder in use or of something else, a process that hangs.

@@ -47,7 +47,7 @@ class LanguageModeling:
     forward_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def count_targets(self, batch: dict[str, Tensor]) -> tuple[float, int]:
-        """The number of target tokens, twice."""
+        """(denominator of the loss, tokens to log): here both are the number of target tokens."""
         num_targets = int((batch["shift_labels"] != IGNORE_INDEX).sum())
         return num_targets, num_targets
 
@@ -57,9 +57,9 @@ class LanguageModeling:
         labels = batch["shift_labels"]
         loss: Tensor = model(
             **inputs,
-            labels=labels,  # makes the model return a loss; it uses shift_labels
-            shift_labels=labels,
-            num_items_in_batch=torch.tensor(float(denominator), device=labels.device),
+            labels=labels,  # unused, but transformers models return no loss if it is missing
+            shift_labels=labels,  # already shifted: no target is lost at the end of a row
+            num_items_in_batch=torch.tensor(float(denominator), device=labels.device),  # loss = sum / this
             use_cache=False,
             **self.forward_kwargs,
         ).loss

@@ -114,15 +114,7 @@ def build_run(
         check_split(arguments, precision)
         reshard = arguments.reshard_after_forward
         split_model(model.to(accelerator.device), grid, dtype, reshard_after_forward=reshard)
-    bare_optimizers = optimizers = build_optimizers(
-        model,
-        optimizer=arguments.optimizer,
-        learning_rate=arguments.learning_rate,
-        matrix_learning_rate=arguments.matrix_learning_rate,
-        weight_decay=arguments.weight_decay,
-        betas=(arguments.adam_beta1, arguments.adam_beta2),
-        matrix_dtype=dtype,
-    )
+    bare_optimizers = optimizers = optimizers_for(model, arguments, dtype)
     if grid.mesh is None:
         model, *optimizers = accelerator.prepare(model, *optimizers)
     batch_sizes = (arguments.global_batch_size, arguments.micro_batch_size)
@@ -147,6 +139,19 @@ def build_run(
         checkpoints=checkpoints,
         grid=grid,
         peak_tokens_per_second=peak_speed(accelerator, precision, model_flops(arguments, bare_model, train)),
+    )
+
+
+def optimizers_for(model: PreTrainedModel, arguments: TrainArguments, dtype: torch.dtype) -> list[Optimizer]:
+    """The optimizers that the settings ask for; Muon orthogonalizes in `dtype`."""
+    return build_optimizers(
+        model,
+        optimizer=arguments.optimizer,
+        learning_rate=arguments.learning_rate,
+        matrix_learning_rate=arguments.matrix_learning_rate,
+        weight_decay=arguments.weight_decay,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        matrix_dtype=dtype,
     )
 
 

@@ -39,8 +39,12 @@ def reason_to_skip(state: TrainState, loss: float, grad_norm: float, sigmas: flo
     return ""
 
 
-def remember(state: TrainState, loss: float, grad_norm: float) -> None:
-    """Add a good update to the recent values."""
+def record_outcome(state: TrainState, loss: float, grad_norm: float, skip_reason: str) -> None:
+    """Count a skipped update, or add a good one to the recent values."""
+    if skip_reason:
+        state.skipped_in_a_row += 1
+        state.skipped_steps.append(state.step + 1)
+        return
     state.skipped_in_a_row = 0
     if math.isfinite(grad_norm):
         state.recent = [*state.recent[1 - WINDOW :], [loss, grad_norm]]

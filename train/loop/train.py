@@ -1,9 +1,10 @@
-"""The training loop, for pretraining and every kind of fine-tuning. Reading order: `train`, `train_step`.
+"""The training loop, for pretraining and every kind of fine-tuning. Reading order: `train`, `train_step`, `backward`.
 
 The step is the only clock. Learning rate, examples, dropout and everything that happens every N steps are pure
 functions of (seed, step, micro-batch). So progress is one integer, and continuing a run takes only the weights, the
 optimizer tensors and that integer. Two more files complete the picture: `data/sampler.py` (the examples of a step)
-and `loop/language_modeling.py` (their loss).
+and `loop/language_modeling.py` (their loss). `checkpoint/state.py` lists what a run remembers, `loop/spikes.py` decides
+which updates are skipped.
 """
 
 import math
@@ -25,7 +26,7 @@ from .log import RunLog
 from .run import Run
 from .schedule import is_due, learning_rate_at
 from .signals import stop_on_signals
-from .spikes import reason_to_skip, remember
+from .spikes import reason_to_skip, record_outcome
 
 
 @dataclass
@@ -63,7 +64,7 @@ def train(run: Run, state: TrainState) -> bool:
                 log.write_skip(state, result.skip_reason)
                 check_diverged(run, state, result.skip_reason)
             elif is_due(arguments.logging_steps, state.step, last):
-                rate = run.optimizers[0].param_groups[0]["lr"]
+                rate = run.optimizers[0].param_groups[0]["lr"]  # AdamW's; Muon's follows the same schedule
                 log.write_step(state, {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate})
             if is_due(arguments.eval_steps, state.step, last):
                 evaluate_and_log(run, state, log)
@@ -77,15 +78,22 @@ def train(run: Run, state: TrainState) -> bool:
 
 
 def train_step(run: Run, state: TrainState, wants_stop: bool = False) -> StepResult:
-    """One update. Loss = sum over the targets of all micro-batches and processes / their number."""
+    """Make the update of step `state.step + 1`, unless it is skipped; the caller counts the step.
+
+    Loss = sum over the targets of all micro-batches and processes / their number. The model is in training mode.
+    """
     started, step = time.perf_counter(), state.step
-    if any(first <= step + 1 <= last for first, last in run.skip_windows):
+    if any(first <= step + 1 <= last for first, last in run.skip_windows):  # by scratch-gpt rollback
         (num_stops,) = run.sum_over_processes([float(wants_stop)])
-        return StepResult(math.nan, math.nan, 0, bool(num_stops), "on request")
+        return StepResult(
+            loss=math.nan, grad_norm=math.nan, num_tokens=0, wants_stop=bool(num_stops), skip_reason="on request"
+        )
     set_learning_rate(run, step)
     batches = list(run.sampler.micro_batches(step))  # of this process
-    counts = [run.objective.count_targets(batch) for _, batch in batches]
-    own_denominator, own_tokens = (sum(column) for column in zip(*counts, strict=True))
+    own_denominator = own_tokens = 0.0
+    for _, batch in batches:
+        targets, tokens = run.objective.count_targets(batch)
+        own_denominator, own_tokens = own_denominator + targets, own_tokens + tokens
     denominator, num_tokens, num_stops = run.sum_over_processes([own_denominator, own_tokens, float(wants_stop)])
     if denominator == 0:
         raise ValueError(f"step {step + 1} has nothing to predict: all its labels are masked.")
@@ -95,11 +103,7 @@ def train_step(run: Run, state: TrainState, wants_stop: bool = False) -> StepRes
     (loss,) = run.sum_over_processes([loss])
     is_scaled = run.accelerator.scaler is not None
     skip_reason = reason_to_skip(state, loss, grad_norm, run.arguments.spike_sigmas, is_scaled)
-    if skip_reason:
-        state.skipped_in_a_row += 1
-        state.skipped_steps.append(step + 1)
-    else:
-        remember(state, loss, grad_norm)
+    record_outcome(state, loss, grad_norm, skip_reason)
     for optimizer in run.optimizers:
         if not skip_reason:
             optimizer.step()
@@ -120,7 +124,7 @@ def set_learning_rate(run: Run, step: int) -> None:
         final_ratio=arguments.min_lr_ratio,
     )
     for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
-        group["lr"] = factor * group["peak_learning_rate"]
+        group["lr"] = factor * group["peak_learning_rate"]  # set by build_optimizers
 
 
 def backward(run: Run, step: int, batches: list[tuple[int, dict[str, Tensor]]], denominator: float) -> float:
@@ -133,7 +137,8 @@ def backward(run: Run, step: int, batches: list[tuple[int, dict[str, Tensor]]], 
         with gradient_sync(run, is_last=number == batches[-1][0]):
             with accelerator.autocast():
                 loss = run.objective.loss(model, batch, denominator)
-            # engines average gradients over the shares of the examples, but the loss is a sum over them
+            # The loss is already divided by the targets of ALL processes, so gradients must be summed. DDP and FSDP2
+            # average them over the processes that read different examples: undo that average.
             accelerator.backward(loss * run.grid.data_size)
         loss_sum += loss.detach()
     parallel.finish_gradients(model, run.grid)

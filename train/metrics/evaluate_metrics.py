@@ -22,7 +22,7 @@ from .perplexity import bits_per_byte, perplexity
 POSITIONS_AT_ONCE = 1024  # limits the float32 copy of the logits
 
 
-class SummedMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no type hints
+class SummedMetric(evaluate.Metric):
     """A metric that keeps only a few sums per `add_batch`, so any number of tokens fits into memory.
 
     `evaluate` itself writes every token to an Arrow file: seconds and 16 MB per metric for a million tokens. Here the
