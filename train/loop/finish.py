@@ -28,7 +28,7 @@ def load_best_weights(run: Run, state: TrainState) -> int:
 
 @contextmanager
 def new_model_folder(run: Run) -> Iterator[Path]:
-    """Yield the path of a temporary folder; it becomes `model/` if the block ends without an error. Main process only."""
+    """Yield the path of a folder that becomes `model/` if the block ends without an error. Main process only."""
     folder = run.folder / MODEL_FOLDER
     unfinished = folder.with_name(f".tmp-{MODEL_FOLDER}")
     yield unfinished

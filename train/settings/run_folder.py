@@ -14,6 +14,8 @@ run/checkpoint-00000250/        everything that a run continues from
     optimizer.safetensors               optimizer state, {parameter name}.{state name}
     shard-*.safetensors optimizer/      instead, where processes have parts of the model
     manifest.json                       step, progress, settings, size and SHA-256 of each file
+run/.lock run/.heartbeat/       in use while the run is in progress
+run/damaged-* run/rolled-back-* checkpoints that were moved away
 run/adapter/                    the trained adapter, with the fingerprint of its base model
 run/model/                      the trained model, its tokenizer, model card and loss curve
 """
