@@ -191,7 +191,7 @@ def test_a_single_document_is_split_at_the_same_character_as_in_nanogpt(tmp_path
     assert [document.text for document in validation] == [text[int(1005 * 0.9) :]]
     assert names(train) == ["book.txt#beginning"]
     assert names(validation) == ["book.txt#end"]
-    assert "last 0.1 of its only document" in validation.description
+    assert "last 10 % of its only document" in validation.description
 
 
 def test_corpus_without_text_is_refused(tmp_path):

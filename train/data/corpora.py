@@ -250,7 +250,7 @@ def split_corpus(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Co
         raise ValueError(f"The corpus ({corpus.description}) is empty: it has no text.")
     if len(hashes) == 1:
         return _split_single_document(corpus, validation_fraction)
-    limit, rule = validation_fraction, f"{validation_fraction:g} of the documents, by hash"
+    limit, rule = validation_fraction, f"{100 * validation_fraction:.4g} % of the documents (held out by hash)"
     if not min(hashes) < limit <= max(hashes):
         limit, rule = sorted(hashes)[1], "the document with the smallest hash"
 
@@ -272,7 +272,7 @@ def _split_single_document(corpus: Corpus, validation_fraction: float) -> tuple[
             text = document.text[cut:] if is_held_out else document.text[:cut]
             yield Document(f"{document.name}#{'end' if is_held_out else 'beginning'}", text)
 
-    rule = f"the last {validation_fraction:g} of its only document"
+    rule = f"the last {100 * validation_fraction:.4g} % of its only document"
     return _two_parts(corpus, rule, validation_fraction, read_part)
 
 
@@ -290,7 +290,7 @@ def _two_parts(
             corpus.origin,
         )
 
-    return part(False, f"without {rule}", 1 - fraction), part(True, rule, fraction)
+    return part(False, f"except {rule}", 1 - fraction), part(True, rule, fraction)
 
 
 # Fingerprints
