@@ -106,7 +106,7 @@ def test_a_second_call_keeps_the_blocks(folders, tmp_path, capsys):
     ("change", "message"),
     [
         (["--block_size", "8"], r"block_size was 16, is now 8"),
-        (["--validation_fraction", "0.5"], r"corpus was .*0\.2 of the documents.*, is now .*0\.5 of the documents"),
+        (["--validation_fraction", "0.5"], r"corpus was .*20 % of the documents.*, is now .*50 % of the documents"),
     ],
 )
 def test_other_settings_are_refused_by_name(folders, capsys, change, message):
