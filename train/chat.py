@@ -1,6 +1,8 @@
-"""Chat with a fine-tuned model in the terminal. An empty line starts a new conversation, Ctrl-D ends.
+"""Chat with a fine-tuned model in the terminal.
 
-scratch-gpt chat --model runs/assistant/model
+    scratch-gpt chat --model runs/assistant/model
+
+An empty line starts a new conversation, Ctrl-D quits.
 """
 
 import sys
@@ -27,7 +29,7 @@ class ChatArguments:
     )
     system: str | None = option("System message at the start of each conversation.")
     max_new_tokens: int = option("Maximum number of tokens per answer.", 128)
-    temperature: float = option("Divides the logits before sampling; 0: greedy decoding.", 0.0)
+    temperature: float = option("Sampling temperature; 0: greedy decoding.", 0.0)
     seed: int = option("Random seed of the samples.", 0)
 
     def __post_init__(self) -> None:

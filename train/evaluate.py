@@ -3,8 +3,8 @@
     scratch-gpt evaluate --model runs/quickstart/run/model --text book.txt
     scratch-gpt evaluate --model alice/tiny --pairs blimp/
 
-All of --text is evaluated, but only the held-out part of --dataset_name. Without a text and --pairs, it is the held-out
-part of Python's own standard library and documentation.
+--text is evaluated in full; of --dataset_name, only the held-out part. If no text, --data_dir or --pairs is given, the
+held-out part of Python's own standard library and documentation is used.
 """
 
 import itertools

@@ -3,9 +3,9 @@
     scratch-gpt finetune --model runs/quickstart/run/model --train_file conversations.jsonl --output_dir runs/assistant
     accelerate launch -m train.finetune recipe.yaml
 
-A row has messages, prompt and completion, or instruction, (input) and output. The loss is computed on the assistant's
-answers only. The run folder then contains the same files as that of pretraining; samples.jsonl has answers to held-out
-questions before, during and after training, and model/ works with pipeline("text-generation").
+Each row has `messages`; or `prompt` and `completion`; or `instruction`, `output` and optionally `input`. The loss is
+computed on the assistant's answers only. The run folder contains the same files as in pretraining; samples.jsonl has
+answers to held-out questions before, during and after training, and model/ works with pipeline("text-generation").
 """
 
 import sys

@@ -3,8 +3,8 @@
     scratch-gpt finetune_classifier --model runs/quickstart/run/model --train_file train.csv --output_dir runs/labels
     accelerate launch -m train.finetune_classifier recipe.yaml
 
-Tables are .csv, .tsv, .jsonl or .parquet files with a text column and a label column. The run folder then contains the
-same files as that of pretraining, and confusion_matrices/ with a picture per evaluation; model/ works with
+Tables are .csv, .tsv, .jsonl or .parquet files with a text column and a label column. The run folder contains the same
+files as in pretraining, and confusion_matrices/ with one picture per evaluation; model/ works with
 pipeline("text-classification").
 """
 

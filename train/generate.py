@@ -1,7 +1,9 @@
 """Complete prompts with a trained model.
 
-scratch-gpt generate --model runs/quickstart/run/model --prompt "def "
-scratch-gpt generate --model alice/tiny --temperature 0 --max_new_tokens 50
+    scratch-gpt generate --model runs/quickstart/run/model --prompt "def "
+    scratch-gpt generate --model alice/tiny --temperature 0 --max_new_tokens 50
+
+A model is a folder, or a name on the Hugging Face Hub.
 """
 
 import sys
@@ -27,8 +29,8 @@ class GenerateArguments:
     max_new_tokens: int | None = option(
         "Maximum number of tokens to generate (default: 128, or half of the maximum length of the model if less)."
     )
-    temperature: float = option("Divides the logits before sampling; 0: greedy decoding.", 0.8)
-    top_k: int = option("Sample from this many most probable tokens; 0: all.", 50)
+    temperature: float = option("Sampling temperature; 0: greedy decoding.", 0.8)
+    top_k: int = option("Sample from the K most probable tokens; 0: all.", 50)
     top_p: float = option("Sample from the most probable tokens that together have this probability; 1: all.", 1.0)
     seed: int = option("Random seed of the samples.", 0)
 

@@ -4,10 +4,10 @@
     scratch-gpt plan --config gpt2 --num_gpus 8 --tflops 989 --bandwidth_gb_per_second 50
     scratch-gpt plan --config gpt2 --num_gpus 8 --save_seconds 5 --hours_between_failures 20000
 
-All results are closed formulas: no model is built and no GPU is needed. Memory follows "Reducing Activation
-Recomputation in Large Transformer Models" (https://huggingface.co/papers/2205.05198), recounted for this model;
+Everything is computed from closed formulas: no model is built and no GPU is needed. Memory follows "Reducing Activation
+Recomputation in Large Transformer Models" (https://huggingface.co/papers/2205.05198), adapted to this model;
 `python -m benchmarks.plan_memory` compares it with measured runs. FLOPs are 6 N per token
-(https://huggingface.co/papers/2001.08361). The checkpoint interval is that of Young (1974) and Daly (2006). Times are
+(https://huggingface.co/papers/2001.08361). The checkpoint interval follows Young (1974) and Daly (2006). Times are
 only as accurate as --tflops, --mfu and the bandwidth.
 """
 
@@ -256,7 +256,7 @@ def kept_activation_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> floa
 
 
 def layer_bytes_per_token(config: ScratchGPTConfig, plan: PlanArguments) -> float:
-    """Activations of a token that a layer keeps for backward: section 4.1 of 2205.05198, recounted for this model.
+    """Activations of a token that a layer keeps for backward: section 4.1 of 2205.05198, adapted to this model.
 
     Each norm keeps its input and the normalized input in float32. Each matrix keeps its input: in float32 the matrices
     after a norm share it, under autocast each has a copy. Dropout keeps a byte per element. FSDP2 in bf16 keeps less.

@@ -3,8 +3,8 @@
     scratch-gpt prepare_data --tokenizer runs/tokenizer --output_dir runs/data
     scratch-gpt prepare_data --tokenizer gpt2 --output_dir runs/data --text book.txt --block_size 512
 
-The text is that of --text or --dataset_name; by default, Python's own standard library and documentation. The output
-folder then contains the blocks of training and validation, the tokenizer, and data.json with counts and hashes.
+The text comes from --text or --dataset_name; by default, Python's own standard library and documentation. The output
+folder then contains the training and validation blocks, the tokenizer, and data.json with counts and hashes.
 """
 
 import shutil
@@ -43,8 +43,10 @@ class PrepareArguments:
     tokenizer: str = required(
         "Folder written by scratch-gpt train_tokenizer, or any fast tokenizer on the Hugging Face Hub.", is_path=True
     )
-    output_dir: str = required("Folder for the blocks. If it contains the same blocks, they are kept.", is_path=True)
-    block_size: int = option("Tokens that the model reads at once.", 256)
+    output_dir: str = required(
+        "Folder for the blocks. Blocks already there are reused if the settings match.", is_path=True
+    )
+    block_size: int = option("Tokens per block: the training context of the model.", 256)
 
     def __post_init__(self) -> None:
         check_bounds(self, {"block_size": 1})

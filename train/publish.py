@@ -4,7 +4,7 @@
     scratch-gpt publish --folder_path runs/quickstart/run/model --repo_id alice/tiny
 
 Uploads weights, config, code, tokenizer, model card and pictures, and nothing else. Weights of an earlier upload that
-are not part of the model any more are deleted. Run the same command again to upload only what has changed.
+are no longer part of the model are deleted. Run the same command again to upload only what has changed.
 """
 
 import re
@@ -41,7 +41,7 @@ class PublishArguments:
     commit_message: str | None = option("Title of the commit (default: Publish and the name of the folder).")
     dry_run: bool = option("List the files and upload nothing.", False)
     overwrite: bool = option("Replace a model of another type in the repository.", False)
-    license: str | None = option("License for the card, as the Hub spells it: apache-2.0, mit, cc-by-4.0, ...")
+    license: str | None = option("License for the card, as spelled on the Hub: apache-2.0, mit, cc-by-4.0, ...")
     language: list[str] = option_list("Languages for the card, as ISO 639 codes: en de ...")
     base_model: str | None = option("Base model of an adapter: its name on the Hub.")
     max_shard_size: str = option("Maximum size of a weights file; larger ones are split.", "5GB")

@@ -3,7 +3,7 @@
     scratch-gpt pull --model alice/tiny
     scratch-gpt pull --model alice/tiny@v1 --local_dir models/tiny
 
-Pickles are not downloaded.
+Pickle files are never downloaded.
 """
 
 import sys
@@ -21,8 +21,8 @@ class PullArguments:
     """Settings of `scratch-gpt pull`."""
 
     model: str = required("Name on the Hub, such as alice/tiny, or alice/tiny@v1 for a branch, tag or commit.")
-    local_dir: str | None = option("Folder to download to (default: the shared cache of Hugging Face).", is_path=True)
-    force_download: bool = option("Download files again that already exist.", False)
+    local_dir: str | None = option("Folder to download to (default: the Hugging Face cache).", is_path=True)
+    force_download: bool = option("Download again files that already exist.", False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

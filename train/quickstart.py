@@ -3,8 +3,8 @@
     scratch-gpt quickstart
     scratch-gpt quickstart --text book.txt --output_dir runs/book --minutes 30
 
-By default it trains on Python's own standard library and documentation. Each stage prints the command that does the
-same. A finished run is never changed.
+By default it trains on Python's own standard library and documentation. Each stage prints the equivalent
+command. A finished run is never changed.
 """
 
 import math

@@ -3,7 +3,7 @@
     scratch-gpt train_tokenizer --output_dir runs/tokenizer
     scratch-gpt train_tokenizer --output_dir runs/tokenizer --text book.txt --vocab_size 4096
 
-The text is that of --text or --dataset_name; by default, Python's own standard library and documentation.
+The text comes from --text or --dataset_name; by default, Python's own standard library and documentation.
 `AutoTokenizer.from_pretrained` loads the output folder.
 """
 

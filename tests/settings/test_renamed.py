@@ -37,7 +37,7 @@ def test_an_old_name_on_the_command_line_is_answered_with_the_new_one(command, c
     for old, new in renamed_in(command, capsys).items():
         for argv in ([f"--{old}=1"], [f"--{old}", "1"]):
             assert run_command(main_of(command), argv) == 2
-            expected = f"error: --{old} is now called --{new}{RENAMED_VALUES.get(new, '')}.\n"
+            expected = f"error: --{old} has been renamed to --{new}{RENAMED_VALUES.get(new, '')}.\n"
             assert capsys.readouterr().err == expected
 
 
@@ -47,7 +47,7 @@ def test_an_old_name_in_a_recipe_is_answered_with_the_new_one(command, capsys, t
     for old, new in renamed_in(command, capsys).items():
         recipe.write_text(f"{old}: 1\n")
         assert run_command(main_of(command), [str(recipe)]) == 2
-        expected = f"error: recipe {recipe}: {old} is now called {new}{RENAMED_VALUES.get(new, '')}.\n"
+        expected = f"error: recipe {recipe}: {old} has been renamed to {new}{RENAMED_VALUES.get(new, '')}.\n"
         assert capsys.readouterr().err == expected
 
 

@@ -11,7 +11,9 @@ class CorpusArguments:
     """The text. Without --text and --dataset_name: Python's own standard library and documentation."""
 
     text: list[str] = option_list("Text files: .txt, .md, .jsonl, .csv, .tsv, .parquet, or folders.", is_path=True)
-    dataset_name: str | None = option("Dataset on the Hugging Face Hub, or a saved one on disk.", is_path=True)
+    dataset_name: str | None = option(
+        "Dataset on the Hugging Face Hub, or a folder written by save_to_disk.", is_path=True
+    )
     dataset_config_name: str | None = option("Configuration of --dataset_name.")
     dataset_split: str = option("Split of --dataset_name.", "train")
     text_column: str = option("Column with the text, in tables and datasets.", "text")

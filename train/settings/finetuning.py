@@ -29,8 +29,8 @@ class BaseArguments:
     random_weights: bool = option("Take only the shape and tokenizer of --model, and start from new weights.", False)
     config_overrides: str | None = option('Changes to the config of --model, such as "residual_dropout=0.1".')
     trainable: Literal["all", "layers", "head", "lora"] = option(
-        "all: every weight; layers: the last --num_trainable_layers layers and everything after them; head: the new "
-        "head alone; lora: low-rank adapters for all matrices (requires peft).",
+        "all: every weight; layers: the last --num_trainable_layers layers and everything after them; head: the "
+        "new head of a classifier; lora: low-rank adapters for all matrices (requires peft).",
         "all",
     )
     num_trainable_layers: int | None = option("Number of layers to train with --trainable layers (default: 1).")
@@ -81,7 +81,7 @@ class TuneArguments(LoopArguments):
     save_steps: int | None = option("Steps between checkpoints (default: --eval_steps, so that the best is saved).")
     max_eval_samples: int = option("Validation examples per evaluation; 0: all.", 0)
     load_best_model_at_end: bool = option(
-        "Finish with the weights of the lowest validation loss instead of the last ones.", True
+        "Finish with the weights with the lowest validation loss instead of the last ones.", True
     )
 
     def __post_init__(self) -> None:

@@ -175,7 +175,7 @@ def _as_arguments(name: str, value: Any, kind: Any) -> list[str]:
 def _unknown_name(name: str, known: Iterable[str], prefix: str = "") -> str:
     bare = _bare(name)
     if new := _new_name(name, known):
-        return f"{prefix}{bare} is now called {prefix}{new}{RENAMED_VALUES.get(new, '')}."
+        return f"{prefix}{bare} has been renamed to {prefix}{new}{RENAMED_VALUES.get(new, '')}."
     nearest = difflib.get_close_matches(bare, list(known), n=1, cutoff=0.5)
     hint = f"did you mean {prefix}{nearest[0]}?" if nearest else "--help lists the settings."
     return f"unknown setting {name!r}: {hint}"

@@ -1,23 +1,25 @@
 """Every file and folder name of a run folder: the one answer to "what does a run folder contain?".
 
-run/recipe.yaml                 the settings, as YAML
-run/status.json                 what became of the run: running, stopped, complete or failed
-run/metrics.jsonl               losses, learning rates and evaluations, one JSON object per line
-run/samples.jsonl               completions of the sample prompts
-run/confusion_matrices/         pictures of a classifier's evaluations
-run/test_results.json           a classifier's scores on its test set
-run/report.html                 the page that `report` writes
-run/skipped_steps.json          steps that `rollback` excludes
-run/checkpoint-00000250/        everything that a run continues from
-    config.json model.safetensors       loads with AutoModelForCausalLM
-    adapter_model.safetensors           instead of model.safetensors where only an adapter is trained
-    optimizer.safetensors               optimizer state, {parameter name}.{state name}
-    shard-*.safetensors optimizer/      instead, where processes have parts of the model
-    manifest.json                       step, progress, settings, size and SHA-256 of each file
-run/.lock run/.heartbeat/       in use while the run is in progress
-run/damaged-* run/rolled-back-* checkpoints that were moved away
-run/adapter/                    the trained adapter, with the fingerprint of its base model
-run/model/                      the trained model, its tokenizer, model card and loss curve
+    run/recipe.yaml                 the settings, as YAML
+    run/status.json                 what became of the run: running, stopped, complete or failed
+    run/metrics.jsonl               losses, learning rates and evaluations, one JSON object per line
+    run/samples.jsonl               completions of the sample prompts
+    run/confusion_matrices/         pictures of a classifier's evaluations
+    run/test_results.json           a classifier's scores on its test set
+    run/report.html                 the page that `report` writes
+    run/skipped_steps.json          steps that `rollback` excludes
+    run/checkpoint-00000250/        everything that a run continues from
+        config.json model.safetensors       loads with AutoModelForCausalLM
+        adapter_model.safetensors           instead of model.safetensors where only an adapter is trained
+        optimizer.safetensors               optimizer state, {parameter name}.{state name}
+        shard-*.safetensors optimizer/      instead, where processes have parts of the model
+        manifest.json                       step, progress, settings, size and SHA-256 of each file
+    run/.lock run/.heartbeat/       in use while the run is in progress
+    run/damaged-* run/rolled-back-* checkpoints that were moved away
+    run/adapter/                    the trained adapter, with the fingerprint of its base model
+    run/model/                      the trained model, its tokenizer, model card and loss curve
+
+Other modules take the names from here.
 """
 
 RECIPE_FILE = "recipe.yaml"

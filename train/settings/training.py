@@ -62,7 +62,7 @@ class LoopArguments:
     tp_size: int = option(
         "Processes over which each matrix of a layer is split (tensor parallelism); 1 disables it.", 1
     )
-    ddp_timeout: float = option("Seconds to wait for another process before it counts as hung.", 600.0)
+    ddp_timeout: float = option("Seconds to wait for another process before it is considered hung.", 600.0)
     spike_sigmas: float = option(
         "Skip updates whose loss or gradient norm is this many standard deviations above the recent mean; 0 disables "
         "it. Non-finite updates are always skipped.",
@@ -73,9 +73,9 @@ class LoopArguments:
     async_save: bool = option("Write checkpoints in the background, from a copy in memory.", False)
     max_eval_samples: int = option("Validation sequences per evaluation; 0: all.", 256)
     save_total_limit: int = option("Number of newest checkpoints to keep, in addition to the best one.", 2)
-    allow_change: list[str] = option_list("Settings that may differ from those the run was started with.")
+    allow_change: list[str] = option_list("Names of settings that may change when the run continues.")
     sample_prompts: list[str] = option_list("Prompts to complete at each evaluation.")
-    max_new_tokens: int = option("Maximum number of tokens per completion of a prompt.", 64)
+    max_new_tokens: int = option("Maximum number of tokens per completion.", 64)
     report_to: str | None = option("Tracker in addition to metrics.jsonl, such as tensorboard, trackio or wandb.")
 
     def __post_init__(self) -> None:
