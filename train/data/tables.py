@@ -348,8 +348,8 @@ def _columns_to_read(
     return found if columns is None else columns
 
 
-def shown_names(names: Sequence[str]) -> str:
-    """At most NUM_SHOWN names, shortened, and how many there are."""
-    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:NUM_SHOWN]]
-    more = f", ... ({len(names):,} in all)" if len(names) > NUM_SHOWN else ""
+def shown_names(names: Sequence[str], count: int = NUM_SHOWN) -> str:
+    """At most `count` names, shortened, and how many there are."""
+    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:count]]
+    more = f", ... ({len(names):,} in all)" if len(names) > count else ""
     return ", ".join(shown) + more
