@@ -91,7 +91,7 @@ def checked_block_size(model: PreTrainedModel, block_size: int | None) -> int:
 
 def data_stream(folder: str) -> Iterator[np.ndarray]:
     """The ids of the validation split of prepared data. Each row begins with the last id of the row before it."""
-    blocks = open_data(folder).validation
+    blocks = open_data(folder, verify=["validation"]).validation
     for index in range(len(blocks)):
         row = blocks.rows([index])[0].numpy()  # (block_size + 1,)
         yield row if index == 0 else row[1:]
