@@ -104,18 +104,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: the file does not contain a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object, not {type(value).__name__}.")
-    return value

@@ -7,9 +7,10 @@ from transformers import CONFIG_MAPPING
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
-from ..checkpoint.manifest import read_json, sha256_of
+from ..checkpoint.manifest import sha256_of
 from ..hub.client import HubName
 from ..hub.download import pull_or_cached
+from ..settings.json_files import read_json
 from ..settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 
