@@ -35,7 +35,7 @@ from .hub.cards.finetuned import write_assistant_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
 from .loop.evaluation import sample
-from .loop.finish import COMPLETE, STOPPED, load_best_weights, new_model_folder, report_complete
+from .loop.finish import COMPLETE, STOPPED, load_best_weights, report_complete, write_result
 from .loop.language_modeling import LanguageModeling, Prompt, check_prompts, skips_logits
 from .loop.log import JsonLines
 from .loop.run import Run, build_run, is_complete, resume
@@ -53,7 +53,7 @@ from .settings.finetuning import (
     TuneArguments,
 )
 from .settings.recipe import parse_recipe, recipe_text
-from .settings.run_folder import ADAPTER_FOLDER, LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
+from .settings.run_folder import LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
 
 NUM_SHOWN = 5  # held-out conversations whose first question is answered at each evaluation
 
@@ -103,10 +103,12 @@ def finetune(
         step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
         samples = sample(run)
         weights = run.whole_weights()
-        if accelerator.is_main_process:
-            with new_model_folder(run) as folder:
-                write_tuned_model(run.bare_model, base, folder, weights, run.folder / ADAPTER_FOLDER)
-                write_card(run, folder, data, origin, step, samples)
+
+        def write(folder: Path, adapter: Path) -> None:
+            write_tuned_model(run.bare_model, base, folder, weights, adapter)
+            write_card(run, (folder, adapter), data, origin, step, samples)
+
+        write_result(run, state, write)
     return report_complete(run)
 
 
@@ -249,25 +251,29 @@ def before_answer(one: Conversation) -> list[Message]:
 
 
 def write_card(
-    run: Run, folder: Path, data: ConversationData, origin: Origin, step: int, final_samples: list[tuple[str, str]]
+    run: Run,
+    folders: tuple[Path, Path],
+    data: ConversationData,
+    origin: Origin,
+    step: int,
+    final_samples: list[tuple[str, str]],
 ) -> None:
     """Write the model card and the loss curve; print the answers before and after fine-tuning.
 
     Args:
+        folders: of the model and of the adapter, if there is one.
         step: of the final weights.
         final_samples: prompts and answers of these weights.
     """
     records, samples = JsonLines(run.folder / METRICS_FILE).read(), JsonLines(run.folder / SAMPLES_FILE).read()
     config = run.bare_model.config
     draw_loss_curve(
-        records, folder / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=config.vocab_size
+        records, folders[0] / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=config.vocab_size
     )
     evaluations = [record for record in records if "eval_loss" in record]
     final = next(record for record in evaluations if record["step"] == step)
     shown = before_and_after(samples, final_samples, data)
-    write_assistant_card(
-        folder, run.folder / ADAPTER_FOLDER, config.model_type, origin, data.notes, (evaluations[0], final), shown
-    )
+    write_assistant_card(*folders, config.model_type, origin, data.notes, (evaluations[0], final), shown)
     for one in shown:
         print(f"\n{one['prompt']}\n  before: {one['before']!r:.200}\n  after:  {one['after']!r:.200}")
 

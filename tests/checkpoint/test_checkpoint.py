@@ -147,10 +147,10 @@ DAMAGE = {
     truncate: "model.safetensors has 100 bytes instead of",
     flip_a_bit: "the content of optimizer.safetensors has changed",
     remove_a_file: "config.json is missing",
-    cut_manifest: "manifest.json is incomplete",
+    cut_manifest: "manifest.json is damaged: not valid JSON",
     change_manifest: "manifest.json has changed",
     remove_manifest: "manifest.json is missing",
-    list_manifest: "manifest.json is incomplete",
+    list_manifest: "manifest.json is damaged: expected an object, not a list",
     empty: "manifest.json is missing",
 }
 

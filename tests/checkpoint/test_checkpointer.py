@@ -96,6 +96,6 @@ def test_changed_settings_are_listed_with_both_values():
 
 def test_progress_survives_a_checkpoint(build):
     run = build(max_steps=2)
-    state = TrainState(2, 96, 3.5, 2, 1, [2], [[4.0, 1.0], [3.9, 0.5]])
+    state = TrainState(2, 96, 3.5, 2, 1, [[4.0, 1.0], [3.9, 0.5]])
     run.checkpoints.save(state)
     assert build(max_steps=2).checkpoints.restore() == state

@@ -11,7 +11,7 @@ from tests.support.launcher import Launcher
 from tests.support.processes import kill, wait_for_step
 from tests.support.tiny_run import records
 from train.distributed.device import build_accelerator, check_engine
-from train.distributed.heartbeat import DEAD_AFTER, silent_processes
+from train.distributed.heartbeat import DEAD_AFTER
 from train.loop.finish import STOPPED
 from train.loop.status import read_status
 
@@ -129,13 +129,3 @@ def test_engines_of_the_launcher_are_refused(monkeypatch, name, remedy):
     monkeypatch.setenv(name, "true")
     with pytest.raises(ValueError, match=f"sets {name}, .*: use .*{remedy}"):
         build_accelerator("fp32")
-
-
-def test_the_silent_are_those_whose_heart_has_stopped(tmp_path):
-    for process, age in ((0, 1), (1, 60), (2, 0), (3, 9999)):  # 3: of an earlier launch
-        path = tmp_path / f"{process}.json"
-        path.write_text(f'{{"pid": {process + 70}, "host": "node"}}')
-        os.utime(path, (time.time() - age,) * 2)
-    assert silent_processes(tmp_path, 3) == "process 1 (pid 71 on node) has been silent for 60 s"
-    (tmp_path / "1.json").unlink()
-    assert "all of them are alive" in silent_processes(tmp_path, 3)

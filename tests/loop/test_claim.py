@@ -1,16 +1,13 @@
 """A run folder has one writer, and nothing of a run outlives its process group."""
 
 import weakref
-from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
 
 from tests.support.tiny_base import options, write_conversations, write_labels
 from train import finetune, finetune_classifier, pretrain
-from train.loop import run as run_module
 from train.loop.claim import claimed, lock, open_run_folder
-from train.loop.run import is_complete
 from train.settings.training import TrainArguments
 
 
@@ -27,9 +24,9 @@ def test_the_folder_is_free_again_after_an_error(tmp_path):
 
 
 def test_a_run_folder_is_recognized(tmp_path):
-    folder = open_run_folder(str(tmp_path / "a" / "run"))
+    folder = open_run_folder(tmp_path / "a" / "run")
     (folder / "metrics.jsonl").write_text("")
-    assert open_run_folder(str(folder)) == folder
+    assert open_run_folder(folder) == folder
 
 
 def command_line(command, recipe, base, tmp_path):
@@ -58,16 +55,3 @@ def test_a_run_is_gone_when_its_process_group_ends(recipe, base, tmp_path, monke
     monkeypatch.setattr(Accelerator, "end_training", end)
     assert command.main(command_line(command, recipe, base, tmp_path)) == 0
     assert alive == [False]
-
-
-def test_the_main_process_decides_whether_a_run_is_complete(tmp_path, monkeypatch):
-    """It may have written the model before the others look."""
-    (tmp_path / "model").mkdir()
-    run = SimpleNamespace(
-        folder=tmp_path, arguments=SimpleNamespace(max_steps=3), accelerator=SimpleNamespace(num_processes=1)
-    )
-    assert is_complete(run, SimpleNamespace(step=3))
-    assert not is_complete(run, SimpleNamespace(step=2))
-    run.accelerator.num_processes = 2
-    monkeypatch.setattr(run_module, "broadcast_object_list", lambda answers: answers.__setitem__(0, False))
-    assert not is_complete(run, SimpleNamespace(step=3))

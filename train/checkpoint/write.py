@@ -55,7 +55,8 @@ def write_checkpoint(run: Path, contents: Contents, save_total_limit: int) -> No
     """
 
     def write() -> None:
-        unfinished = _new_folder(run, contents)
+        unfinished = _unfinished(run, contents)
+        _new_folder(run, contents)
         contents.model.save_pretrained(unfinished, state_dict=dict(contents.weights), max_shard_size=ONE_FILE)
         tensors = {name: tensor.contiguous() for name, tensor in contents.optimizer.items()}
         safetensors.torch.save_file(tensors, unfinished / OPTIMIZER_FILE)
@@ -110,11 +111,9 @@ def _unfinished(run: Path, contents: Contents) -> Path:
     return final.with_name(f".tmp-{final.name}")
 
 
-def _new_folder(run: Path, contents: Contents) -> Path:
+def _new_folder(run: Path, contents: Contents) -> None:
     remove_leftovers(run)
-    folder = _unfinished(run, contents)
-    folder.mkdir(parents=True)
-    return folder
+    _unfinished(run, contents).mkdir(parents=True)
 
 
 def _publish(run: Path, contents: Contents) -> None:
