@@ -35,7 +35,7 @@ from .hub.cards.finetuned import write_assistant_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
 from .loop.evaluation import sample
-from .loop.finish import COMPLETE, STOPPED, load_best_weights, report_complete, write_result
+from .loop.finish import COMPLETE, STOPPED, evaluation_at, load_best_weights, report_complete, write_result
 from .loop.language_modeling import LanguageModeling, Prompt, check_prompts, skips_logits
 from .loop.log import JsonLines
 from .loop.run import Run, build_run, is_complete, resume
@@ -270,10 +270,9 @@ def write_card(
     draw_loss_curve(
         records, folders[0] / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=config.vocab_size
     )
-    evaluations = [record for record in records if "eval_loss" in record]
-    final = next(record for record in evaluations if record["step"] == step)
+    first, final = (evaluation_at(run, records, number) for number in (0, step))
     shown = before_and_after(samples, final_samples, data)
-    write_assistant_card(*folders, config.model_type, origin, data.notes, (evaluations[0], final), shown)
+    write_assistant_card(*folders, config.model_type, origin, data.notes, (first, final), shown)
     for one in shown:
         print(f"\n{one['prompt']}\n  before: {one['before']!r:.200}\n  after:  {one['after']!r:.200}")
 
@@ -281,14 +280,20 @@ def write_card(
 def before_and_after(
     samples: Sequence[dict[str, Any]], final: Sequence[tuple[str, str]], data: ConversationData
 ) -> list[dict[str, str]]:
-    """Each prompt with the answers before and after training, and the one in the data."""
-    first = [sample for sample in samples if sample["step"] == 0]
+    """Each prompt that was also asked before training, with both answers and the one in the data."""
+    answers_before: dict[str, list[str]] = {}
+    for record in samples:
+        if record["step"] == 0:
+            answers_before.setdefault(record["prompt"], []).append(record["text"])
     references = {before_answer(one)[-1]["content"]: one.messages for one in data.shown}
     shown = []
-    for before, (prompt, after) in zip(first, final, strict=True):
+    for prompt, after in final:
+        if not answers_before.get(prompt):  # --sample_prompts has changed since the run started
+            continue
         messages = references.get(prompt, [])
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
-        shown.append({"prompt": prompt, "before": before["text"], "after": after, "reference": "".join(answers[:1])})
+        before = answers_before[prompt].pop(0)
+        shown.append({"prompt": prompt, "before": before, "after": after, "reference": "".join(answers[:1])})
     return shown
 
 

@@ -97,9 +97,9 @@ def prune(run: Path, save_total_limit: int) -> list[str]:
     return [path.name for path in old]
 
 
-def remove_leftovers(run: Path) -> None:
-    """Remove checkpoints that were being written or deleted when their process was killed."""
-    for path in [*run.glob(f".tmp-{CHECKPOINT_PREFIX}*"), *run.glob(f".trash-{CHECKPOINT_PREFIX}*")]:
+def remove_leftovers(run: Path, names: str = CHECKPOINT_PREFIX) -> None:
+    """Remove checkpoints, or everything (""), that was being written or deleted when its process was killed."""
+    for path in [*run.glob(f".tmp-{names}*"), *run.glob(f".trash-{names}*")]:
         remove(path)
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint.checkpointer import Checkpointer
-from ..checkpoint.find import set_aside
+from ..checkpoint.find import remove_leftovers, set_aside
 from ..checkpoint.manifest import DamagedError
 from ..checkpoint.settings_check import changed_settings, check_settings
 from ..checkpoint.state import TrainState
@@ -248,6 +248,7 @@ def resume(run: Run, recipe: str) -> TrainState:
 
     def prepare_folder() -> list[tuple[int, int]]:
         set_damaged_aside(run, state.step)
+        remove_leftovers(run.folder, "")
         cut_back_logs(run.folder, state.step or -1)  # a run that has saved nothing yet starts over
         (run.folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
         return read_skip_windows(run.folder)
