@@ -8,6 +8,7 @@ computed on the assistant's answers only. The run folder contains the same files
 answers to held-out questions before, during and after training, and model/ works with pipeline("text-generation").
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ from .data.rows import read_parts
 from .hub.cards.finetuned import write_assistant_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
-from .loop.evaluation import sample
-from .loop.finish import COMPLETE, STOPPED, evaluation_at, load_best_weights, report_complete, write_result
+from .loop.evaluation import logged_evaluation, sample
+from .loop.finish import COMPLETE, STOPPED, final_evaluation, load_best_weights, report_complete, write_result
 from .loop.language_modeling import LanguageModeling, Prompt, check_prompts, skips_logits
 from .loop.log import JsonLines
 from .loop.run import Run, build_run, is_complete, resume
@@ -101,12 +102,12 @@ def finetune(
         if not train(run, state):
             return STOPPED
         step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
-        samples = sample(run)
+        final, samples = final_evaluation(run, step), sample(run)
         weights = run.whole_weights()
 
         def write(folder: Path, adapter: Path) -> None:
             write_tuned_model(run.bare_model, base, folder, weights, adapter)
-            write_card(run, (folder, adapter), data, origin, step, samples)
+            write_card(run, (folder, adapter), data, origin, final, samples)
 
         write_result(run, state, write)
     return report_complete(run)
@@ -255,14 +256,14 @@ def write_card(
     folders: tuple[Path, Path],
     data: ConversationData,
     origin: Origin,
-    step: int,
+    final: dict[str, Any],
     final_samples: list[tuple[str, str]],
 ) -> None:
     """Write the model card and the loss curve; print the answers before and after fine-tuning.
 
     Args:
         folders: of the model and of the adapter, if there is one.
-        step: of the final weights.
+        final: evaluation of the final weights.
         final_samples: prompts and answers of these weights.
     """
     records, samples = JsonLines(run.folder / METRICS_FILE).read(), JsonLines(run.folder / SAMPLES_FILE).read()
@@ -270,7 +271,7 @@ def write_card(
     draw_loss_curve(
         records, folders[0] / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=config.vocab_size
     )
-    first, final = (evaluation_at(run, records, number) for number in (0, step))
+    first = logged_evaluation(run.folder, 0) or dict.fromkeys(final, math.nan)
     shown = before_and_after(samples, final_samples, data)
     write_assistant_card(*folders, config.model_type, origin, data.notes, (first, final), shown)
     for one in shown:

@@ -192,12 +192,59 @@ def test_the_status_is_corrected_if_a_kill_came_after_the_model(run, recipe, no_
     assert not list(run.glob(".tmp-*"))
 
 
-def test_a_log_without_the_last_evaluation_is_named(run, recipe, capsys):
+LOGS = {"empty": b"", "zeros": bytes(300), "half": b'{"step": 1, "tokens_seen": 64, "loss": 3.0}\n{"step": 2, "tok'}
+
+
+@pytest.mark.parametrize("content", LOGS)
+def test_a_damaged_log_does_not_keep_the_model_from_being_written(run, recipe, no_training, content):
+    """What the card shows is evaluated again."""
+    expected, model = records(run)[-1], (run / "model" / "model.safetensors").read_bytes()
     shutil.rmtree(run / "model")
-    (run / "metrics.jsonl").write_text('{"step": 1, "tokens_seen": 64, "loss": 3.0}\n')
-    assert run_command(pretrain.main, [recipe()]) == 2
-    assert f"{run / 'metrics.jsonl'} has no evaluation of step 6" in capsys.readouterr().err
-    assert read_status(run)["state"] == "failed"
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (run / name).write_bytes(LOGS[content])
+    assert pretrain.main([recipe()]) == 0
+    assert (run / "model" / "model.safetensors").read_bytes() == model
+    assert records(run)[-1]["eval_loss"] == expected["eval_loss"]
+    assert f"{expected['eval_loss']:.4f}" in (run / "model" / "README.md").read_text()
+
+
+def test_a_fine_tuned_model_is_written_without_its_log(base, tmp_path):
+    rows, run = write_conversations(tmp_path / "rows.jsonl"), tmp_path / "run"
+    line = options(model=base, train_file=rows, output_dir=run, max_steps=2, eval_steps=1)
+    assert finetune.main(line) == 0
+    model, best = (
+        (run / "model" / "model.safetensors").read_bytes(),
+        min(line["eval_loss"] for line in records(run) if line.get("eval_loss") and line["step"]),
+    )
+    shutil.rmtree(run / "model")
+    (run / "metrics.jsonl").unlink()
+    (run / "samples.jsonl").unlink()
+    assert finetune.main(line) == 0
+    assert (run / "model" / "model.safetensors").read_bytes() == model
+    assert f"| nan | {best:.4f} |" in (run / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"sample_prompts": ["What is 0?", "New?"]}, {"max_new_tokens": 2}])
+def test_the_sample_prompts_of_a_started_fine_tuning_may_change(base, tmp_path, monkeypatch, capsys, changes):
+    rows, run = write_conversations(tmp_path / "rows.jsonl"), tmp_path / "run"
+    values = {"model": base, "train_file": rows, "output_dir": run, "max_steps": 2, "save_steps": 1}
+    values["sample_prompts"] = ["What is 1?", "What is 0?"]
+    real_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda run, state, **kw: real_step(run, state, wants_stop=True))
+    assert finetune.main(options(**values)) == 130
+    monkeypatch.setattr(loop, "train_step", real_step)
+    before = {line["prompt"]: line["text"] for line in records_of_samples(run)}
+    capsys.readouterr()
+    assert finetune.main(options(**values | changes)) == 0
+    shown = capsys.readouterr().out
+    prompts = changes.get("sample_prompts", values["sample_prompts"])
+    for prompt in prompts:
+        expected = f"\n{prompt}\n  before: {before.get(prompt)!r:.200}\n  after:"
+        assert (expected in shown) == (prompt in before)
+
+
+def records_of_samples(run):
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
 def test_the_adapter_is_written_whole_and_belongs_to_its_model(base, tmp_path, monkeypatch):

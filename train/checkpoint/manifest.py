@@ -142,6 +142,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file at once: a kill or a lost power leaves the old content or the new one."""
+    partial = path.with_name(f".tmp-{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    flush(partial)
+    os.replace(partial, path)
+    flush(path.parent)
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the list of files in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

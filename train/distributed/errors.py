@@ -121,6 +121,10 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(", ".join(failures)) from error
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    except Exception as error:
+        if type(error) is Exception and "(os error " in str(error):  # of tokenizers
+            raise OSError(str(error)) from error
+        raise
 
 
 def _as_json(error: BaseException | None) -> list[str] | None:

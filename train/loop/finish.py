@@ -1,6 +1,6 @@
 """End a run: choose its final weights, and write the model folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from ..checkpoint.read import Checkpoint
 from ..checkpoint.state import TrainState
 from ..distributed.errors import run_on_main
 from ..distributed.heartbeat import SilentError
-from ..settings.run_folder import METRICS_FILE, MODEL_FOLDER
-from .log import JsonLines
+from ..settings.run_folder import MODEL_FOLDER
+from .evaluation import evaluate, logged_evaluation
 from .result import new_result
 from .run import Run
 
@@ -60,7 +60,6 @@ def write_result(run: Run, state: TrainState, write: Callable[[Path, Path], None
 
     Raises:
         OSError: they could not be written.
-        ValueError: the log lacks the last evaluation.
     """
     record = {
         "step": state.step,
@@ -69,7 +68,6 @@ def write_result(run: Run, state: TrainState, write: Callable[[Path, Path], None
     }
 
     def write_folders() -> None:
-        evaluation_at(run, JsonLines(run.folder / METRICS_FILE).read(), state.step)
         with new_result(run.folder, record) as folders:
             write(*folders)
 
@@ -79,19 +77,10 @@ def write_result(run: Run, state: TrainState, write: Callable[[Path, Path], None
         print(f"{silence} while it writes the model: this process has nothing left to do and ends")
 
 
-def evaluation_at(run: Run, records: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
-    """The line of metrics.jsonl with the evaluation of a step.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for record in records:
-        if record["step"] == step and "eval_loss" in record:
-            return record
-    raise ValueError(
-        f"{run.folder / METRICS_FILE} has no evaluation of step {step}, which the model card shows: restore the file "
-        "from a copy, or rewind the run with scratch-gpt rollback to a checkpoint before and train these steps again."
-    )
+def final_evaluation(run: Run, step: int) -> dict[str, Any]:
+    """The metrics of the final weights, those of `step`: from the log, or if it lacks them, evaluated again."""
+    logged = run_on_main(run.accelerator, lambda: logged_evaluation(run.folder, step))
+    return logged or {"step": step} | evaluate(run)
 
 
 def report_complete(run: Run) -> int:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.find import remove_leftovers, set_aside
-from ..checkpoint.manifest import DamagedError
+from ..checkpoint.manifest import DamagedError, replace_text
 from ..checkpoint.settings_check import changed_settings, check_settings
 from ..checkpoint.state import TrainState
 from ..checkpoint.weights import named_weights
@@ -250,7 +250,7 @@ def resume(run: Run, recipe: str) -> TrainState:
         set_damaged_aside(run, state.step)
         remove_leftovers(run.folder, "")
         cut_back_logs(run.folder, state.step or -1)  # a run that has saved nothing yet starts over
-        (run.folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+        replace_text(run.folder / RECIPE_FILE, recipe)
         return read_skip_windows(run.folder)
 
     run.skip_windows = [(first, last) for first, last in run_on_main(run.accelerator, prepare_folder)]

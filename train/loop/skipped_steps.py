@@ -1,10 +1,10 @@
 """Steps that `rollback` excludes from a run."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checkpoint.manifest import replace_text
 from ..settings.json_files import DamagedFileError, read_json
 from ..settings.run_folder import SKIPPED_STEPS_FILE
 
@@ -28,6 +28,4 @@ def read_skip_windows(run: Path) -> list[tuple[int, int]]:
 
 def write_skip_windows(run: Path, windows: Sequence[tuple[int, int]]) -> None:
     """Record the steps to skip. The write is atomic."""
-    partial = run / f".tmp-{SKIPPED_STEPS_FILE}"
-    partial.write_text(json.dumps(windows) + "\n", encoding="utf-8")
-    os.replace(partial, run / SKIPPED_STEPS_FILE)
+    replace_text(run / SKIPPED_STEPS_FILE, json.dumps(windows) + "\n")

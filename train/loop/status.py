@@ -1,7 +1,6 @@
 """status.json: the state of a run, for schedulers and people. Launchers do not pass on exit codes."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 
 from ..checkpoint.find import checkpoint_paths
+from ..checkpoint.manifest import replace_text
 from ..checkpoint.state import TrainState
 from ..settings.json_files import read_json
 from ..settings.run_folder import STATUS_FILE
@@ -24,9 +24,7 @@ SHAPE = {"state": str, "step?": int, "max_steps?": int, "checkpoint?": str, "rea
 def write_status(folder: Path, state: str, **facts: Any) -> None:
     """Record that the run is "running", "stopped" (run it again), "complete" or "failed". The write is atomic."""
     record = {"state": state, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    partial = folder / f".tmp-{STATUS_FILE}"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / STATUS_FILE)
+    replace_text(folder / STATUS_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def read_status(folder: Path) -> dict[str, Any]:

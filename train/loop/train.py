@@ -20,8 +20,9 @@ from torch.distributed.fsdp import FSDPModule
 from ..checkpoint.find import last_good_checkpoint
 from ..checkpoint.state import TrainState
 from ..distributed import parallel
+from ..distributed.errors import run_on_main
 from ..settings.seeds import seed_at
-from .evaluation import evaluate_and_log
+from .evaluation import evaluate_and_log, logged_evaluation
 from .log import RunLog
 from .run import Run
 from .schedule import is_due, learning_rate_at
@@ -72,6 +73,9 @@ def train(run: Run, state: TrainState) -> bool:
                 run.checkpoints.save(state)
             if result.wants_stop:
                 break
+        is_last = state.step == last
+        if is_last and run_on_main(run.accelerator, lambda: logged_evaluation(run.folder, last)) is None:
+            evaluate_and_log(run, state, log)  # the log is damaged; the model card needs it
     run.checkpoints.finish()
     log.close(state.step)
     return state.step == last
