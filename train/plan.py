@@ -125,7 +125,7 @@ def plan_config(model: ModelArguments, plan: PlanArguments) -> ScratchGPTConfig:
         OSError: config.json cannot be read.
     """
     values = PRESETS.get(model.config) or read_config(model.config)
-    config = ScratchGPTConfig.from_values(values | parse_overrides(model.config_overrides or ""))
+    config = ScratchGPTConfig.from_values(values, **parse_overrides(model.config_overrides or ""))
     if plan.block_size > config.max_position_embeddings:
         raise ValueError(
             f"--block_size is {plan.block_size}, but max_position_embeddings is {config.max_position_embeddings}: "

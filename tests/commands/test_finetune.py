@@ -40,7 +40,8 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_an_assistant_answers_and_stops(tune, tmp_path):
+def test_an_assistant_answers_and_stops(tune, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # 120 steps suffice with the dropout masks of the CPU
     few = [str(write_conversations(tmp_path / "few.jsonl", 4))]
     run = tune(train_file=few, max_steps=120, learning_rate=0.02, eval_steps=60, logging_steps=40, max_new_tokens=20)
     losses = [record["eval_loss"] for record in read(run / "metrics.jsonl") if "eval_loss" in record]
@@ -49,7 +50,7 @@ def test_an_assistant_answers_and_stops(tune, tmp_path):
     samples = read(run / "samples.jsonl")
     assert {sample["step"] for sample in samples} == {0, 60, 120}
     assert [sample["prompt"] for sample in samples[:3]] == ["What is 0?", "What is 1?", "What is 2?"]
-    talk = pipeline("text-generation", model=str(run / "model"))
+    talk = pipeline("text-generation", model=str(run / "model"), device="cpu")
     answer = talk(chat("What is 1?"), max_new_tokens=40, do_sample=False)[0]["generated_text"][-1]
     assert answer == {"role": "assistant", "content": TEXTS[1]}
     again = talk(chat("What is 0?", TEXTS[0], "Sure?"), max_new_tokens=40, do_sample=False)[0]["generated_text"][-1]
@@ -113,7 +114,8 @@ def test_lora_trains_the_embeddings_of_control_tokens_too(tune, base):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_a_tokenizer_without_chat_tokens_gets_them_and_the_model_embeddings_for_them(tune, base, tmp_path):
+def test_a_tokenizer_without_chat_tokens_gets_them_and_the_model_embeddings_for_them(tune, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # 150 steps suffice with the dropout masks of the CPU
     folder = save_base(tmp_path / "plain")
     text = (folder / "tokenizer.json").read_text()
     for number, token in enumerate(CHAT_TOKENS):
@@ -127,7 +129,7 @@ def test_a_tokenizer_without_chat_tokens_gets_them_and_the_model_embeddings_for_
     run = tune(model=str(folder), train_file=few, max_steps=150, learning_rate=0.02, eval_steps=150, logging_steps=50)
     old, new = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, run / "model"))
     assert new.config.vocab_size == old.config.vocab_size + len(CHAT_TOKENS)
-    talk = pipeline("text-generation", model=str(run / "model"))
+    talk = pipeline("text-generation", model=str(run / "model"), device="cpu")
     assert talk(chat("What is 1?"), max_new_tokens=40, do_sample=False)[0]["generated_text"][-1]["content"] == TEXTS[1]
 
 

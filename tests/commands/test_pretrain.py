@@ -17,7 +17,7 @@ from hf_scratch_gpt import ScratchGPTConfig
 from tests.support.tiny_run import SHAPE, records, weights
 from train import pretrain
 from train.loop import train as loop
-from train.model.new import build_config, new_model, parse_overrides
+from train.model.new import build_config, new_model
 from train.settings.command import run_command
 from train.settings.finetuning import FinetuneArguments
 from train.settings.training import MAY_CHANGE, ModelArguments, TrainArguments
@@ -198,18 +198,6 @@ def test_presets_and_overrides_make_the_config(recipe, data_dir):
     assert config.hidden_size == expected.hidden_size
     assert (config.num_hidden_layers, config.rms_norm_eps, config.attention_bias) == (3, 1e-7, False)
     assert config.vocab_size == len(tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("", {}),
-        ("a=1,b=2.5,c=true,d=null,e=text", {"a": 1, "b": 2.5, "c": True, "d": None, "e": "text"}),
-        ("layer_types=[x, y],a=1e-6", {"layer_types": ["x", "y"], "a": 1e-6}),
-    ],
-)
-def test_overrides_are_read_as_yaml(text, values):
-    assert parse_overrides(text) == values
 
 
 def test_the_initial_weights_depend_on_the_seed_alone():

@@ -33,7 +33,7 @@ def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
         raise ValueError(f"--config_overrides sets {name}, which comes from the tokenizer: remove it.")
     if arguments.config in PRESETS:
         return ScratchGPTConfig.from_preset(arguments.config, **overrides, **from_tokenizer)
-    return ScratchGPTConfig.from_values(read_config(arguments.config) | overrides | from_tokenizer)
+    return ScratchGPTConfig.from_values(read_config(arguments.config), **overrides, **from_tokenizer)
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -63,16 +63,37 @@ def parse_overrides(text: str) -> dict[str, Any]:
         ValueError: the text has another form.
     """
     try:
-        values = yaml.safe_load("{" + text.replace("=", ": ") + "}")
+        values = yaml.load("{" + text.replace("=", ": ") + "}", _OverrideLoader)
     except yaml.YAMLError:
-        values = {None: None}
-    if None in values.values() and "null" not in text:
-        raise ValueError(f'--config_overrides {text!r} must look like "name=value,name=value".')
-    return {name: _number_or_same(value) for name, value in values.items()}
+        raise ValueError(f'--config_overrides {text!r} must look like "name=value,name=value".') from None
+    return {str(name): _numbers_or_same(value) for name, value in values.items()}
 
 
-def _number_or_same(value: Any) -> Any:
-    try:  # YAML reads 1e-6 as text
+class _OverrideLoader(yaml.SafeLoader):
+    """Reads mappings in which each name has a value and occurs once; no aliases."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"--config_overrides sets {name} twice: remove one of them.")
+        if any(isinstance(value, yaml.ScalarNode) and not value.value and not value.style for _, value in node.value):
+            raise yaml.YAMLError("a name without a value")
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+def _numbers_or_same(value: Any) -> Any:
+    """The value with all numbers as numbers, at any depth: YAML reads 1e6 as text."""
+    if isinstance(value, dict):
+        return {key: _numbers_or_same(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_numbers_or_same(entry) for entry in value]
+    try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
