@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .examples import IGNORE_INDEX
+from .plain_text import Message
 from .rows import Row
 
-Message = dict[str, str]  # role and content
 ROLES = ("system", "user", "assistant")
 FORMATS = "messages; prompt and completion; or instruction, (input) and output"
 ENCODE_BATCH = 256  # conversations tokenized at once
@@ -130,12 +130,6 @@ def _encode_batch(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Co
         ) from None
     pairs = zip(output["input_ids"], output["assistant_masks"], strict=True)
     return [Encoded(np.array(ids, np.int32), np.array(mask, bool)) for ids, mask in pairs]
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """The tokens of a conversation up to where the assistant answers."""
-    output: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-    return list(output["input_ids"])
 
 
 def end_of_turn(encoded: Sequence[Encoded]) -> int:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..settings.checks import few
+from .plain_text import encode_texts
 from .rows import Row
 
 
@@ -21,7 +23,7 @@ def label_names(rows: Sequence[Row], column: str) -> list[str]:
     Raises:
         ValueError: a cell is not a label, or there are fewer than two labels.
     """
-    values = {_label(row, column) for row in rows}
+    values = {label_of(row, column) for row in rows}
     if len(values) < 2:
         raise ValueError(
             f"column {column!r} of the {len(rows)} training rows has only the label {min(values)!r}: "
@@ -30,7 +32,24 @@ def label_names(rows: Sequence[Row], column: str) -> list[str]:
     return sorted(values, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
 
 
-def _label(row: Row, column: str) -> str:
+def text_of(row: Row, column: str) -> str:
+    """The text of a row.
+
+    Raises:
+        ValueError: it is empty or not text.
+    """
+    text = row.cells[column]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{row.place}: column {column!r} must be non-empty text, not {text!r:.40}. Remove the row.")
+    return text
+
+
+def label_of(row: Row, column: str) -> str:
+    """The label of a row, as text.
+
+    Raises:
+        ValueError: the cell is not a label.
+    """
     value = row.cells[column]
     if isinstance(value, float) and value.is_integer():  # a table stores whole numbers with gaps as floats
         value = int(value)
@@ -102,24 +121,15 @@ def tokenize(
     numbers = {name: number for number, name in enumerate(names)}
     texts, labels = [], []
     for row in rows:
-        text, label = row.cells[text_column], _label(row, label_column)
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"{row.place}: column {text_column!r} must be non-empty text, not {text!r:.40}. Remove the row."
-            )
+        text, label = text_of(row, text_column), label_of(row, label_column)
         if label not in numbers:
             raise ValueError(
-                f"{row.place}: the label {label!r} is not in the training rows, which have {', '.join(names)}. "
+                f"{row.place}: the label {label!r} is not in the training rows, which have {few(names)}. "
                 "Remove the row, or train on rows with this label."
             )
         texts.append(text)
         labels.append(numbers[label])
-    try:
-        ids: Any = tokenizer(texts, verbose=False)["input_ids"]
-    except ValueError:
-        raise
-    except Exception as error:  # tokenizers has no exception class for a character that the vocabulary lacks
-        raise ValueError(f"the tokenizer has no token for a part of the text ({error}): use another one.") from None
+    ids = encode_texts(tokenizer, texts)
     pad_id: Any = tokenizer.pad_token_id
     num_truncated = sum(len(tokens) > max_length for tokens in ids)
     ids = [tokens[:max_length] for tokens in ids]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, get_token, save_torch_state_dict
 from huggingface_hub.utils.sha import git_hash
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -22,6 +22,8 @@ from hf_scratch_gpt import configuration_scratch_gpt, modeling_scratch_gpt
 from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 
 from ..checkpoint.manifest import sha256_of
+from ..checkpoint.weights import safetensors_shapes
+from ..settings.checks import counted, few
 from ..settings.json_files import read_json
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,
@@ -169,8 +171,7 @@ def shapes_of(path: Path) -> dict[str, list[int]]:
         ValueError: the file is damaged.
     """
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
+        return safetensors_shapes(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): publish a checkpoint of the run instead.") from None
 
@@ -193,11 +194,16 @@ def _check_weights(folder: Path) -> None:
         found |= shapes_of(path)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     wrong = [name for name in wrong if not (name in tied and name not in found)]
+    if missing := [name for name in wrong if name not in found]:
+        raise ValueError(
+            f"--folder_path {folder}: {counted(len(missing), 'weight is', 'weights are')} missing "
+            f"({few(missing)}): its files are incomplete."
+        )
     if wrong:
         name = wrong[0]
         raise ValueError(
-            f"--folder_path {folder}: {len(wrong)} weights do not match {CONFIG_FILE}, such as {name}: "
-            f"found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}."
+            f"--folder_path {folder}: {counted(len(wrong), 'weight does', 'weights do')} not match {CONFIG_FILE}, "
+            f"such as {name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}."
         )
 
 
