@@ -27,7 +27,7 @@ from train.settings.run_folder import MODEL_FOLDER
 
 from .report import print_table
 
-SPLIT = ("--validation_fraction=0.1", "--block_size=64")
+SPLIT = ("--validation_fraction=0.1", "--validation_part=end", "--block_size=64")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_shakespeare"
 NANOGPT_CONFIG = "config/train_shakespeare_char.py"
 # From nanoGPT's README, section "I only have a macbook". Its last evaluation is longer, so that it covers as many

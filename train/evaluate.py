@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from hf_scratch_gpt import ScratchGPTTokenizer
 
 from .data.blocks import open_data
-from .data.corpora import Corpus, open_corpora, text_corpus
+from .data.corpora import Corpus, given_text, open_corpora
 from .data.tokens import load_data_tokenizer, token_stream
 from .metrics.evaluate_metrics import score_targets, token_metrics
 from .metrics.minimal_pairs import accuracies, accuracy_table, encode_pairs, read_pairs, sum_log_probs
@@ -106,7 +106,7 @@ def text_stream(settings: CorpusArguments, tokenizer: ScratchGPTTokenizer) -> It
 def evaluation_text(settings: CorpusArguments) -> Corpus:
     """All of --text, or the held-out part of the other sources: models may have been trained on the rest."""
     if settings.text:
-        return text_corpus(settings.text, settings.text_column)
+        return given_text(settings)
     return open_corpora(settings)[1]
 
 

@@ -26,13 +26,13 @@ def test_the_summary_agrees_with_the_tokenizer(tmp_path, text, capsys):
     assert (len(tokenizer), tokenizer.model_max_length) == (280, 1024)
     assert sorted(os.listdir(output)) == ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
     said = capsys.readouterr().out
-    assert re.search(rf"{output}: 280 tokens, .* 1 documents \(0\.0 MB\) in \d+\.\d s .* bytes per token", said)
+    assert re.search(rf"{output}: 280 tokens, .* 2 documents \(0\.0 MB\) in \d+\.\d s .* bytes per token", said)
 
 
 def test_it_learns_from_the_training_part_only(tmp_path, capsys):
-    """Zebra is only in the last tenth, which is held out."""
+    """Zebra is only in the middle, which is held out."""
     path = tmp_path / "book.txt"
-    path.write_text("plain words only\n" * 90 + "zebra stripes do\n" * 10)
+    path.write_text("plain words only\n" * 45 + "zebra stripes do\n" * 9 + "plain words only\n" * 46)
     main(["--output_dir", str(tmp_path / "t"), "--text", str(path), "--validation_fraction", "0.1"])
     vocabulary = ScratchGPTTokenizer.from_pretrained(tmp_path / "t").get_vocab()
     assert "plain" in vocabulary

@@ -6,7 +6,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from train.data.tables import load_split, read_rows, read_text
+from train.data.tables import load_split, read_rows
+from train.data.text_files import read_text
 
 TYPED = [
     {"text": "a", "label": 1, "weight": 0.5, "tags": ["x"], "turn": {"role": "user"}, "more": None},
@@ -90,7 +91,7 @@ def test_missing_column_of_an_empty_table(tmp_path):
     [
         ("a.csv", 'text,label\na,1\n"open,2\n', r"a\.csv:3: not CSV \(unexpected end of data\)"),
         ("a.csv", 'text,label\n"a"b,1\n', r"a\.csv:2: not CSV \("),
-        ("a.csv", "text,label\na,1\nb\n", r"a\.csv:3: 1 fields, but the first line names 2 columns"),
+        ("a.csv", "text,label\na,1\nb\n", r"a\.csv:3: 1 field, but the first line names 2 columns"),
         ("a.csv", "text,label\na,1\nb,c,2\n", r"a\.csv:3: 3 fields, but the first line names 2 columns"),
         ("a.tsv", "text\tlabel\na\tb\t1\n", r"a\.tsv:2: 3 fields, but the first line names 2 columns"),
         ("a.tsv", "text\tlabel\ra\t1\r", r"a\.tsv:1: not TSV \(new-line character"),
@@ -109,7 +110,7 @@ def test_broken_table_is_named_with_the_line(tmp_path, name, content, message):
 def test_rows_before_the_broken_line_are_read(tmp_path):
     rows = read_rows(write(tmp_path / "a.csv", "text,label\na,1\nb\n"))
     assert next(rows) == (2, {"text": "a", "label": "1"})
-    with pytest.raises(ValueError, match="1 fields"):
+    with pytest.raises(ValueError, match="1 field,"):
         next(rows)
 
 
@@ -131,7 +132,7 @@ def test_parquet_reads_only_the_columns_asked_for(tmp_path):
 
 def test_suffix_decides_what_a_table_is(tmp_path):
     path = write(tmp_path / "a.txt", "text,label\n")
-    with pytest.raises(ValueError, match=r"a\.txt is not a table: .* \.jsonl, \.csv, \.tsv, \.parquet\."):
+    with pytest.raises(ValueError, match=r"a\.txt is not a table: .* \.json, .* \.parquet, or these with \.gz\."):
         read_rows(path)
 
 
@@ -142,7 +143,7 @@ def test_table_that_is_not_there(tmp_path, name):
 
 
 def test_text_is_read_exactly_without_the_byte_order_mark(tmp_path):
-    assert read_text(write(tmp_path / "a.txt", "\ufeffa\r\n\n\u2028b\rc\ufeff")) == "a\r\n\n\u2028b\rc\ufeff"
+    assert read_text(write(tmp_path / "a.txt", "\ufeffa\n\n\u2028b\rc\ufeff")) == "a\n\n\u2028b\rc\ufeff"
 
 
 def test_only_a_line_feed_ends_a_row_of_jsonl(tmp_path):

@@ -8,19 +8,26 @@ import importlib
 import itertools
 import os
 import platform
+import sys
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 
 from ..settings.corpus import CorpusArguments
-from .tables import TABLE_SUFFIXES, load_split, read_rows, read_text
+from ..settings.reading import DEFAULT_READING, Reading, is_gzip
+from ..settings.words import counted
+from .folders import files_of
+from .gutenberg import has_gutenberg_header, without_gutenberg
+from .passages import held_out_passages
+from .tables import is_table, load_split, place_of, read_rows, with_line_feeds
+from .text_files import check_name, read_text
 
-FOLDER_SUFFIXES = (".txt", ".md", *TABLE_SUFFIXES)  # files that are read of a folder
+GZIP_RATIO = 3  # of the size of text to that of its .gz file, about
 # pydoc_data repeats the topics of the language reference, which could then be in both splits
 SKIPPED_PYTHON_FOLDERS = {
     "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"
@@ -64,60 +71,80 @@ def open_corpora(settings: CorpusArguments) -> tuple[Corpus, Corpus]:
     Raises:
         ValueError, OSError: a source is missing, empty, not text, or in both corpora.
     """
+    reading = settings.reading
     if settings.text:
-        corpus = text_corpus(settings.text, settings.text_column)
+        corpus = text_corpus(settings.text, settings.text_column, reading)
     elif settings.dataset_name:
         corpus = dataset_corpus(settings)
     else:
         corpus = python_corpus()
     if not settings.validation_text:
-        return split_corpus(corpus, settings.validation_fraction)
-    shared = _document_names(settings.text).keys() & _document_names(settings.validation_text).keys()
+        return split_corpus(corpus, settings.validation_fraction, settings.validation_part)
+    validation = text_corpus(settings.validation_text, settings.text_column, reading, "--validation_text")
+    shared = _given_files(settings.text, reading).keys() & _given_files(settings.validation_text, reading).keys()
     if shared:
         raise ValueError(
             f"{min(shared)} is in --text and in --validation_text: the validation loss would be measured on "
             "training text. Remove it from one of them."
         )
-    return corpus, text_corpus(settings.validation_text, settings.text_column)
+    return corpus, validation
+
+
+def given_text(settings: CorpusArguments) -> Corpus:
+    """All of --text, read with the other settings."""
+    return text_corpus(settings.text, settings.text_column, settings.reading)
 
 
 # Text files and tables
-def text_corpus(paths: Sequence[str | Path], text_column: str = "text") -> Corpus:
+def text_corpus(
+    paths: Sequence[str | Path], text_column: str = "text", reading: Reading = DEFAULT_READING, option: str = "--text"
+) -> Corpus:
     """The documents of files and folders: each row of a table, and each other file.
 
-    In a folder, all visible files with FOLDER_SUFFIXES are read. A file that is given by name may have any suffix.
+    In a folder, all visible files with the suffixes of `reading` are read; a note on stderr counts the others. A file
+    that is given by name may have any suffix.
 
     Raises:
         FileNotFoundError: a path does not exist.
         ValueError: no usable file, two documents with the same name, or (while reading) a file that `read_rows` or
             `read_text` refuses.
     """
-    files = {name: path for path, name in _document_names(paths).items()}
+    files = {name: path for path, name in _given_files(paths, reading, option, is_noted=True).items()}
+    books = _check_gutenberg([path for path in files.values() if not is_table(path)], reading)
 
     def read() -> Iterator[Document]:
         for name, path in sorted(files.items()):
-            if path.suffix in TABLE_SUFFIXES:
-                for number, row in read_rows(path, [text_column]):
-                    yield Document(f"{name}:{number}", _text_of(row, text_column, f"{path}:{number}"))
+            if is_table(path):
+                for number, row in read_rows(path, [text_column], reading=reading):
+                    yield Document(f"{name}:{number}", _text_of(row, text_column, path, number))
             else:
-                yield Document(name, read_text(path))
+                text = read_text(path, reading)
+                yield Document(name, without_gutenberg(text) if path in books else text)
 
     contents = ((name, _file_sha256(path)) for name, path in sorted(files.items()))
     names = ", ".join(sorted(Path(path).name for path in paths))
     return Corpus(
         names if len(files) == len(paths) else f"{len(files)} files of {names}",
-        _digest([text_column, *itertools.chain(*contents)]),
+        _digest([text_column, *_ways_to_read(reading), *itertools.chain(*contents)]),
         read,
-        sum(path.stat().st_size for path in files.values()),
+        sum(path.stat().st_size * (GZIP_RATIO if is_gzip(path) else 1) for path in files.values()),
     )
 
 
-def _document_names(paths: Sequence[str | Path]) -> dict[Path, str]:
+def _ways_to_read(reading: Reading) -> list[str]:
+    """Everything in `reading` that changes the text of a file."""
+    line_ends = "CR LF" if reading.keep_crlf else "LF"
+    return [reading.encoding, line_ends, *reading.columns, *(["strip_gutenberg"] if reading.strip_gutenberg else [])]
+
+
+def _given_files(
+    paths: Sequence[str | Path], reading: Reading, option: str = "--text", *, is_noted: bool = False
+) -> dict[Path, str]:
     """The name of each file: relative to the parent of its folder, or the file's own name."""
     found: dict[Path, str] = {}
     names: dict[str, Path] = {}
     for root in map(Path, paths):
-        for path in _text_files(root):
+        for path in _text_files(root, reading, option, is_noted):
             name = f"{root.resolve().name}/{path.relative_to(root).as_posix()}".removesuffix("/.")
             if other := names.get(name):
                 raise ValueError(
@@ -129,35 +156,52 @@ def _document_names(paths: Sequence[str | Path]) -> dict[Path, str]:
     return found
 
 
-def _text_files(root: Path) -> list[Path]:
+def _text_files(root: Path, reading: Reading, option: str, is_noted: bool) -> list[Path]:
+    check_name(root)
     if not root.exists():
-        raise FileNotFoundError(f"{root} does not exist: --text takes text files and folders.")
+        raise FileNotFoundError(f"{option} {root} does not exist: it takes text files and folders.")
     if not root.is_dir():
         if root.stat().st_size == 0:
-            raise ValueError(f"{root} is empty (0 bytes): there is nothing to learn from.")
+            raise ValueError(f"{option} {root} is empty (0 bytes): there is nothing to learn from.")
         return [root]
-    files = [
-        path
-        for path in root.rglob("*")
-        if path.suffix in FOLDER_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
-    if not files:
+    found = files_of(root, reading.suffixes)
+    if not found.files:
         raise ValueError(
-            f"{root} contains no {', '.join(FOLDER_SUFFIXES)} file: give files with other suffixes by name."
+            f"{option} {root} contains no {', '.join(reading.suffixes)} file: name others with --suffixes, or give "
+            f"them one by one ({found.note.rstrip('.')})."
         )
-    return files
+    if is_noted and found.note:
+        print(f"note: {option} {root}: {found.note}", file=sys.stderr)
+    return found.files
 
 
-def _text_of(row: Mapping[str, Any], text_column: str, place: str) -> str:
+def _check_gutenberg(paths: Sequence[Path], reading: Reading) -> set[Path]:
+    """The books of Project Gutenberg whose license is to be removed; a note says where it is not.
+
+    Raises:
+        ValueError: there is none, but `reading` asks for their removal.
+    """
+    books = [path for path in paths if has_gutenberg_header(path, reading.encoding)]
+    if reading.strip_gutenberg and not books:
+        raise ValueError("--strip_gutenberg has no effect: no text file has Project Gutenberg's header. Remove it.")
+    if books and not reading.strip_gutenberg:
+        which = books[0].name if len(books) == 1 else f"{len(books)} files, the first {books[0].name},"
+        print(
+            f"note: the header and license of Project Gutenberg in {which} will be learned like the rest of the text: "
+            "--strip_gutenberg true removes them.",
+            file=sys.stderr,
+        )
+    return set(books) if reading.strip_gutenberg else set()
+
+
+def _text_of(row: Mapping[str, Any], text_column: str, path: Path, number: int) -> str:
     text = row[text_column]
     if text is None:
         return ""
     if not isinstance(text, str):
         raise ValueError(
-            f"{place}: column {text_column!r} has the value {text!r:.40} of type {type(text).__name__}, not a string. "
-            "Name the column that contains the text with --text_column."
+            f"{place_of(path, number)}: column {text_column!r} has the value {text!r:.40} of type "
+            f"{type(text).__name__}, not a string. Name the column that contains the text with --text_column."
         )
     return text
 
@@ -172,14 +216,16 @@ def dataset_corpus(settings: CorpusArguments) -> Corpus:
     """
     name, split, column = settings.dataset_name or "", settings.dataset_split, settings.text_column
     rows = load_split(name, settings.dataset_config_name, split, [column], settings.streaming).select_columns(column)
+    place = Path(f"{Path(name).name}/{split}")
 
     def read() -> Iterator[Document]:
         for number, row in enumerate(rows):
-            place = f"{Path(name).name}/{split}:{number}"
-            yield Document(place, _text_of(row, column, place))
+            text = _text_of(row, column, place, number)
+            yield Document(f"{place}:{number}", text if settings.keep_crlf else with_line_feeds(text))
 
     description = f"dataset {Path(name).name} {settings.dataset_config_name or ''} ({split})"
     identity = [name, str(settings.dataset_config_name), split, column, str(rows.info.version)]
+    identity += _ways_to_read(settings.reading)
     if isinstance(rows, datasets.Dataset):
         identity.append(rows._fingerprint)
     is_local = Path(name).exists()
@@ -235,21 +281,28 @@ def _python_sources(library: Path) -> Iterator[Path]:
 
 
 # Training and validation
-def split_corpus(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
+def split_corpus(
+    corpus: Corpus, validation_fraction: float, part: Literal["passages", "end"] = "passages"
+) -> tuple[Corpus, Corpus]:
     """Hold out the documents whose name has a hash below `validation_fraction`.
 
     So a document is in the same part on every machine, also when documents are added or removed. If that leaves a
-    part empty (few documents), the document with the smallest hash is held out. Of a single document, the end is held
-    out, cut at the same character as in nanoGPT.
+    part empty (few documents), the document with the smallest hash is held out. Of a single document, `part` is held
+    out: passages that are spread over it, or its end, cut at the same character as in nanoGPT.
 
     Raises:
-        ValueError: the corpus has no documents.
+        ValueError: the corpus has no documents, or several of which no end can be held out.
     """
     hashes = [_hash_of(document.name) for document in itertools.islice(corpus, SPLIT_PROBE)]
     if not hashes:
         raise ValueError(f"The corpus ({corpus.description}) is empty: it has no text.")
     if len(hashes) == 1:
-        return _split_single_document(corpus, validation_fraction)
+        return _split_single_document(corpus, validation_fraction, part)
+    if part == "end":
+        raise ValueError(
+            f"--validation_part end is for a single document, but the corpus ({corpus.description}) has several: "
+            "remove it."
+        )
     limit, rule = validation_fraction, f"{100 * validation_fraction:.4g} % of the documents (held out by hash)"
     if not min(hashes) < limit <= max(hashes):
         limit, rule = sorted(hashes)[1], "the document with the smallest hash"
@@ -265,15 +318,31 @@ def _hash_of(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
 
 
-def _split_single_document(corpus: Corpus, validation_fraction: float) -> tuple[Corpus, Corpus]:
+def _split_single_document(
+    corpus: Corpus, validation_fraction: float, part: Literal["passages", "end"]
+) -> tuple[Corpus, Corpus]:
+    """Each stretch between two cuts becomes a document, so that no text continues where something is left out."""
+
+    def cuts_of(text: str) -> list[int]:
+        """Where training and held-out text alternate, beginning with training text."""
+        if part == "end":
+            return [int(len(text) * (1 - validation_fraction))]
+        return [*itertools.chain(*held_out_passages(text, validation_fraction))]
+
     def read_part(is_held_out: bool) -> Iterator[Document]:
         for document in corpus:
-            cut = int(len(document.text) * (1 - validation_fraction))
-            text = document.text[cut:] if is_held_out else document.text[:cut]
-            yield Document(f"{document.name}#{'end' if is_held_out else 'beginning'}", text)
+            edges = [0, *cuts_of(document.text), len(document.text)]
+            for first, last in [*itertools.pairwise(edges)][is_held_out::2]:
+                yield Document(f"{document.name}#{first}", document.text[first:last])
 
-    rule = f"the last {100 * validation_fraction:.4g} % of its only document"
+    percent = f"{100 * validation_fraction:.4g} % of its only document"
+    rule = f"the last {percent}" if part == "end" else f"{percent}, in {_count_passages(corpus, cuts_of)}"
     return _two_parts(corpus, rule, validation_fraction, read_part)
+
+
+def _count_passages(corpus: Corpus, cuts_of: Callable[[str], list[int]]) -> str:
+    (document,) = corpus
+    return counted(len(cuts_of(document.text)) // 2, "passage")
 
 
 def _two_parts(

@@ -22,8 +22,11 @@ from hf_scratch_gpt import configuration_scratch_gpt, modeling_scratch_gpt
 from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 
 from ..checkpoint.manifest import sha256_of
+<<<<<<< HEAD
 from ..checkpoint.weights import safetensors_shapes
 from ..settings.checks import counted, few
+=======
+>>>>>>> h-data
 from ..settings.json_files import read_json
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,

@@ -1,8 +1,10 @@
 """Options for text corpora and tokenizers."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .checks import check_bounds, check_fraction, requires
+from .reading import COLUMNS, ENCODING, FOLDER_SUFFIXES, KEEP_CRLF, Reading, require_files
 from .recipe import option, option_list
 
 
@@ -10,7 +12,10 @@ from .recipe import option, option_list
 class CorpusArguments:
     """The text. Without --text and --dataset_name: Python's own standard library and documentation."""
 
-    text: list[str] = option_list("Text files: .txt, .md, .jsonl, .csv, .tsv, .parquet, or folders.", is_path=True)
+    text: list[str] = option_list(
+        "Text files, tables (.jsonl, .json, .csv, .tsv, .parquet), compressed ones (.gz), or folders.",
+        is_path=True,
+    )
     dataset_name: str | None = option(
         "Dataset on the Hugging Face Hub, or a folder written by save_to_disk.", is_path=True
     )
@@ -22,6 +27,28 @@ class CorpusArguments:
         "Text for validation (default: a held-out part of the corpus).", is_path=True
     )
     validation_fraction: float = option("Fraction of the documents held out for validation.", 0.05)
+    validation_part: Literal["passages", "end"] = option(
+        "What is held out of a single document: passages from all of it, or its end (as in nanoGPT).", "passages"
+    )
+    encoding: str | None = option(ENCODING)
+    keep_crlf: bool = option(KEEP_CRLF, False)
+    columns: list[str] = option_list(COLUMNS)
+    suffixes: list[str] = option_list(
+        f"Suffixes of the files to read in folders, such as .py .rst (default: {' '.join(FOLDER_SUFFIXES)})."
+    )
+    strip_gutenberg: bool = option("Remove the header and the license of Project Gutenberg from text files.", False)
+
+    @property
+    def reading(self) -> Reading:
+        """How the files are read."""
+        suffixes = tuple(f".{suffix.strip('*').removeprefix('.').lower()}" for suffix in self.suffixes)
+        return Reading(
+            self.encoding or "utf-8",
+            self.keep_crlf,
+            tuple(self.columns),
+            suffixes or FOLDER_SUFFIXES,
+            self.strip_gutenberg,
+        )
 
     def __post_init__(self) -> None:
         if self.text and self.dataset_name:
@@ -33,6 +60,11 @@ class CorpusArguments:
             if getattr(self, name) and not self.dataset_name:
                 raise ValueError(requires(name, getattr(self, name), "--dataset_name"))
         check_fraction("validation_fraction", self.validation_fraction)
+        if not self.text and not self.validation_text:
+            require_files(self, ("encoding", "columns", "suffixes", "strip_gutenberg"), "--text")
+        if self.validation_text and self.validation_part != "passages":
+            raise ValueError(f"--validation_part ({self.validation_part}) and --validation_text exclude each other.")
+        _ = self.reading  # which checks the values
 
 
 @dataclass
