@@ -29,9 +29,10 @@ from .data.tables import read_rows
 from .model.generation import max_positions
 from .model.inference import load_for_inference
 from .model.load import memory_errors
-from .settings.checks import check_bounds, counted, few
+from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
 from .settings.recipe import option, option_list, parse_recipe, required
+from .settings.words import counted, few
 
 LABEL, PROBABILITY = "predicted_label", "probability"
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
@@ -88,12 +89,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictions = list(classifier.predict(rows, texts))
     if arguments.output_file:
         write_table(Path(arguments.output_file), predictions)
-        print(f"wrote {counted(len(rows), 'row', 'rows')} to {arguments.output_file}", file=sys.stderr)
+        print(f"wrote {counted(len(rows), 'row')} to {arguments.output_file}", file=sys.stderr)
     else:
         print(format_predictions(predictions, list(classifier.names)))
     if classifier.num_truncated:
-        print(f"warning: {counted(classifier.num_truncated, 'text was', 'texts were')} longer than "
-              f"{classifier.max_length} tokens and truncated", file=sys.stderr)  # fmt: skip
+        print(f"warning: truncated {counted(classifier.num_truncated, 'text')} to {classifier.max_length} tokens",
+              file=sys.stderr)  # fmt: skip
     if truth:
         print(format_accuracy(predictions, truth, list(classifier.names)))
 
@@ -242,7 +243,7 @@ def format_accuracy(predictions: Sequence[Prediction], truth: Sequence[str], nam
     num_right = sum(one.label == label for one, label in zip(predictions, truth, strict=True))
     (label, count), *_ = Counter(truth).most_common(1)
     lines = [
-        f"accuracy        {num_right / len(truth):.2%} of {counted(len(truth), 'text', 'texts')}",
+        f"accuracy        {num_right / len(truth):.2%} of {counted(len(truth), 'text')}",
         f"majority rate   {count / len(truth):.2%} ({label})",
     ]
     if unknown := sorted(set(truth) - set(names)):

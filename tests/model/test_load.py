@@ -76,7 +76,7 @@ def test_missing_weights_are_named_by_every_command(base, files, tmp_path, capsy
     folder = without(base, tmp_path / "model", name)
     lines = lines_of(folder, files, tmp_path) | {finetune_classifier: line_of_classifier(folder, files, tmp_path)}
     for command, line in lines.items():
-        assert f"1 weight is missing ({name})" in refusal(command, line, capsys), command.__name__
+        assert f" lacks 1 weight ({name})" in refusal(command, line, capsys), command.__name__
     line = ["--folder_path", str(folder), "--repo_id", "a/b", "--dry_run"]
     assert name in refusal(publish, line, capsys)
     assert not (tmp_path / "run").exists()
@@ -86,7 +86,7 @@ def test_at_most_five_names_are_listed(base, files, tmp_path, capsys):
     names = [f"model.layers.{i}.mlp.{part}_proj.weight" for i in range(2) for part in ("up", "down", "gate")]
     folder = without(base, tmp_path / "model", *names)
     message = refusal(generate, ["--model", str(folder)], capsys)
-    assert "6 weights are missing (" in message
+    assert " lacks 6 weights (" in message
     assert sum(name in message for name in names) == 5
     assert " and 1 more)" in message
 
@@ -115,9 +115,9 @@ def test_an_encoder_is_no_language_model(base, files, tmp_path, capsys):
 
 def test_a_classifier_without_its_head_is_refused(classifier, files, tmp_path, capsys):
     folder = without(classifier, tmp_path / "model", "score.weight")
-    assert "1 weight is missing (score.weight)" in refusal(classify, ["--model", str(folder), "--text", "x"], capsys)
+    assert " lacks 1 weight (score.weight)" in refusal(classify, ["--model", str(folder), "--text", "x"], capsys)
     line = line_of_classifier(folder, files, tmp_path)
-    assert "1 weight is missing (score.weight)" in refusal(finetune_classifier, line, capsys)
+    assert " lacks 1 weight (score.weight)" in refusal(finetune_classifier, line, capsys)
 
 
 def test_a_config_of_another_size_is_refused(base, tmp_path, capsys):
@@ -130,7 +130,7 @@ def test_a_config_of_another_size_is_refused(base, tmp_path, capsys):
     assert "(model.layers.1." in message
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
     message = refusal(generate, ["--model", str(folder), "--prompt", "x"], capsys)
-    assert "do not fit its config, such as model.layers.0.mlp.down_proj.weight" in message
+    assert "of another size than its config.json says, such as model.layers.0.mlp.down_proj.weight" in message
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": "many"}))
     assert "its config.json is not valid (" in refusal(generate, ["--model", str(folder), "--prompt", "x"], capsys)
 

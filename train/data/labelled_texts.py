@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..settings.checks import few
+from ..settings.words import few
 from .plain_text import encode_texts
 from .rows import Row
 

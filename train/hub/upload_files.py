@@ -22,11 +22,7 @@ from hf_scratch_gpt import configuration_scratch_gpt, modeling_scratch_gpt
 from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 
 from ..checkpoint.manifest import sha256_of
-<<<<<<< HEAD
 from ..checkpoint.weights import safetensors_shapes
-from ..settings.checks import counted, few
-=======
->>>>>>> h-data
 from ..settings.json_files import read_json
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,
@@ -36,6 +32,7 @@ from ..settings.run_folder import (
     CONFIG_FILE,
     MODEL_INDEX_FILE,
 )
+from ..settings.words import counted, few
 from .client import HubName
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", ADAPTER_FILE)
@@ -198,15 +195,13 @@ def _check_weights(folder: Path) -> None:
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     wrong = [name for name in wrong if not (name in tied and name not in found)]
     if missing := [name for name in wrong if name not in found]:
-        raise ValueError(
-            f"--folder_path {folder}: {counted(len(missing), 'weight is', 'weights are')} missing "
-            f"({few(missing)}): its files are incomplete."
-        )
+        number = counted(len(missing), "weight")
+        raise ValueError(f"--folder_path {folder} lacks {number} ({few(missing)}): its files are incomplete.")
     if wrong:
         name = wrong[0]
         raise ValueError(
-            f"--folder_path {folder}: {counted(len(wrong), 'weight does', 'weights do')} not match {CONFIG_FILE}, "
-            f"such as {name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}."
+            f"--folder_path {folder}: {len(wrong)} weights do not match {CONFIG_FILE}, such as {name}: "
+            f"found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}."
         )
 
 

@@ -25,9 +25,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoint.weights import safetensors_names
-from ..settings.checks import counted, few
 from ..settings.json_files import read_json
 from ..settings.run_folder import MODEL_INDEX_FILE
+from ..settings.words import counted, few
 
 USES = {AutoModelForCausalLM: "language model", AutoModelForSequenceClassification: "classifier"}
 LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
@@ -181,20 +181,20 @@ def _check_loaded(place: str, model: PreTrainedModel, info: Any, new_head: bool,
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]
         raise ValueError(
-            f"{place}: {counted(len(mismatched), 'weight does', 'weights do')} not fit its config, such as {name}: "
-            f"found {tuple(found)}, expected {tuple(expected)}."
+            f"{place} has {counted(len(mismatched), 'weight')} of another size than its config.json says, such as "
+            f"{name}: found {tuple(found)}, expected {tuple(expected)}."
         )
     absent, tied = set(info["missing_keys"]), model.all_tied_weights_keys
     missing = sorted(key for key in absent if tied.get(key) not in absent and (not new_head or key.startswith(prefix)))
     if missing:
         raise ValueError(
-            f"{place}: {counted(len(missing), 'weight is', 'weights are')} missing ({few(missing)}). Its files are "
+            f"{place} lacks {counted(len(missing), 'weight')} ({few(missing)}). Its files are "
             f"incomplete, or it is not a {type(model).__name__}."
         )
     unused = sorted(key for key in info["unexpected_keys"] if key.startswith(prefix))
     if unused and all_used:
         raise ValueError(
-            f"{place}: its config.json has no place for {counted(len(unused), 'weight', 'weights')} ({few(unused)}): "
+            f"{place}: its config.json has no place for {counted(len(unused), 'weight')} ({few(unused)}): "
             "it is the config of another model."
         )
 
@@ -247,6 +247,12 @@ def load_tokenizer(place: str, folder: Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # tokenizers raises a plain Exception for a damaged file
         raise ValueError(f"{place}: its tokenizer cannot be loaded ({' '.join(str(error).split())}).") from None
     return tokenizer
+
+
+def num_different_ids(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> int:
+    """The number of tokens of `other` that `tokenizer` lacks, or to which it gives another id."""
+    ids = tokenizer.get_vocab()
+    return sum(ids.get(token) != number for token, number in other.get_vocab().items())
 
 
 def check_vocabulary_size(place: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

@@ -21,7 +21,7 @@ from ..settings.run_folder import ADAPTER_CONFIG_FILE
 from ..settings.seeds import seed_at
 from .adapters import add_adapter, base_of_adapter, check_adapter_kind, merge_adapter, write_adapter
 from .find import find_model, find_tokenizer, tokenizer_folder, weights_sha256
-from .load import has_tokenizer, load_config, load_model, load_tokenizer
+from .load import has_tokenizer, load_config, load_model, load_tokenizer, num_different_ids
 from .new import new_model, parse_overrides
 
 
@@ -117,11 +117,10 @@ def check_same_ids(arguments: BaseArguments, tokenizer: PreTrainedTokenizerBase,
     Raises:
         ValueError: the number of such tokens.
     """
-    ids, expected = tokenizer.get_vocab(), own.get_vocab()
-    num_different = sum(ids.get(token) != number for token, number in expected.items())
+    num_different = num_different_ids(tokenizer, own)
     if num_different:
         raise ValueError(
-            f"--tokenizer {arguments.tokenizer}: {num_different:,} of the {len(expected):,} tokens of "
+            f"--tokenizer {arguments.tokenizer}: {num_different:,} of the {len(own):,} tokens of "
             f"{arguments.model} are missing or have another id: it is another model's tokenizer. Leave out --tokenizer."
         )
 

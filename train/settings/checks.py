@@ -1,27 +1,13 @@
 """Checks that several settings share."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 
 def requires(name: str, value: Any, condition: str) -> str:
     """The message for a setting that has no effect unless `condition` holds."""
     return f"--{name} ({value}) requires {condition}."
-
-
-SHOWN = 5  # names in a message
-
-
-def few(names: Sequence[str]) -> str:
-    """The first names, and the number of the others."""
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def counted(number: int, one: str, several: str) -> str:
-    """A number with its noun: "1 document", "2 documents"."""
-    return f"{number:,} {one if number == 1 else several}"
 
 
 def check_finite(values: Mapping[str, Any]) -> None:
