@@ -120,7 +120,7 @@ def test_labels_that_the_model_does_not_know_are_listed(run, table, capsys):
     [
         (["--text", "a", "--file", "b.csv"], "--text and --file exclude each other"),
         (["--text", "a", "--text_column", "b"], "--text_column (b) requires --file"),
-        (["--text", "a", "--output_file", "b.txt"], "--output_file b.txt: its name must end with .csv or .jsonl"),
+        (["--text", "a", "--output_file", "b.txt"], "--output_file b.txt: the suffix must be one of .csv, .jsonl"),
         (["--text", " "], "--text 1: column 'text' must be non-empty text"),
         (["--text", "a", "--max_length", "65"], "--max_length is 65, but the model reads at most 64 tokens"),
         (["--text", "a", "--micro_batch_size", "0"], "--micro_batch_size is 0"),

@@ -66,7 +66,7 @@ def test_the_command_that_continues_a_run(run, recipe, command):
     assert hints.continue_command(run) == f"{command} {run / 'recipe.yaml'}"
 
 
-@pytest.mark.parametrize("content", ["[", "- 1", "", "\x00", "a: &a [*a]"])
+@pytest.mark.parametrize("content", ["[", "- 1", "", "\x00", "a: &a [*a]", "[" * 9999])
 def test_damaged_files_of_a_run_do_not_hide_the_hint(run, capsys, content):
     (run / "recipe.yaml").write_text(content)
     (run / "status.json").write_text(content)

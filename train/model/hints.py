@@ -114,6 +114,6 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
     """The object in a file; empty if there is none: a hint must not fail."""
     try:
         value = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return value if isinstance(value, dict) else {}
