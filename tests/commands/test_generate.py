@@ -165,7 +165,7 @@ def test_ctrl_c_speaks_of_no_checkpoints(model_folder, capsys, monkeypatch):
         (["--top_p", "2"], "--top_p is 2.0"),
         (["--top_p", "0"], "--top_p is 0.0"),
         (["--top_k", "-1"], "--top_k is -1"),
-        (["--temperature", "nan"], "--temperature is nan: it must be a finite number"),
+        (["--temperature", "nan"], "--temperature is nan: it must be a"),
         (["--temperature", "1e-45"], "--temperature is 1e-45: it must be a number of at least 0.01"),
         (["--temperature", "1e30"], "--temperature is 1e+30: it must be at most 100"),
         (["--seed", "99999999999999999999"], "--seed is 99999999999999999999: it must be at most"),

@@ -130,7 +130,7 @@ def test_a_config_of_another_size_is_refused(base, tmp_path, capsys):
     assert "(model.layers.1." in message
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
     message = refusal(generate, ["--model", str(folder), "--prompt", "x"], capsys)
-    assert "of another size than its config.json says, such as model.layers.0.mlp.down_proj.weight" in message
+    assert "of another size than its config says, such as model.layers.0.mlp.down_proj.weight" in message
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": "many"}))
     assert "its config.json is not valid (" in refusal(generate, ["--model", str(folder), "--prompt", "x"], capsys)
 
@@ -198,4 +198,5 @@ def test_a_folder_without_tokenizer_and_a_damaged_tokenizer(base, files, tmp_pat
     for path in folder.glob("tokenizer*"):
         path.unlink()
     for command, line in lines_of(folder, files, tmp_path).items():
-        assert "has no tokenizer: copy tokenizer.json" in refusal(command, line, capsys)
+        remedy = "give its folder with --tokenizer" if command is finetune else "copy tokenizer.json"
+        assert f"has no tokenizer: {remedy}" in refusal(command, line, capsys)

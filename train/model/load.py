@@ -32,7 +32,9 @@ from ..settings.words import counted, few
 USES = {AutoModelForCausalLM: "language model", AutoModelForSequenceClassification: "classifier"}
 LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")  # each without the others
+
+COPY_TOKENIZER = "copy tokenizer.json and tokenizer_config.json of the model into this folder."
 
 
 def load_model(
@@ -181,7 +183,7 @@ def _check_loaded(place: str, model: PreTrainedModel, info: Any, new_head: bool,
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]
         raise ValueError(
-            f"{place} has {counted(len(mismatched), 'weight')} of another size than its config.json says, such as "
+            f"{place} has {counted(len(mismatched), 'weight')} of another size than its config says, such as "
             f"{name}: found {tuple(found)}, expected {tuple(expected)}."
         )
     absent, tied = set(info["missing_keys"]), model.all_tied_weights_keys
@@ -232,16 +234,17 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
-def load_tokenizer(place: str, folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(place: str, folder: Path, remedy: str = COPY_TOKENIZER) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder.
+
+    Args:
+        remedy: what to do if there is none.
 
     Raises:
         ValueError: there is none, or its files are damaged.
     """
     if not has_tokenizer(folder):
-        raise ValueError(
-            f"{place} has no tokenizer: copy tokenizer.json and tokenizer_config.json of the model into this folder."
-        )
+        raise ValueError(f"{place} has no tokenizer: {remedy}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises a plain Exception for a damaged file

@@ -103,7 +103,7 @@ def load_base_tokenizer(arguments: BaseArguments, folder: Path) -> PreTrainedTok
         if has_tokenizer(own) and not arguments.random_weights:
             check_same_ids(arguments, tokenizer, load_tokenizer(f"--model {arguments.model}", own))
     else:
-        tokenizer = load_tokenizer(f"--model {name}", own)
+        tokenizer = load_tokenizer(f"--model {name}", own, "give its folder with --tokenizer.")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {name} has neither a pad_token nor an eos_token: add one.")

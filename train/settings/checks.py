@@ -10,17 +10,6 @@ def requires(name: str, value: Any, condition: str) -> str:
     return f"--{name} ({value}) requires {condition}."
 
 
-def check_finite(values: Mapping[str, Any]) -> None:
-    """Refuse nan and infinity, which no setting takes.
-
-    Raises:
-        ValueError: the setting and its value.
-    """
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{name} is {value}: it must be a finite number.")
-
-
 def check_bounds(arguments: Any, at_least: Mapping[str, float], at_most: Mapping[str, float] | None = None) -> None:
     """Refuse settings out of range. None stands for "not set".
 

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from .checks import check_finite
 from .renamed import RENAMED, RENAMED_VALUES
 
 PATH = "PATH"  # the placeholder of a path in `--help`, which also marks the field
@@ -81,7 +80,6 @@ def parse_recipe(
         name: _expanded(value) if known[name].metadata.get("metavar") == PATH else value
         for name, value in vars(namespace).items()
     }
-    check_finite(values)
     return parser.parse_dict(values)
 
 
