@@ -26,6 +26,7 @@ from .data.labelled_texts import label_of, text_of
 from .data.plain_text import encode_texts
 from .data.rows import Row
 from .data.tables import read_rows
+from .metrics.label_scores import shortened
 from .model.generation import max_positions
 from .model.inference import load_for_inference
 from .model.load import memory_errors
@@ -230,12 +231,6 @@ def format_predictions(predictions: Iterable[Prediction], names: Sequence[str]) 
         f"{shortened(one.label, width):<{width}}  {one.probability:.4f}  {shortened(one.text, room)}"
         for one in predictions
     )
-
-
-def shortened(text: str, length: int) -> str:
-    """A text as one printable line of at most `length` characters."""
-    line = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
-    return line if len(line) <= length else line[: length - 3] + "..."
 
 
 def format_accuracy(predictions: Sequence[Prediction], truth: Sequence[str], names: Sequence[str]) -> str:

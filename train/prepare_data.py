@@ -35,6 +35,7 @@ from .settings.checks import check_bounds
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
 from .settings.recipe import option, parse_recipe, required
+from .settings.words import counted
 
 
 @dataclass
@@ -143,7 +144,7 @@ def _summary(folder: Path, manifest: dict[str, Any]) -> str:
     lines = [f"Saved to {folder}: {size / 1e6:.1f} MB of blocks, in {seconds:.1f} s ({rate:.2f} MB/s)"]
     for split, facts in splits.items():
         lines.append(
-            f"{split}: {facts['num_documents']:,} documents, {facts['num_bytes'] / 1e6:.1f} MB, "
+            f"{split}: {counted(facts['num_documents'], 'document')}, {facts['num_bytes'] / 1e6:.1f} MB, "
             f"{facts['num_tokens']:,} tokens ({facts['num_bytes'] / facts['num_tokens']:.2f} bytes per token), "
             f"{facts['num_rows']:,} blocks of {manifest['block_size']}; "
             f"{facts['num_dropped_tokens']} tokens after the last full block dropped"

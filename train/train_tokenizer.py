@@ -23,6 +23,7 @@ from .settings.command import run_command
 from .settings.corpus import CorpusArguments, TokenizerArguments
 from .settings.recipe import parse_recipe, required
 from .settings.run_folder import TOKENIZER_FILE
+from .settings.words import counted
 
 COMPRESSION_SAMPLE = 256  # held-out documents
 
@@ -75,7 +76,7 @@ def train_tokenizer(
     compression = bytes_per_token(tokenizer, itertools.islice(validation_corpus, COMPRESSION_SAMPLE))
     megabytes = progress.num_bytes / 1e6
     print(
-        f"Saved to {output_dir}: {len(tokenizer):,} tokens, learned from {progress.num_documents:,} documents "
+        f"Saved to {output_dir}: {len(tokenizer):,} tokens, learned from {counted(progress.num_documents, 'document')} "
         f"({megabytes:.1f} MB) in {progress.seconds:.1f} s ({megabytes / progress.seconds:.2f} MB/s); "
         f"{compression:.2f} bytes per token on held-out text"
     )

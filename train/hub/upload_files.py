@@ -194,6 +194,8 @@ def _check_weights(folder: Path) -> None:
         found |= shapes_of(path)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     wrong = [name for name in wrong if not (name in tied and name not in found)]
+    if not found:
+        return  # the caller says that there are no weights at all
     if missing := [name for name in wrong if name not in found]:
         number = counted(len(missing), "weight")
         raise ValueError(f"--folder_path {folder} lacks {number} ({few(missing)}): its files are incomplete.")
