@@ -2,102 +2,211 @@
 
     scratch-gpt chat --model runs/assistant/model
 
-An empty line starts a new conversation, Ctrl-D quits.
+Each line is a message; the model sees the whole conversation. Commands: /help, /reset, /exit. Ctrl-C stops an answer,
+Ctrl-D quits. Control tokens in a message, such as <|end|>, are read as text.
 """
 
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase
 
-from .data.conversations import Message, prompt_ids
+from .data.plain_text import Message, prompt_ids
+from .model.generation import TextStream, check_outputs, generate_text, max_positions
 from .model.inference import load_for_inference
 from .settings.checks import check_bounds
-from .settings.command import run_command
+from .settings.command import interruptible, run_command
 from .settings.recipe import option, parse_recipe, required
+from .settings.sampling import SamplingArguments
+
+DEFAULT_NEW_TOKENS = 128
+COMMANDS = {
+    "/help": "list the commands",
+    "/reset": "start a new conversation",
+    "/exit": "quit, like Ctrl-D",
+}
 
 
 @dataclass
 class ChatArguments:
-    """The model, and how it answers."""
+    """The model, and the length of its answers."""
 
     model: str = required(
         "Model with a chat template, or its adapter: a folder, or a name on the Hugging Face Hub.", is_path=True
     )
     system: str | None = option("System message at the start of each conversation.")
-    max_new_tokens: int = option("Maximum number of tokens per answer.", 128)
-    temperature: float = option("Sampling temperature; 0: greedy decoding.", 0.0)
-    seed: int = option("Random seed of the samples.", 0)
+    max_new_tokens: int | None = option(
+        "Maximum number of tokens per answer (default: 128, or what the conversation leaves of the maximum length of "
+        "the model)."
+    )
 
     def __post_init__(self) -> None:
-        check_bounds(self, {"max_new_tokens": 1, "temperature": 0})
+        check_bounds(self, {"max_new_tokens": 1})
 
 
+@dataclass
+class ChatSampling(SamplingArguments):
+    """How the next token is chosen."""
+
+    temperature: float = option("Sampling temperature; 0: always the most probable token.", 0.0)
+
+
+@dataclass
+class Conversation:
+    """The messages so far, which are kept within the tokens that the model reads.
+
+    Attributes:
+        limit: of the tokens of an answer; None: what is left, up to DEFAULT_NEW_TOKENS.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    system: list[Message]
+    positions: int
+    limit: int | None = None
+    turns: list[Message] = field(default_factory=list)
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages that the model sees."""
+        return [*self.system, *self.turns]
+
+    def add_question(self, text: str) -> int:
+        """Add a question, and drop the oldest questions and answers until it fits; returns their number.
+
+        Raises:
+            ValueError: the question alone is too long. Then nothing has changed.
+        """
+        turns = [*self.turns, {"role": "user", "content": text}]
+        num_dropped = 0
+        while (excess := self.count(turns) + self.limit_of_answer(is_last=len(turns) == 1) - self.positions) > 0:
+            if len(turns) == 1:
+                raise ValueError(
+                    f"this message is too long for the model by {excess} of {self.positions} tokens: shorten it."
+                )
+            turns = turns[2:]
+            num_dropped += 1
+        self.turns = turns
+        return num_dropped
+
+    def count(self, turns: list[Message]) -> int:
+        """The number of tokens up to the next answer."""
+        return len(prompt_ids(self.tokenizer, [*self.system, *turns]))
+
+    def limit_of_answer(self, is_last: bool) -> int:
+        """The tokens to keep free for an answer: less by default if only one question is left."""
+        if self.limit is not None:
+            return self.limit
+        return min(DEFAULT_NEW_TOKENS, self.positions // (8 if is_last else 2))
+
+    @property
+    def room(self) -> int:
+        """The maximum number of tokens of the next answer."""
+        return min(self.limit or DEFAULT_NEW_TOKENS, self.positions - self.count(self.turns))
+
+
+@interruptible
 def main(argv: Sequence[str] | None = None) -> None:
     """Read messages line by line, and answer each."""
-    (arguments,) = parse_recipe([ChatArguments], argv, description=__doc__ or "")
+    arguments, sampling = parse_recipe([ChatArguments, ChatSampling], argv, description=__doc__ or "")
     model, tokenizer = load_for_inference(arguments.model)
     if tokenizer.chat_template is None:
         raise ValueError(
             f"{arguments.model} has no chat template: fine-tune it with scratch-gpt finetune, or complete prompts with "
-            "scratch-gpt generate."
+            f"scratch-gpt generate --model {arguments.model}."
         )
-    room = model.config.max_position_embeddings - arguments.max_new_tokens
-    if room < 1:
-        raise ValueError(f"--max_new_tokens ({arguments.max_new_tokens}) leaves no room for a question: lower it.")
-    torch.manual_seed(arguments.seed)
-    system = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    turns: list[Message] = []
-    while (line := next_line()) is not None:
-        if not line:
-            turns = []
-            continue
-        turns = shortened(tokenizer, system, [*turns, {"role": "user", "content": line}], room)
-        answer = answer_to(model, tokenizer, [*system, *turns], arguments)
-        turns.append({"role": "assistant", "content": answer})
+    conversation = start(arguments, model, tokenizer)
+    check_outputs(arguments.model, model, prompt_ids(tokenizer, [{"role": "user", "content": "?"}]))
+    torch.manual_seed(sampling.seed)
+    if sys.stdin.isatty():
+        print("Type a message. /help lists the commands, Ctrl-D quits.")
+    while (line := next_line()) not in (None, "/exit"):
+        if line in COMMANDS or re.fullmatch("/[a-z]+", line or ""):
+            obey(str(line), conversation)
+        elif line:
+            respond(line, conversation, model, sampling)
+
+
+def start(arguments: ChatArguments, model: Any, tokenizer: PreTrainedTokenizerBase) -> Conversation:
+    """An empty conversation.
+
+    Raises:
+        ValueError: the system message or the length of an answer leaves no room for a question.
+    """
+    system: list[Message] = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    conversation = Conversation(tokenizer, system, max_positions(model), arguments.max_new_tokens)
+    shortest = conversation.count([{"role": "user", "content": "?"}])
+    if shortest + conversation.limit_of_answer(is_last=True) > conversation.positions:
+        given = {
+            "--system": arguments.system,
+            f"--max_new_tokens ({arguments.max_new_tokens})": arguments.max_new_tokens,
+        }
+        longest = " and ".join(name for name, value in given.items() if value) or "the chat template"
+        raise ValueError(
+            f"{longest} leaves no room for a question: the model reads {conversation.positions} tokens. Shorten it."
+        )
+    return conversation
 
 
 def next_line() -> str | None:
-    """The next line that the user types, or None at the end of the input."""
+    """The next line that the user types, or None at the end of the input or after Ctrl-C."""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None
+    except KeyboardInterrupt:
+        print()
+        return None
+    except UnicodeDecodeError:
+        notice("this line is not UTF-8 text.")
+        return ""
 
 
-def shortened(
-    tokenizer: PreTrainedTokenizerBase, system: list[Message], turns: list[Message], room: int
-) -> list[Message]:
-    """Drop the oldest questions and answers until `system` and `turns` fit into `room` tokens.
-
-    Raises:
-        ValueError: the last question alone is too long.
-    """
-    while len(prompt_ids(tokenizer, [*system, *turns])) > room:
-        if len(turns) < 3:
-            raise ValueError(f"the question is longer than the {room} tokens that --max_new_tokens leaves: shorten it.")
-        turns = turns[2:]
-    return turns
+def obey(command: str, conversation: Conversation) -> None:
+    """Carry out a command."""
+    if command == "/reset":
+        conversation.turns = []
+        notice("new conversation.")
+    elif command == "/help":
+        print("\n".join(f"{name:<8}{meaning}" for name, meaning in COMMANDS.items()))
+    else:
+        notice(f"{command} is not a command. Commands: {', '.join(COMMANDS)}.")
 
 
-def answer_to(model: Any, tokenizer: PreTrainedTokenizerBase, messages: list[Message], arguments: ChatArguments) -> str:
-    """Generate an answer and print it as it is generated."""
-    input_ids = torch.tensor([prompt_ids(tokenizer, messages)], device=model.device)
-    sampling = {"temperature": arguments.temperature} if arguments.temperature > 0 else {}
-    output = model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        max_new_tokens=arguments.max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=arguments.temperature > 0,
-        **sampling,
-    )
-    text: Any = tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
-    return str(text)
+def respond(question: str, conversation: Conversation, model: Any, sampling: SamplingArguments) -> None:
+    """Answer a question; a question that cannot be answered is refused in one sentence, and the session goes on."""
+    try:
+        num_dropped = conversation.add_question(question)
+    except ValueError as error:
+        notice(str(error))
+        return
+    if num_dropped:
+        notice(
+            f"the conversation no longer fits into the model's {conversation.positions} tokens: dropped its beginning."
+        )
+    answer = answer_to(conversation, model, sampling)
+    conversation.turns.append({"role": "assistant", "content": answer})
+
+
+def answer_to(conversation: Conversation, model: Any, sampling: SamplingArguments) -> str:
+    """Generate an answer and print it as it is generated; Ctrl-C ends it."""
+    tokenizer = conversation.tokenizer
+    stream = TextStream(tokenizer, lambda text: print(text, end="", flush=True))
+    ids = prompt_ids(tokenizer, conversation.messages)
+    try:
+        generate_text(model, tokenizer, ids, stream, max_new_tokens=conversation.room, **sampling.generation)
+    except KeyboardInterrupt:
+        print(" ...", end="")
+    print()
+    return stream.text
+
+
+def notice(text: str) -> None:
+    """Tell the user something that is not part of the conversation."""
+    print(f"({text})", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,16 +22,15 @@ from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TEMPLATE, CHAT_TOKENS
 
 from .data.conversations import (
     Conversation,
-    Message,
     PackedConversations,
     count_tokens,
     end_of_turn,
     limit_length,
     pack,
     parse_conversations,
-    prompt_ids,
     unread_columns,
 )
+from .data.plain_text import Message, prompt_ids
 from .data.rows import read_parts
 from .hub.cards.finetuned import write_assistant_card
 from .hub.cards.origin import Origin, origin_of

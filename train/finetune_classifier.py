@@ -32,7 +32,7 @@ from .data.labelled_texts import (
 )
 from .data.rows import read_parts
 from .data.tables import shown_names
-from .hub.cards.finetuned import table_of_labels, write_classifier_card
+from .hub.cards.finetuned import write_classifier_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
 from .loop.classification import TextClassification
@@ -42,6 +42,7 @@ from .loop.log import JsonLines
 from .loop.run import Run, build_run, is_complete, resume
 from .loop.status import recorded_status
 from .loop.train import train
+from .metrics.label_scores import label_table, majority_rate
 from .metrics.plots import draw_confusion_matrix, draw_loss_curve
 from .model.pretrained import BaseModel, choose_trained, load_base, trained_settings, write_tuned_model
 from .settings.command import run_command
@@ -211,8 +212,12 @@ def write_results(
     draw_confusion_matrix(confusion, labels, folder / CONFUSION_MATRIX_FILE, title)
     model_type: str = run.bare_model.config.model_type
     write_classifier_card(folder, adapter, model_type, origin, describe(data), results, labels)
-    print(f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%}")
-    print(table_of_labels(confusion, labels))
+    rate, most_frequent = majority_rate(confusion)
+    print(
+        f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%} | "
+        f"always {labels[most_frequent]!r:.40}: {rate:.2%}"
+    )
+    print(label_table(confusion, labels))
 
 
 if __name__ == "__main__":

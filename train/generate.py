@@ -2,88 +2,154 @@
 
     scratch-gpt generate --model runs/quickstart/run/model --prompt "def "
     scratch-gpt generate --model alice/tiny --temperature 0 --max_new_tokens 50
+    scratch-gpt generate --model alice/tiny --prompt "Once" --num_samples 3 --stop "The end"
+    cat beginning.txt | scratch-gpt generate --model alice/tiny
 
-A model is a folder, or a name on the Hugging Face Hub.
+A model is a folder, or a name on the Hugging Face Hub. Control tokens in a prompt, such as <|endoftext|>, are read as
+text.
 """
 
+import os
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase
 
+from .data.plain_text import plain_ids
+from .model.generation import TextStream, check_outputs, generate_text, max_positions, start_id
 from .model.inference import load_for_inference
-from .settings.checks import check_bounds
-from .settings.command import run_command
+from .settings.checks import check_bounds, requires
+from .settings.command import interruptible, run_command
 from .settings.recipe import option, option_list, parse_recipe, required
+from .settings.sampling import SamplingArguments
+
+DEFAULT_NEW_TOKENS = 128
+FROM_STDIN = "-"
 
 
 @dataclass
 class GenerateArguments:
-    """The model, the prompts, and how to sample."""
+    """The model, the prompts, and the completions."""
 
     model: str = required("Model or adapter: a folder, or a name on the Hugging Face Hub.", is_path=True)
-    prompt: list[str] = option_list("Texts to complete (default: one sample from an empty prompt).")
+    prompt: list[str] = option_list(
+        'Texts to complete; "-": standard input (default: standard input if it is a pipe or a file, else one sample '
+        "from an empty prompt)."
+    )
     max_new_tokens: int | None = option(
         "Maximum number of tokens to generate (default: 128, or half of the maximum length of the model if less)."
     )
-    temperature: float = option("Sampling temperature; 0: greedy decoding.", 0.8)
-    top_k: int = option("Sample from the K most probable tokens; 0: all.", 50)
-    top_p: float = option("Sample from the most probable tokens that together have this probability; 1: all.", 1.0)
-    seed: int = option("Random seed of the samples.", 0)
+    num_samples: int = option("Completions of each prompt.", 1)
+    stop: list[str] = option_list("Texts that end a completion; they are not printed.")
 
     def __post_init__(self) -> None:
-        check_bounds(self, {"max_new_tokens": 1, "temperature": 0, "top_k": 0})
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top_p is {self.top_p}: it must be above 0 and at most 1.")
+        check_bounds(self, {"max_new_tokens": 1, "num_samples": 1})
+        if "" in self.stop:
+            raise ValueError("--stop is an empty text, which would end each completion at once: remove it.")
 
 
+@interruptible
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print each prompt, and its completion as it is generated."""
-    (arguments,) = parse_recipe([GenerateArguments], argv, description=__doc__ or "")
+    """Print each prompt, and its completions as they are generated."""
+    arguments, sampling = parse_recipe([GenerateArguments, SamplingArguments], argv, description=__doc__ or "")
+    if arguments.num_samples > 1 and sampling.temperature == 0:
+        raise ValueError(requires("num_samples", arguments.num_samples, "--temperature above 0: all would be equal"))
+    prompts = read_prompts(arguments.prompt)
     model, tokenizer = load_for_inference(arguments.model)
-    for prompt in arguments.prompt or [""]:
-        torch.manual_seed(arguments.seed)
-        complete(model, tokenizer, prompt, arguments)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    max_new_tokens = new_tokens(model, arguments.max_new_tokens)
+    check_outputs(arguments.model, model, encoded[0][:1])
+    several = len(prompts) * arguments.num_samples > 1
+    for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), start=1):
+        torch.manual_seed(sampling.seed)
+        ids = shortened(ids, max_positions(model) - max_new_tokens)
+        for sample in range(1, arguments.num_samples + 1):
+            if several:
+                print(f"--- {title(number, len(prompts), sample, arguments.num_samples)}")
+            print(prompt, end="", flush=True)
+            stream = TextStream(tokenizer, lambda text: print(text, end="", flush=True), arguments.stop)
+            generate_text(model, tokenizer, ids, stream, max_new_tokens=max_new_tokens, **sampling.generation)
+            print()
 
 
-def complete(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments) -> None:
-    """Stream a prompt and its completion to stdout.
+def title(number: int, num_prompts: int, sample: int, num_samples: int) -> str:
+    """Which prompt and sample follows."""
+    parts = [("prompt", number, num_prompts), ("sample", sample, num_samples)]
+    return ", ".join(f"{name} {one} of {count}" for name, one, count in parts if count > 1)
+
+
+def read_prompts(given: Sequence[str]) -> list[str]:
+    """The prompts, with standard input in place of "-"; an empty one if there is none.
 
     Raises:
-        ValueError: the prompt cannot be encoded, no room for it, or damaged weights.
+        ValueError: "-" is given twice, or standard input is not UTF-8 text.
+    """
+    if given.count(FROM_STDIN) > 1:
+        raise ValueError('--prompt has "-" twice, but standard input can be read only once: remove one of them.')
+    if not given and has_input():
+        given = [FROM_STDIN]
+    return [read_stdin() if prompt == FROM_STDIN else prompt for prompt in given] or [""]
+
+
+def has_input() -> bool:
+    """Whether standard input is a pipe or a file; it may also be a terminal, closed, or /dev/null."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def read_stdin() -> str:
+    """Standard input without its last line break.
+
+    Raises:
+        ValueError: it is not UTF-8 text.
     """
     try:
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.bos_token_id]
-    except Exception as error:  # tokenizers raises a plain Exception for a character not in the vocabulary
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 text ({error}).") from None
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The ids of a prompt; an empty one begins a text.
+
+    Raises:
+        ValueError: the tokenizer cannot encode it, or has no token that begins a text.
+    """
+    if ids := plain_ids(tokenizer, prompt):
+        return ids
+    start = start_id(tokenizer)
+    if start is None:
+        raise ValueError("the tokenizer has neither a bos_token nor an eos_token to begin a text: give a --prompt.")
+    return [start]
+
+
+def new_tokens(model: Any, given: int | None) -> int:
+    """The number of tokens to generate.
+
+    Raises:
+        ValueError: they leave no room for a prompt.
+    """
+    positions = max_positions(model)
+    count = given or min(DEFAULT_NEW_TOKENS, positions // 2)
+    if count >= positions:
         raise ValueError(
-            f"--prompt {prompt!r}: the tokenizer of {arguments.model} cannot encode it ({error})."
-        ) from None
-    positions = model.config.max_position_embeddings
-    max_new_tokens = arguments.max_new_tokens or min(128, positions // 2)
-    longest = positions - max_new_tokens
-    if longest < 1:
-        raise ValueError(
-            f"--max_new_tokens ({max_new_tokens}) leaves no room for a prompt: the model reads {positions} tokens: "
-            "lower it."
+            f"--max_new_tokens ({count}) leaves no room for a prompt: the model reads {positions} tokens: lower it."
         )
+    return count
+
+
+def shortened(ids: list[int], longest: int) -> list[int]:
+    """The last `longest` ids, with a warning if there are more."""
     if len(ids) > longest:
         print(f"warning: only the last {longest} of the prompt's {len(ids)} tokens are used", file=sys.stderr)
-    input_ids = torch.tensor([ids[-longest:]], device=model.device)
-    if not torch.isfinite(model(input_ids, logits_to_keep=1).logits).all():
-        raise ValueError(f"the outputs of {arguments.model} are not finite: its weights are damaged.")
-    sampling = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
-    model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=arguments.temperature > 0,
-        **(sampling if arguments.temperature > 0 else {}),
-    )
+    return ids[-longest:]
 
 
 if __name__ == "__main__":

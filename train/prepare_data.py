@@ -30,6 +30,7 @@ from .data.corpora import Corpus, open_corpora
 from .data.new_folder import written_whole
 from .data.progress import CorpusProgress
 from .data.tokens import load_data_tokenizer, save_tokenizer, token_stream, tokenizer_sha256
+from .model.find import find_tokenizer
 from .settings.checks import check_bounds, create_folder
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
@@ -56,7 +57,7 @@ class PrepareArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the blocks of both splits."""
     arguments, corpus = parse_recipe((PrepareArguments, CorpusArguments), argv, description=__doc__ or "")
-    tokenizer = load_data_tokenizer(arguments.tokenizer)
+    tokenizer = load_data_tokenizer(str(find_tokenizer("--tokenizer", arguments.tokenizer)))
     prepare_data(arguments.output_dir, tokenizer, open_corpora(corpus), arguments.block_size)
 
 

@@ -19,11 +19,16 @@ from typing import Any
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError
 
+from hf_scratch_gpt import ScratchGPTConfig
+
 from .hub.client import HubName, account_of_token, hub_errors
 from .hub.upload import UploadPlan, fetch_remote_state, is_retryable, plan_upload, upload, validate_card
 from .hub.upload_files import UploadFile, collect_files
+from .model.load import check_model
 from .settings.command import run_command
+from .settings.json_files import read_json
 from .settings.recipe import option, option_list, parse_recipe, required
+from .settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE, MODEL_FILE, MODEL_INDEX_FILE
 
 ATTEMPTS = 4
 WAIT = 1.0  # seconds before the second attempt, doubled for each further one
@@ -80,6 +85,7 @@ def publish(arguments: PublishArguments) -> UploadPlan:
     message = arguments.commit_message or f"Publish {Path(arguments.folder_path).name}"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(arguments.folder_path)
+        check_foreign_model(folder)
         files, skipped = collect_files(folder, Path(scratch), arguments.max_shard_size, base_model)
         api = HfApi()
         name = repository(api, arguments)
@@ -100,6 +106,20 @@ def publish(arguments: PublishArguments) -> UploadPlan:
                     print(f"trying again in {WAIT * 2**attempt:.0f} s: {error}", file=sys.stderr)
             time.sleep(WAIT * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
+
+
+def check_foreign_model(folder: Path) -> None:
+    """Refuse a model of transformers' own that is not complete; `collect_files` checks ours without loading it.
+
+    Raises:
+        ValueError: the weights that are missing or do not fit.
+    """
+    path = folder / CONFIG_FILE
+    has_weights = (folder / MODEL_FILE).exists() or (folder / MODEL_INDEX_FILE).exists()
+    if not (path.exists() and has_weights) or (folder / ADAPTER_CONFIG_FILE).exists():
+        return
+    if read_json(path).get("model_type") != ScratchGPTConfig.model_type:
+        check_model(f"--folder_path {folder}", folder)
 
 
 def repository(api: HfApi, arguments: PublishArguments) -> HubName:

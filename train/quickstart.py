@@ -32,6 +32,7 @@ from .data.prompts import held_out_prompts
 from .distributed.device import build_accelerator, keep_freed_memory
 from .loop.evaluation import evaluate, sample
 from .loop.train import train_step
+from .model.inference import load_for_inference
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
 from .settings.recipe import option, parse_recipe
@@ -189,6 +190,7 @@ def seconds_needed(settings: dict[str, Any]) -> tuple[float, float]:
 
 def try_model(model: Path, prompts: Sequence[str]) -> None:
     """Stage 4: load the model folder in new processes, as its users will, and print samples."""
+    load_for_inference(str(model))  # refuses a damaged model, whose missing weights transformers would make up
     first_line = prompts[0].splitlines()[0]
     announce("4/4  Load the model in new processes", "generate", ["--model", str(model), "--prompt", first_line])
     print("\nPrompts (>) are beginnings of held-out paragraphs; the model continues them (|).")

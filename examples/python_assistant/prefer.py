@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-import hf_scratch_gpt  # noqa: F401  registers the model's classes
+from train.model.inference import load_for_inference
 from train.settings.command import run_command
 from train.settings.recipe import option, parse_recipe
 
@@ -44,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make pairs, train on them, save the adapter, and merge it."""
     (arguments,) = parse_recipe([PreferArguments], argv, description=__doc__ or "")
     folder = Path(arguments.output_dir)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model, tokenizer = load_for_inference(arguments.model)
     pairs = {
-        split: preferences(arguments, tokenizer, split, count)
+        split: preferences(arguments, model, tokenizer, split, count)
         for split, count in (("train", arguments.num_pairs), ("validation", max(8, arguments.num_pairs // 4)))
     }
     trainer = DPOTrainer(
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"Saved the adapter to {folder / 'adapter'} and the merged model to {folder / 'model'}")
 
 
-def preferences(arguments: PreferArguments, tokenizer: Any, split: str, count: int) -> Dataset:
+def preferences(arguments: PreferArguments, model: Any, tokenizer: Any, split: str, count: int) -> Dataset:
     """Rows with the messages `prompt`, `chosen` and `rejected`; questions that the model answers correctly are skipped.
 
     Raises:
@@ -83,7 +82,7 @@ def preferences(arguments: PreferArguments, tokenizer: Any, split: str, count: i
         raise ValueError(f"{path} does not exist: write it with python -m examples.python_assistant.make_data.")
     lines = path.read_text(encoding="utf-8").splitlines()
     chosen = [json.loads(line)["messages"][:2] for line in lines[:: max(1, len(lines) // count)][:count]]
-    answers = sample_answers(arguments, tokenizer, [messages[0] for messages in chosen])
+    answers = sample_answers(model, tokenizer, [messages[0] for messages in chosen], arguments.max_new_tokens)
     rows = [
         {"prompt": messages[:1], "chosen": messages[1:], "rejected": [{"role": "assistant", "content": answer}]}
         for messages, answer in zip(chosen, answers, strict=True)
@@ -92,17 +91,16 @@ def preferences(arguments: PreferArguments, tokenizer: Any, split: str, count: i
     return Dataset.from_list(rows)
 
 
-def sample_answers(arguments: PreferArguments, tokenizer: Any, questions: list[dict[str, str]]) -> list[str]:
+def sample_answers(model: Any, tokenizer: Any, questions: list[dict[str, str]], max_new_tokens: int) -> list[str]:
     """The answers of the assistant, sampled with a fixed seed."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, use_safetensors=True)
     answers: list[str] = []
     for start in range(0, len(questions), BATCH):
         prompts = [[question] for question in questions[start : start + BATCH]]
         inputs = tokenizer.apply_chat_template(
             prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
-        output = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=True, temperature=0.8)
+        ).to(model.device)
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=True, temperature=0.8)
         answers += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
 

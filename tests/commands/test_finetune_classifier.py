@@ -227,7 +227,7 @@ BAD = {
     "no source": ({"train_file": None}, r"--train_file \(not set\) and --dataset_name \(not set\): exactly one"),
     "nothing left": ({"validation_fraction": 0.5, "test_fraction": 0.5}, "leave no row to train on"),
     "override": ({"config_overrides": "colour=3"}, "--config_overrides sets colour, which the config of"),
-    "shape": ({"config_overrides": "intermediate_size=48"}, "the weights do not fit its config"),
+    "shape": ({"config_overrides": "intermediate_size=48"}, "6 weights of another size than its config says"),
     "dropout": ({"bpe_dropout": 1.0}, "--bpe_dropout is 1.0: it must be below 1"),
     "random head": ({"random_weights": True, "trainable": "head"}, "--random_weights with --trainable head would"),
 }  # fmt: skip

@@ -1,7 +1,13 @@
 """`generate`: its output, and the settings it refuses."""
 
+import io
+import os
+import re
+import shutil
+
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from tests.support.tiny import tiny_config
 from train import generate
@@ -71,7 +77,85 @@ def test_a_prompt_that_cannot_be_encoded_is_refused(model_folder, capsys, monkey
 
     monkeypatch.setattr(generate, "load_for_inference", lambda name: (model, Characters()))
     assert run(model_folder, "--prompt", "\u2603") == 2
-    assert "cannot encode it (WordLevel error" in capsys.readouterr().err
+    assert "the tokenizer cannot encode the text '\u2603' (WordLevel error" in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_bos_begins_with_eos_and_one_without_both_needs_a_prompt(model_folder, tmp_path, capsys):
+    shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+    backend = generate.load_for_inference(str(model_folder))[1].backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(tmp_path)
+    assert run(tmp_path) == 0
+    assert capsys.readouterr().out.strip()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    with pytest.raises(ValueError, match="neither a bos_token nor an eos_token to begin a text: give a --prompt"):
+        generate.encode_prompt(tokenizer, "")
+
+
+def test_control_tokens_in_a_prompt_are_text(model_folder, capsys):
+    tokenizer = generate.load_for_inference(str(model_folder))[1]
+    ids = generate.encode_prompt(tokenizer, "x<|end|><|system|>")
+    assert not set(ids) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(ids) == "x<|end|><|system|>"
+    assert run(model_folder, "--prompt", "x<|end|>") == 0
+    assert capsys.readouterr().out.startswith("x<|end|>")
+
+
+def test_reads_standard_input(model_folder, capsys, monkeypatch):
+    expected = []
+    for prompt in ("def one", "a\nb"):
+        run(model_folder, "--prompt", prompt)
+        expected.append(capsys.readouterr().out)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n"))
+    assert run(model_folder, "--prompt", "def one", "-") == 0
+    assert capsys.readouterr().out == f"--- prompt 1 of 2\n{expected[0]}--- prompt 2 of 2\n{expected[1]}"
+
+
+def test_reads_a_pipe_or_a_file_without_prompt_but_no_terminal(model_folder, tmp_path, capsys, monkeypatch):
+    run(model_folder, "--prompt", "def one")
+    expected = capsys.readouterr().out
+    (tmp_path / "prompt.txt").write_text("def one\n")
+    with (tmp_path / "prompt.txt").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert run(model_folder) == 0
+    assert capsys.readouterr().out == expected
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        assert generate.read_prompts([]) == [""]
+
+
+def test_samples_of_a_prompt_differ_and_the_first_is_that_of_a_single_one(model_folder, capsys):
+    run(model_folder, "--prompt", "def one")
+    single = capsys.readouterr().out
+    assert run(model_folder, "--prompt", "def one", "--num_samples", "3") == 0
+    parts = re.split(r"--- sample \d of 3\n", capsys.readouterr().out)
+    assert parts[1] == single
+    assert len(set(parts)) == 4
+
+
+def test_stops_before_a_given_text(model_folder, capsys):
+    long = ["--prompt", "def one", "--max_new_tokens", "30"]
+    run(model_folder, *long)
+    completion = capsys.readouterr().out.removeprefix("def one").removesuffix("\n")
+    stop = completion[7:9]
+    assert run(model_folder, *long, "--stop", "never occurs", stop) == 0
+    assert capsys.readouterr().out == "def one" + completion[: completion.index(stop)] + "\n"
+
+
+def test_a_repetition_penalty_changes_greedy_output(model_folder, capsys):
+    outputs = set()
+    for penalty in ("1", "5"):
+        assert run(model_folder, "--prompt", "def", "--temperature", "0", "--repetition_penalty", penalty) == 0
+        outputs.add(capsys.readouterr().out)
+    assert len(outputs) == 2
+
+
+def test_ctrl_c_speaks_of_no_checkpoints(model_folder, capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "generate_text", interrupt)
+    assert run(model_folder, "--prompt", "x") == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +165,19 @@ def test_a_prompt_that_cannot_be_encoded_is_refused(model_folder, capsys, monkey
         (["--top_p", "2"], "--top_p is 2.0"),
         (["--top_p", "0"], "--top_p is 0.0"),
         (["--top_k", "-1"], "--top_k is -1"),
+        (["--temperature", "nan"], "--temperature is nan: it must be a"),
+        (["--temperature", "1e-45"], "--temperature is 1e-45: it must be a number of at least 0.01"),
+        (["--temperature", "1e30"], "--temperature is 1e+30: it must be at most 100"),
+        (["--seed", "99999999999999999999"], "--seed is 99999999999999999999: it must be at most"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--top_k", "99999999999999999999"], "--top_k is 99999999999999999999: it must be at most"),
+        (["--repetition_penalty", "inf"], "--repetition_penalty is inf"),
+        (["--repetition_penalty", "0"], "--repetition_penalty is 0.0"),
+        (["--temperature", "0", "--top_p", "0.5"], "--top_p (0.5) requires --temperature above 0"),
+        (["--temperature", "0", "--num_samples", "2"], "--num_samples (2) requires --temperature above 0"),
+        (["--num_samples", "0"], "--num_samples is 0"),
+        (["--stop", ""], "--stop is an empty text"),
+        (["--prompt", "-", "-"], '--prompt has "-" twice'),
         (["--max_new_tokens", "0"], "--max_new_tokens is 0"),
         (["--max_new_tokens", "64"], "leaves no room for a prompt: the model reads 64 tokens"),
         (["--model", "/nowhere"], "--model /nowhere does not exist"),

@@ -22,10 +22,10 @@ from train.data.conversations import (
     limit_length,
     pack,
     parse_conversations,
-    prompt_ids,
     truncate,
     unread_columns,
 )
+from train.data.plain_text import prompt_ids
 from train.data.rows import Row
 
 QUESTION, ANSWER = "What is 1?", "The a number 1."

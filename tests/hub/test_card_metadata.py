@@ -1,21 +1,23 @@
 """The metadata of model cards: it describes the run and its origin, without paths of this machine."""
 
 import json
+import re
 
 import datasets
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from tests.support.tiny_base import TEXTS, options, save_base, write_conversations
+from tests.support.tiny_base import TEXTS, options, save_base, write_conversations, write_labels
 from tests.support.tiny_card import METRICS, ON_HUB, OWN, made, read
 from tests.support.tiny_run import RECIPE, SHAPE
 from train import finetune, finetune_classifier, prepare_data, pretrain
 from train.data.blocks import open_data
 from train.data.corpora import dataset_corpus, python_corpus, split_corpus
+from train.hub.cards.finetuned import table_of_labels
+from train.hub.cards.markdown import fenced, plain
 from train.hub.cards.metadata import adapter_metadata
 from train.hub.cards.origin import Source, base_on_hub, hub_name, origin_of, public_recipe, row_source
-from train.hub.cards.template import fenced
 from train.settings.corpus import CorpusArguments
 from train.settings.finetuning import BaseArguments, RowsArguments
 
@@ -237,6 +239,14 @@ def test_the_card_of_an_assistant(base, tmp_path, trainable):
     assert str(tmp_path) not in text
     assert str(base) not in text
     assert (tmp_path / "run" / "adapter").exists() == (trainable == "lora")
+    if trainable == "lora":
+        _, card = metadata(tmp_path / "run" / "adapter")
+        assert "- base model: not on the Hub" in card
+        assert "- labels:" not in card
+        assert re.search(r"\| perplexity \| \d+\.\d{4} \(before fine-tuning: \d+\.\d{4}\) \|", card)
+        assert "- train 11 conversations" in card
+        assert "`scratch-gpt chat --model path/to/this/folder`" in card
+        assert "lora_r: null" in card
 
 
 def test_the_cards_of_a_classifier_and_its_adapter(on_hub, base, tmp_path):
@@ -253,11 +263,54 @@ def test_the_cards_of_a_classifier_and_its_adapter(on_hub, base, tmp_path):
     adapter, text_of_adapter = metadata(tmp_path / "run" / "adapter")
     assert (adapter.library_name, adapter.pipeline_tag) == ("peft", "text-classification")
     assert adapter.eval_results == data.eval_results
+    assert "- labels: blue., green., red.\n" in text_of_adapter
+    for card in (text, text_of_adapter):
+        assert f"| test accuracy | {tested['test_accuracy']:.2%} |" in card
+        counts = [sum(row) for row in tested["test_confusion_matrix"]]
+        assert re.search(rf"\| majority rate \(always [\w.]+\) \| {max(counts) / sum(counts):.2%} \|", card)
     assert ', num_labels=3)\nmodel = PeftModel.from_pretrained(base, "path/to/this/folder")' in text_of_adapter
     assert str(base) not in text + text_of_adapter
 
 
 # Text
+
+
+TRICKY = {
+    "a|b": "a\\|b",
+    "<img src=x onerror=alert(1)>": "&lt;img src=x onerror=alert(1)&gt;",
+    "&lt;": "&amp;lt;",
+    "$a_$": "\\$a\\_\\$",
+    "_x_ a_b *c* `d` ~e~": "\\_x\\_ a_b \\*c\\* \\`d\\` \\~e\\~",
+    "[a](http://b)": "\\[a\\](http://b)",
+    "two\nlines": "two lines",
+    "back\\slash": "back\\\\slash",
+    "README.md, 5.2 %": "README.md, 5.2 %",
+}
+
+
+@pytest.mark.parametrize("text", TRICKY)
+def test_text_is_shown_literally(text):
+    assert plain(text) == TRICKY[text]
+
+
+def test_labels_do_not_break_the_table_of_a_card():
+    lines = table_of_labels([[1, 0, 0], [0, 2, 0], [0, 0, 3]], ["a|b", "<b>x</b>", "$a_$"]).splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [6] * 5
+    assert [line.split(" ")[1] for line in lines[2:]] == ["a\\|b", "&lt;b&gt;x&lt;/b&gt;", "\\$a\\_\\$"]
+
+
+def test_labels_and_names_of_files_are_escaped_in_whole_cards(base, tmp_path):
+    rows = tmp_path / "<b>rows|$x$.csv"
+    write_labels(rows)
+    rows.write_text(rows.read_text().replace(",red", ",<i>|$a_$"))
+    settings = {"model": base, "train_file": rows, "output_dir": tmp_path / "run", "trainable": "lora"}
+    assert finetune_classifier.main(options(**settings)) == 0
+    for folder in ("model", "adapter"):
+        text = re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", metadata(tmp_path / "run" / folder)[1].split("\n---\n")[-1])
+        assert "&lt;i&gt;\\|\\$a\\_\\$" in text
+        assert "&lt;b&gt;rows\\|\\$x\\$.csv" in text
+        assert "<i>" not in text
+        assert "<b>" not in text
 
 
 def test_backticks_do_not_end_a_block():

@@ -21,7 +21,7 @@ from train.settings.command import run_command
 WRONG_FOLDERS = [
     (lambda f: shutil.rmtree(f), "is not a folder"),
     (lambda f: (f / "config.json").unlink(), "is not a model folder: it has no config.json"),
-    (lambda f: (f / WEIGHTS).unlink(), "weights do not match config.json|has no weights"),
+    (lambda f: (f / WEIGHTS).unlink(), r"has no weights \(model\.safetensors\): is the run complete"),
     (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
     (lambda f: (f / WEIGHTS).write_bytes(b"\xff" * 99), "model.safetensors is damaged"),
     (lambda f: edit_json(f / "config.json", hidden_size=32), "weights do not match config.json, such as"),

@@ -1,5 +1,6 @@
 """The parts of a classifier: labels, batches with padding on either side, weights, metrics, pictures."""
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,8 @@ from train.data.labelled_texts import LabelledTexts, balanced_weights, count_tra
 from train.data.rows import Row
 from train.hub.cards.finetuned import table_of_labels
 from train.loop.classification import TextClassification
-from train.metrics.plots import draw_confusion_matrix
+from train.metrics.label_scores import label_table, majority_rate
+from train.metrics.plots import draw_confusion_matrix, draw_loss_curve
 
 
 def rows(*labels):
@@ -72,7 +74,12 @@ def test_metrics_of_batches_add_up():
     assert objective.count_targets(texts.batch([0, 2])) == (pytest.approx(8 / 3), 3)
 
 
-def test_the_table_of_labels():
+def test_the_tables_of_labels():
+    rows = [line.split() for line in label_table([[3, 1], [0, 4]], ["ham", "spam"]).splitlines()]
+    assert rows[1:] == [["ham", "1.0000", "0.7500", "0.8571", "4"], ["spam", "0.8000", "1.0000", "0.8889", "4"]]
+    wide = label_table([[3, 1], [0, 4]], ["ham" * 30, "two\nlines"]).splitlines()
+    assert {len(line) for line in wide} == {80}
+    assert majority_rate([[3, 1], [0, 5]]) == (5 / 9, 1)
     table = table_of_labels([[3, 1], [0, 4]], ["ham", "spam"]).splitlines()
     assert table[2:] == ["| ham | 1.0000 | 0.7500 | 0.8571 | 4 |", "| spam | 0.8000 | 1.0000 | 0.8889 | 4 |"]
 
@@ -81,6 +88,21 @@ def test_the_table_of_labels():
 def test_the_picture_grows_with_the_labels(tmp_path, names):
     draw_confusion_matrix(np.eye(len(names), dtype=int).tolist(), names, tmp_path / "matrix.png", "title")
     assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["$a_$", "$\\foo$", "\udc00", "a\nb\0", "\u5b57", "long " * 99, "{x}", "_a_"])
+def test_any_label_can_be_drawn(tmp_path, name):
+    draw_confusion_matrix([[1, 0], [0, 1]], [name, "b"], tmp_path / "matrix.png", f"title {name}")
+    records = [{"tokens_seen": 1e6, "loss": 2.0}, {"tokens_seen": 2e6, "eval_loss": 1.0}]
+    draw_loss_curve(records, tmp_path / "curve.png", title=f"title {name}", num_choices=2, per="text")
+    height, width = matplotlib.image.imread(tmp_path / "matrix.png").shape[:2]
+    assert max(height, width) < 800
+
+
+def test_the_picture_of_many_labels_stays_small(tmp_path):
+    names = [f"label {i}" for i in range(600)]
+    draw_confusion_matrix(np.eye(600, dtype=int).tolist(), names, tmp_path / "matrix.png", "title")
+    assert max(matplotlib.image.imread(tmp_path / "matrix.png").shape) < 4200
 
 
 def test_longer_texts_lose_their_end_and_are_counted(base):

@@ -1,6 +1,7 @@
 """Minimal pairs: a model with known answers, sums by hand, and files with mistakes."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from tests.support.tiny import tiny_model
 from tests.support.tiny_loop import VOCABULARY
 from train.metrics import minimal_pairs
 from train.metrics.minimal_pairs import (
-    FileAccuracy,
+    Accuracy,
     accuracies,
     accuracy_table,
     encode_pairs,
@@ -60,12 +61,39 @@ def test_known_answers(favours_a, tokenizer, tmp_path):
     second = write(tmp_path / "blimp" / "a.jsonl", tie, ("a", "aa"))
     (tmp_path / "blimp" / "README.md").write_text("not a pair")
     third = write(tmp_path / "c.jsonl", wrong)
-    found = score(favours_a, tokenizer, [tmp_path / "blimp", third])
-    assert found == [FileAccuracy(second, 2, 1), FileAccuracy(first, 4, 3), FileAccuracy(third, 1, 0)]
-    head, *lines = (line.rsplit(maxsplit=2) for line in accuracy_table(found).splitlines())
-    assert head == ["file", "pairs", "accuracy"]
-    assert lines[:3] == [[str(second), "2", "0.5000"], [str(first), "4", "0.7500"], [str(third), "1", "0.0000"]]
-    assert [line[-1] for line in lines[3:]] == [f"{1.25 / 3:.4f}", f"{4 / 7:.4f}"]
+    found, groups = score(favours_a, tokenizer, [tmp_path / "blimp", third])
+    assert found == [Accuracy(str(second), 2, 1), Accuracy(str(first), 4, 3), Accuracy(str(third), 1, 0)]
+    assert groups == []
+    table = accuracy_table(found)
+    assert max(map(len, table.splitlines())) <= 80
+    head, *lines = (line.split() for line in table.splitlines())
+    assert head == ["file", "pairs", "accuracy", "+/-"]
+    assert [line[1:] for line in lines[:3]] == [
+        ["2", "0.5000", f"{math.sqrt(0.25 / 2):.4f}"], ["4", "0.7500", f"{math.sqrt(0.1875 / 4):.4f}"],
+        ["1", "0.0000", "0.0000"],
+    ]  # fmt: skip
+    error = math.sqrt(0.25 / 2 + 0.1875 / 4) / 3
+    assert lines[3] == ["mean", "of", "the", "files", f"{1.25 / 3:.4f}", f"{error:.4f}"]
+    assert lines[4][:4] == ["all", "pairs", "7", f"{4 / 7:.4f}"]
+
+
+def test_groups(favours_a, tokenizer, tmp_path):
+    rows = [
+        {"sentence_good": good, "sentence_bad": bad, "linguistics_term": term, "field": "syntax"}
+        for good, bad, term in (("aab", "abb", "islands"), ("abb", "aab", "binding"), ("aab", "abb", "binding"))
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files, groups = score(favours_a, tokenizer, [tmp_path / "pairs.jsonl"])
+    assert groups == [Accuracy("binding", 2, 1), Accuracy("islands", 1, 1)]
+    lines = [line.split() for line in accuracy_table(files, groups).splitlines()]
+    assert ["binding", "2", "0.5000", "0.3536"] in lines
+
+
+def test_control_tokens_in_a_sentence_are_text(tokenizer, tmp_path):
+    special = tokenizer.eos_token
+    (row, _) = encode_pairs(read_pairs([write(tmp_path / "a.jsonl", (special, "b"))]), tokenizer, 64)
+    assert tokenizer.decode(row[1:]) == special
+    assert tokenizer.eos_token_id not in row[1:]
 
 
 def test_a_sum_matches_the_tokens_scored_one_by_one(tokenizer, tmp_path):
@@ -149,10 +177,10 @@ def test_refuses_a_tokenizer_that_cannot_encode_the_sentence(tmp_path):
     class Failing:
         bos_token_id, eos_token_id = None, 1
 
-        def __call__(self, text, add_special_tokens):
+        def __call__(self, texts, **options):
             raise Exception("WordLevel error: Missing [UNK] token")
 
-    with pytest.raises(ValueError, match=r"pairs\.jsonl:1: cannot encode 'a' \(WordLevel"):
+    with pytest.raises(ValueError, match=r"pairs\.jsonl:1: the tokenizer cannot encode the text 'a' \(WordLevel"):
         encode_pairs(pairs, Failing(), 64)
 
 

@@ -38,3 +38,9 @@ def safetensors_names(path: Path) -> list[str]:
     """The tensor names of a safetensors file."""
     with safetensors.safe_open(path, "pt") as file:
         return list(file.keys())
+
+
+def safetensors_shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a safetensors file."""
+    with safetensors.safe_open(path, "pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping

@@ -20,6 +20,7 @@ COMMANDS = {
     "finetune": "fine-tune a model on conversations",
     "chat": "chat with a fine-tuned model in the terminal",
     "finetune_classifier": "fine-tune a model to classify texts",
+    "classify": "label texts with a fine-tuned classifier",
     "report": "compare runs on one page",
     "rollback": "rewind a run to an earlier checkpoint and skip steps",
     "publish": "upload a model to the Hugging Face Hub",

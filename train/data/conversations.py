@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .examples import IGNORE_INDEX
+from .plain_text import Message
 from .rows import Row
 from .tables import shown_names
 
-Message = dict[str, Any]  # role and content; "weight": 0 if the answer is not to be learned
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 FORMATS = "messages; conversations; prompt and completion; or instruction, (input) and output"
@@ -233,12 +233,6 @@ def _learned(one: Conversation, is_answer: np.ndarray) -> np.ndarray:
     weights = np.array([0, *(message.get("weight", 1) for message in answers)], bool)
     learned: np.ndarray = is_answer & weights[np.cumsum(starts)]
     return learned
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """The tokens of a conversation up to where the assistant answers."""
-    output: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-    return list(output["input_ids"])
 
 
 def end_of_turn(encoded: Sequence[Encoded]) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .plain_text import encode_texts
 from .rows import Row
 from .tables import shown_names
 
@@ -25,7 +26,7 @@ def label_names(rows: Sequence[Row], column: str) -> list[str]:
     Raises:
         ValueError: a cell is not a label, or there are fewer than two labels, or about as many as rows.
     """
-    counts = Counter(_label(row, column) for row in rows)
+    counts = Counter(label_of(row, column) for row in rows)
     values = counts.keys()
     if len(values) > MANY_LABELS and len(rows) < 2 * len(values):
         raise ValueError(
@@ -41,7 +42,24 @@ def label_names(rows: Sequence[Row], column: str) -> list[str]:
     return sorted(values, key=lambda name: (0, int(name), name) if _is_number(name) else (1, 0, name))
 
 
-def _label(row: Row, column: str) -> str:
+def text_of(row: Row, column: str) -> str:
+    """The text of a row.
+
+    Raises:
+        ValueError: it is empty or not text.
+    """
+    text = row.cells[column]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{row.place}: column {column!r} must be non-empty text, not {text!r:.40}. Remove the row.")
+    return text
+
+
+def label_of(row: Row, column: str) -> str:
+    """The label of a row, as text.
+
+    Raises:
+        ValueError: the cell is not a label.
+    """
     value = row.cells[column]
     if isinstance(value, float) and value.is_integer():  # a table stores whole numbers with gaps as floats
         value = int(value)
@@ -119,11 +137,7 @@ def tokenize(
     numbers = {name: number for number, name in enumerate(names)}
     texts, labels = [], []
     for row in rows:
-        text, label = row.cells[text_column], _label(row, label_column)
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"{row.place}: column {text_column!r} must be non-empty text, not {text!r:.40}. Remove the row."
-            )
+        text, label = text_of(row, text_column), label_of(row, label_column)
         if label not in numbers:
             raise ValueError(
                 f"{row.place}: the label {label!r:.60} is not in the training rows, which have {shown_names(names)}. "
@@ -143,16 +157,12 @@ def tokenize(
 
 def _encode(texts: Sequence[str], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     try:
-        ids: Any = tokenizer(list(texts), verbose=False)["input_ids"]
-        return list(ids)
-    except Exception as error:  # tokenizers has no exception class for a character that the vocabulary lacks
+        return encode_texts(tokenizer, texts)
+    except ValueError as error:
         if len(texts) > 1:  # find the text
             pairs = zip(texts, rows, strict=True)
             return [ids for text, row in pairs for ids in _encode([text], [row], tokenizer)]
-        raise ValueError(
-            f"{rows[0].place}: the tokenizer has no token for a part of the text ({error}): use another tokenizer, or "
-            "remove the row."
-        ) from None
+        raise ValueError(f"{rows[0].place}: {error} Use another tokenizer, or remove the row.") from None
 
 
 def with_bpe_dropout(

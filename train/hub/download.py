@@ -28,8 +28,13 @@ class LocalModel:
     is_verified: bool
 
 
-def pull(name: HubName, *, local_dir: str | None = None, force_download: bool = False) -> LocalModel:
+def pull(
+    name: HubName, *, local_dir: str | None = None, force_download: bool = False, weights: bool = True
+) -> LocalModel:
     """Download a model and verify it; in offline mode, load it from the cache.
+
+    Args:
+        weights: False: all files but the weights.
 
     Raises:
         ValueError: the name or revision does not exist, no access, not in the cache, or damaged files (the message
@@ -41,7 +46,7 @@ def pull(name: HubName, *, local_dir: str | None = None, force_download: bool = 
         if local_dir:
             raise ValueError(f"cannot use --local_dir {local_dir} while HF_HUB_OFFLINE is set.")
         return cached(name)
-    api = HfApi()
+    api, ignored = HfApi(), IGNORED + ([] if weights else ["*.safetensors"])
     with hub_errors(name):
         sha = str(api.model_info(name.repo_id, revision=name.revision).sha)
     hint = (
@@ -52,13 +57,13 @@ def pull(name: HubName, *, local_dir: str | None = None, force_download: bool = 
         folder = Path(
             snapshot_download(
                 name.repo_id, revision=sha if local_dir else name.revision, local_dir=local_dir,
-                force_download=force_download, ignore_patterns=IGNORED,
+                force_download=force_download, ignore_patterns=ignored,
             )
         )  # fmt: skip
         sha = sha if local_dir else folder.name  # the branch may have moved in between
         tree = api.list_repo_tree(name.repo_id, recursive=True, revision=sha)
         listed = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    expected = filter_repo_objects(sorted(listed), ignore_patterns=IGNORED)
+    expected = filter_repo_objects(sorted(listed), ignore_patterns=ignored)
     _check_index(name, folder, listed)
     damaged = [path for path in expected if _differs(folder / path, listed[path])]
     if damaged:
@@ -70,14 +75,14 @@ def pull(name: HubName, *, local_dir: str | None = None, force_download: bool = 
     return LocalModel(folder, sha, is_verified=True)
 
 
-def pull_or_cached(name: HubName) -> Path:
+def pull_or_cached(name: HubName, weights: bool = True) -> Path:
     """The folder of a downloaded model; if the Hub cannot be reached, that in the cache.
 
     Raises:
         ValueError, OSError: see `pull`.
     """
     try:
-        return pull(name).folder
+        return pull(name, weights=weights).folder
     except ConnectionError as error:
         try:
             model = cached(name)

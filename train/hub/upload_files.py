@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, get_token, save_torch_state_dict
 from huggingface_hub.utils.sha import git_hash
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -22,6 +22,7 @@ from hf_scratch_gpt import configuration_scratch_gpt, modeling_scratch_gpt
 from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 
 from ..checkpoint.manifest import sha256_of
+from ..checkpoint.weights import safetensors_shapes
 from ..settings.json_files import read_json
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,
@@ -31,6 +32,7 @@ from ..settings.run_folder import (
     CONFIG_FILE,
     MODEL_INDEX_FILE,
 )
+from ..settings.words import counted, few
 from .client import HubName
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", ADAPTER_FILE)
@@ -169,8 +171,7 @@ def shapes_of(path: Path) -> dict[str, list[int]]:
         ValueError: the file is damaged.
     """
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a mapping
+        return safetensors_shapes(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): publish a checkpoint of the run instead.") from None
 
@@ -193,6 +194,11 @@ def _check_weights(folder: Path) -> None:
         found |= shapes_of(path)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     wrong = [name for name in wrong if not (name in tied and name not in found)]
+    if not found:
+        return  # the caller says that there are no weights at all
+    if missing := [name for name in wrong if name not in found]:
+        number = counted(len(missing), "weight")
+        raise ValueError(f"--folder_path {folder} lacks {number} ({few(missing)}): its files are incomplete.")
     if wrong:
         name = wrong[0]
         raise ValueError(

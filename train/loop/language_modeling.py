@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.examples import IGNORE_INDEX
+from ..data.plain_text import plain_ids
 from ..metrics.perplexity import bits_per_byte, perplexity, token_byte_lengths
 from ..settings.seeds import seed_at
 from ..settings.training import TrainArguments
@@ -117,7 +118,7 @@ def next_token_objective(
     Raises:
         ValueError: a prompt and its completion are too long for the model.
     """
-    prompts = [Prompt(text, tokenizer(text)["input_ids"] or [bos_id(tokenizer)]) for text in arguments.sample_prompts]
+    prompts = [Prompt(text, plain_ids(tokenizer, text) or [bos_id(tokenizer)]) for text in arguments.sample_prompts]
     check_prompts(model.config, prompts, arguments)
     return LanguageModeling(
         tokenizer,

@@ -6,6 +6,7 @@ a text. EleutherAI's harness computes the same with `target_delimiter: ""`; by d
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.examples import IGNORE_INDEX
+from ..data.plain_text import plain_ids
 from ..data.tables import read_rows
 from .evaluate_metrics import score_targets
+from .text_scores import ending
 
 FIELDS = ("sentence_good", "sentence_bad")
+GROUP_FIELDS = ("linguistics_term", "field")  # of BLiMP: the phenomenon, and the field of linguistics
+NAME_WIDTH = 52  # of the table, which fits into 80 columns
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,14 @@ class Pair:
     line: int
     good: str
     bad: str
+    group: str | None = None  # the phenomenon that the pair belongs to
 
 
 @dataclass(frozen=True)
-class FileAccuracy:
-    """The number of pairs in a file, and how many of them the model ranks correctly."""
+class Accuracy:
+    """The number of pairs of a file or group, and how many of them the model ranks correctly."""
 
-    path: Path
+    name: str
     num_pairs: int
     num_correct: int
 
@@ -45,6 +51,11 @@ class FileAccuracy:
     def accuracy(self) -> float:
         """From 0 to 1; guessing gives 0.5."""
         return self.num_correct / self.num_pairs
+
+    @property
+    def error(self) -> float:
+        """The standard error of the accuracy."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_pairs)
 
 
 def read_pairs(paths: Sequence[str | Path]) -> list[Pair]:
@@ -88,7 +99,8 @@ def _checked_pair(path: Path, line: int, row: dict[str, Any]) -> Pair:
     good, bad = (row[field] for field in FIELDS)
     if good == bad:
         raise ValueError(f"{place}: both sentences are {good!r:.80}: remove the pair.")
-    return Pair(path, line, good, bad)
+    group = next((row[name] for name in GROUP_FIELDS if isinstance(row.get(name), str)), None)
+    return Pair(path, line, good, bad, group)
 
 
 def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, block_size: int) -> list[list[int]]:
@@ -104,9 +116,9 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, bloc
     for pair in pairs:
         for sentence in (pair.good, pair.bad):
             try:
-                ids = tokenizer(sentence, add_special_tokens=False)["input_ids"]
-            except Exception as error:  # tokenizers raises a plain Exception for a character not in the vocabulary
-                raise ValueError(f"{pair.path}:{pair.line}: cannot encode {sentence!r} ({error}).") from None
+                ids = plain_ids(tokenizer, sentence)
+            except ValueError as error:
+                raise ValueError(f"{pair.path}:{pair.line}: {error}") from None
             if not 0 < len(ids) <= block_size:
                 raise ValueError(
                     f"{pair.path}:{pair.line}: a sentence has {len(ids)} tokens, but --block_size is {block_size}: "
@@ -149,26 +161,43 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, targets
 
 
-def accuracies(pairs: Sequence[Pair], sums: Tensor) -> list[FileAccuracy]:
-    """The accuracy per file: a pair is correct if the good sentence is more probable, a tie is not.
+def accuracies(pairs: Sequence[Pair], sums: Tensor) -> tuple[list[Accuracy], list[Accuracy]]:
+    """The accuracy per file, and per group if the pairs have any. A pair is correct if the good sentence is more
+    probable; a tie is not.
 
     Args:
         pairs: in any order.
         sums: (2 * pairs,), ln p of the good and the bad sentence of each pair in turn.
     """
     is_correct = (sums[0::2] > sums[1::2]).tolist()
-    by_file: dict[Path, list[bool]] = {}
+    by_file: dict[str, list[bool]] = {}
+    by_group: dict[str, list[bool]] = {}
     for pair, correct in zip(pairs, is_correct, strict=True):
-        by_file.setdefault(pair.path, []).append(correct)
-    return [FileAccuracy(path, len(found), sum(found)) for path, found in by_file.items()]
+        by_file.setdefault(str(pair.path), []).append(correct)
+        if pair.group is not None:
+            by_group.setdefault(pair.group, []).append(correct)
+    files, groups = (
+        [Accuracy(name, len(found), sum(found)) for name, found in some.items()] for some in (by_file, by_group)
+    )
+    return files, sorted(groups, key=lambda group: group.name)
 
 
-def accuracy_table(files: Sequence[FileAccuracy]) -> str:
-    """One line per file, then the mean over files and the mean over pairs."""
-    num_pairs, num_correct = sum(file.num_pairs for file in files), sum(file.num_correct for file in files)
-    rows = [("file", "pairs", "accuracy")]
-    rows += [(str(file.path), f"{file.num_pairs:,}", f"{file.accuracy:.4f}") for file in files]
-    rows.append(("mean of the files", "", f"{sum(file.accuracy for file in files) / len(files):.4f}"))
-    rows.append(("all pairs", f"{num_pairs:,}", f"{num_correct / num_pairs:.4f}"))
-    width = max(len(name) for name, *_ in rows)
-    return "\n".join(f"{name:<{width}}  {count:>9}  {accuracy:>8}" for name, count, accuracy in rows)
+def accuracy_table(files: Sequence[Accuracy], groups: Sequence[Accuracy] = ()) -> str:
+    """One line per file and per group, then the mean over files and the mean over pairs; at most 80 columns wide."""
+    total = Accuracy("all pairs", sum(file.num_pairs for file in files), sum(file.num_correct for file in files))
+    lines = [_line("file", "pairs", "accuracy", "+/-"), *map(_line_of, files)]
+    if groups:
+        lines += ["", _line("group", "pairs", "accuracy", "+/-"), *map(_line_of, groups), ""]
+    if len(files) > 1:
+        mean = sum(file.accuracy for file in files) / len(files)
+        error = math.sqrt(sum(file.error**2 for file in files)) / len(files)
+        lines.append(_line("mean of the files", "", f"{mean:.4f}", f"{error:.4f}"))
+    return "\n".join([*lines, _line_of(total), "", "+/-: standard error; guessing gives 0.5"])
+
+
+def _line_of(one: Accuracy) -> str:
+    return _line(one.name, f"{one.num_pairs:,}", f"{one.accuracy:.4f}", f"{one.error:.4f}")
+
+
+def _line(name: str, *cells: str) -> str:
+    return f"{ending(name, NAME_WIDTH):<{NAME_WIDTH}}{cells[0]:>9}{cells[1]:>10}{cells[2]:>9}"

@@ -3,12 +3,15 @@
 import math
 import statistics
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+LONGEST_NAME, MOST_NAMES = 32, 50  # characters of a label; labels that are named in a confusion matrix
+LARGEST_SIDE = 30.0  # inches
 TRAIN_COLOUR, VALIDATION_COLOUR, TEXT_COLOUR = "#9bb8d3", "#c4502c", "#33373d"
 
 
@@ -46,13 +49,13 @@ def draw_loss_curve(
     )  # fmt: skip
     axes.set_xlabel("tokens seen (millions)")
     axes.set_ylabel(f"loss (nats per {per})")
-    axes.set_title(textwrap.fill(title, 90), loc="left", fontsize=10, color=TEXT_COLOUR)
+    draw_title(axes, title)
     axes.grid(axis="y", color="#e8e8e8")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(left=0)
     axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
-    figure.savefig(path)
+    save(figure, path)
 
 
 def smoothed(points: list[tuple[float, float]], reach: int = 4) -> list[tuple[float, float]]:
@@ -70,20 +73,42 @@ def draw_confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[st
 
     counts = np.array(confusion)
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(3.6, 0.5 * len(names) + 2)
+    side = min(max(3.6, 0.5 * len(names) + 2), LARGEST_SIDE)
+    shown = [printable(name, LONGEST_NAME) for name in names]
+    step = math.ceil(len(names) / MOST_NAMES)  # of many labels, some are named, and no counts are written
     figure = Figure(figsize=(side + 0.8, side), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    is_tilted = len(names) > 3
+    places = range(0, len(names), step)
     axes.set_xticks(
-        range(len(names)), names, rotation=45 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center"
+        places, shown[::step], rotation=45 if is_tilted else 0, ha="right" if is_tilted else "center", parse_math=False
     )
-    axes.set_yticks(range(len(names)), names)
-    for (row, column), count in np.ndenumerate(counts):
+    axes.set_yticks(places, shown[::step], parse_math=False)
+    for (row, column), count in np.ndenumerate(counts) if step == 1 else ():
         colour = "white" if fractions[row, column] > 0.6 else TEXT_COLOUR if count else "#b8bcc2"
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
     axes.set_xlabel("predicted label")
     axes.set_ylabel("true label")
-    axes.set_title(title, loc="left", fontsize=10, color=TEXT_COLOUR)
+    draw_title(axes, title)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.savefig(path)
+    save(figure, path)
+
+
+def draw_title(axes: Any, title: str) -> None:
+    """Draw a title of any text above the axes."""
+    axes.set_title(textwrap.fill(printable(title), 90), loc="left", fontsize=10, color=TEXT_COLOUR, parse_math=False)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture. The font has no glyph for some scripts; their characters are drawn as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(path)
+
+
+def printable(text: str, length: int = 1000) -> str:
+    """A text that can be drawn in at most `length` characters, without control characters and lone surrogates."""
+    drawn = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return drawn if len(drawn) <= length else drawn[: length - 3] + "..."

@@ -77,10 +77,16 @@ def draw_losses(axes: Axes, runs: Sequence[LoggedRun], by: str) -> None:
         heights += after_steep_start([*smoothed_between_gaps(training)]) + after_steep_start(validation)
     if heights and (extent := max(heights) - min(heights)):
         axes.set_ylim(min(heights) - 0.08 * extent, max(heights) + 0.08 * extent)
-    axes.set_title("loss (nats per token)", loc="left", fontsize=10, color=TEXT_COLOUR)
+    axes.set_title(f"loss (nats per {unit_of_loss(runs)})", loc="left", fontsize=10, color=TEXT_COLOUR)
     kinds = {"training": "-", "validation": "o"} | ({"update skipped": "x"} if any(run.skipped for run in runs) else {})
     lines = [axes.plot([], [], kind, color=TEXT_COLOUR)[0] for kind in kinds.values()]
     axes.legend(lines, list(kinds), frameon=False, loc="upper right")
+
+
+def unit_of_loss(runs: Sequence[LoggedRun]) -> str:
+    """What the loss of the runs is averaged over: classifiers have one target per text, others one per token."""
+    units = {"text" if run.values("eval_accuracy") else "token" for run in runs}
+    return " or ".join(sorted(units, reverse=True)) or "token"
 
 
 def draw_curve(axes: Axes, run: LoggedRun, curve: Points, *, is_smoothed: bool = True) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from ..checkpoint.weights import safetensors_names
+from ..checkpoint.weights import safetensors_names, safetensors_shapes
 from ..hub.client import HubName
 from ..settings.finetuning import BaseArguments
 from ..settings.json_files import read_json
@@ -46,9 +46,12 @@ def add_adapter(model: PreTrainedModel, name: str, arguments: BaseArguments, new
 
 
 def write_adapter(model: Any, folder: Path, base: str, base_sha256: str) -> None:
-    """Write an adapter, and the name and hash of the weights that it belongs to."""
+    """Write an adapter, and the name and hash of the weights that it belongs to; of a classifier, also its labels."""
     model.save_pretrained(folder)
-    text = json.dumps({"name": base, "weights_sha256": base_sha256}, indent=2)
+    facts: dict[str, Any] = {"name": base, "weights_sha256": base_sha256}
+    if is_classifier(folder):
+        facts["labels"] = [name for _, name in sorted(model.config.id2label.items())]
+    text = json.dumps(facts, indent=2)
     (folder / BASE_MODEL_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -71,6 +74,50 @@ def base_of_adapter(folder: Path) -> Path:
             f"{ADAPTER_CONFIG_FILE} to the model that it was trained on."
         )
     return found
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether an adapter turns its base model into a classifier."""
+    return bool(read_json(folder / ADAPTER_CONFIG_FILE).get("task_type") == "SEQ_CLS")
+
+
+def check_adapter_kind(place: str, folder: Path, auto_class: Any) -> None:
+    """Refuse the adapter of a classifier as a language model, and vice versa.
+
+    Raises:
+        ValueError: the kind of the adapter, and the command for it.
+    """
+    is_wanted = auto_class is AutoModelForSequenceClassification
+    if is_classifier(folder) == is_wanted:
+        return
+    name = place.rpartition(" ")[2]
+    if is_wanted:
+        raise ValueError(f"{place} is the adapter of a language model, not of a classifier: choose another one.")
+    raise ValueError(
+        f"{place} is the adapter of a classifier, not of a language model: use it with "
+        f"scratch-gpt classify --model {name}."
+    )
+
+
+def labels_of_adapter(folder: Path) -> dict[str, Any]:
+    """The values of the config of a classifier that its adapter stands for: the number and the names of its labels.
+
+    Raises:
+        ValueError: the adapter has no head.
+    """
+    record = folder / BASE_MODEL_FILE
+    names = read_json(record, {"labels?": [str]}).get("labels") if record.exists() else None
+    if names is None:  # an adapter of another program
+        heads = [
+            shape
+            for name, shape in safetensors_shapes(folder / ADAPTER_FILE).items()
+            if name.endswith((".score.weight", ".classifier.weight"))
+        ]
+        if not heads:
+            raise ValueError(f"{folder} is the adapter of a classifier without its head: its files are incomplete.")
+        names = [f"LABEL_{number}" for number in range(heads[0][0])]
+    numbered = dict(enumerate(names))
+    return {"num_labels": len(names), "id2label": numbered, "label2id": {name: i for i, name in numbered.items()}}
 
 
 def merge_adapter(model: nn.Module, folder: Path) -> Any:

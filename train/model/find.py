@@ -11,7 +11,8 @@ from ..checkpoint.manifest import sha256_of
 from ..hub.client import HubName
 from ..hub.download import pull_or_cached
 from ..settings.json_files import read_json
-from ..settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE
+from ..settings.run_folder import ADAPTER_CONFIG_FILE, CHECKPOINT_PREFIX, CONFIG_FILE, MODEL_FILE, MODEL_INDEX_FILE
+from .hints import about_folder, about_missing, about_unfinished, is_run, near_paths, tokenizer_of_run
 from .vocabulary import check_tokenizer
 
 
@@ -27,30 +28,77 @@ def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
         OSError: the Hub cannot be reached, or the disk is full.
     """
     folder = Path(name)
+    place = f"{option} {name}"
     if not folder.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ValueError(
-                f"{option} {name} does not exist; scratch-gpt quickstart writes runs/quickstart/run/model."
-            )
-        folder = pull_or_cached(HubName.parse(name))
-    found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    shown = ", ".join(found[:8]) or "nothing"
-    if ADAPTER_CONFIG_FILE in found:
+        if is_path(name):
+            raise ValueError(f"{place} {about_missing(folder)}")
+        folder = _from_hub(place, name)
+    if folder.is_dir() and (folder / ADAPTER_CONFIG_FILE).exists():
         return folder
-    if CONFIG_FILE not in found:
-        raise ValueError(f"{option} {name} is not a model folder: it has no {CONFIG_FILE} (found: {shown}).")
+    if not (folder / CONFIG_FILE).exists():
+        raise ValueError(f"{place} {about_folder(folder)}")
     model_type = read_json(folder / CONFIG_FILE).get("model_type")
-    check_tokenizer(f"{option} {name}", folder)
+    check_tokenizer(place, folder)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"{option} {name} has the unknown model_type {model_type}: it must be scratch_gpt or one of transformers' "
+            f"{place} has the unknown model_type {model_type}: it must be scratch_gpt or one of transformers' "
             "own; code in a model folder is never executed."
         )
-    if needs_weights and not any(entry.endswith(".safetensors") for entry in found):
-        raise ValueError(
-            f"{option} {name} has no weights (*.safetensors; found: {shown}): give the folder of a trained model. "
-            "Only fine-tuning can start without: --random_weights true."
+    if needs_weights and not any((folder / weights).exists() for weights in (MODEL_FILE, MODEL_INDEX_FILE)):
+        raise ValueError(f"{place} {_without_weights(folder)}")
+    return folder
+
+
+def is_path(name: str) -> bool:
+    """Whether a name that does not exist here can only be a path: no model on the Hub has such a name."""
+    first, *rest = name.split("/")
+    return name.startswith((".", "/", "~")) or len(rest) > 1 or (bool(rest) and Path(first).is_dir())
+
+
+def _from_hub(place: str, name: str, weights: bool = True) -> Path:
+    try:
+        return pull_or_cached(HubName.parse(name), weights)
+    except (ValueError, ConnectionError) as error:
+        near = near_paths(Path(name))
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        kind = ConnectionError if isinstance(error, ConnectionError) else ValueError
+        raise kind(f"{place} is not a folder here, and {error}{hint}") from None
+
+
+def _without_weights(folder: Path) -> str:
+    if any(folder.glob("shard-*.safetensors")):
+        return (
+            "is the checkpoint of a model that was split over several processes: only its run can read it. "
+            f"{about_unfinished(folder.parent)}"
         )
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
+    return (
+        f"has no weights ({MODEL_FILE}; found: {found}): give the folder of a trained model. Only fine-tuning can "
+        "start without: --random_weights true."
+    )
+
+
+def find_tokenizer(option: str, name: str) -> Path:
+    """The folder of a tokenizer. One on the Hub is downloaded without the weights of its model, and verified.
+
+    Raises:
+        ValueError: no such folder or model.
+        OSError: the Hub cannot be reached, or the disk is full.
+    """
+    folder, place = Path(name), f"{option} {name}"
+    if folder.exists():
+        return folder
+    if is_path(name):
+        near = near_paths(folder)
+        hint = f"did you mean {' or '.join(near)}?" if near else "write one with scratch-gpt train_tokenizer."
+        raise ValueError(f"{place} does not exist: {hint}")
+    return _from_hub(place, name, weights=False)
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer of a model is: in its folder, except for a checkpoint."""
+    if folder.name.startswith(CHECKPOINT_PREFIX) and is_run(folder.parent):
+        return tokenizer_of_run(folder.parent) or folder
     return folder
 
 

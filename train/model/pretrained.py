@@ -8,15 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..checkpoint.weights import is_adapter
 from ..settings.finetuning import REQUIRED_TRAINABLE, BaseArguments
 from ..settings.run_folder import ADAPTER_CONFIG_FILE
 from ..settings.seeds import seed_at
-from .adapters import add_adapter, base_of_adapter, merge_adapter, write_adapter
-from .find import find_model, weights_sha256
+from .adapters import add_adapter, base_of_adapter, check_adapter_kind, merge_adapter, write_adapter
+from .find import find_model, find_tokenizer, tokenizer_folder, weights_sha256
+from .load import has_tokenizer, load_config, load_model, load_tokenizer, num_different_ids
 from .new import new_model, parse_overrides
 
 
@@ -57,20 +62,27 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
             f"--model {name} is an adapter: it takes neither --random_weights nor another adapter. "
             "Give the model that it was merged into."
         )
-    tokenizer = load_base_tokenizer(arguments.tokenizer or str(folder))
+    tokenizer = load_base_tokenizer(arguments, folder)
     source = base_of_adapter(folder) if is_adapted else folder
     overrides = parse_overrides(arguments.config_overrides or "")
-    settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    settings = load_config(f"--model {name}", source)
     for key in overrides:
         if not hasattr(settings, key):
             raise ValueError(f"--config_overrides sets {key}, which the config of {source} does not have.")
-    settings = AutoConfig.from_pretrained(source, trust_remote_code=False, **overrides, **config)
+    settings = load_config(f"--model {name}", source, **overrides, **config)
     check_vocabulary(tokenizer, settings, arguments)
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
     if arguments.random_weights:
         return BaseModel(new_model(settings, seed, auto_class), tokenizer, name, "random weights")
-    model = load_weights(source, settings, seed, auto_class)
+    torch.manual_seed(seed_at(seed, "model"))  # for the weights of a new head
+    needs_head = auto_class is AutoModelForSequenceClassification
+    if is_adapted and not needs_head:
+        check_adapter_kind(f"--model {name}", folder, auto_class)
+    model = load_model(
+        f"--model {name}" if source == folder else f"the base model {source}", source, auto_class, config=settings,
+        dtype=torch.float32, new_head=needs_head, all_used=not overrides,
+    )  # fmt: skip
     fingerprint = weights_sha256(source)
     if is_adapted:
         model = merge_adapter(model, folder).requires_grad_(True)
@@ -78,21 +90,39 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
     return BaseModel(model, tokenizer, name, fingerprint)
 
 
-def load_base_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or on the Hub. If it has no pad_token, eos_token is used for padding.
+def load_base_tokenizer(arguments: BaseArguments, folder: Path) -> PreTrainedTokenizerBase:
+    """`--tokenizer`, or the tokenizer in the folder of the model. Without a pad_token, eos_token is used for padding.
 
     Raises:
-        ValueError: no tokenizer, or one with neither of these tokens.
+        ValueError: no tokenizer, one of another model, or one with neither of these tokens.
     """
-    path = Path(name)
-    if path.is_dir() and not (path / "tokenizer_config.json").exists():
-        raise ValueError(f"{name} has no tokenizer: give its folder with --tokenizer.")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    name = arguments.tokenizer or arguments.model
+    own = tokenizer_folder(folder)
+    if arguments.tokenizer:
+        tokenizer = load_tokenizer(f"--tokenizer {name}", find_tokenizer("--tokenizer", name))
+        if has_tokenizer(own) and not arguments.random_weights:
+            check_same_ids(arguments, tokenizer, load_tokenizer(f"--model {arguments.model}", own))
+    else:
+        tokenizer = load_tokenizer(f"--model {name}", own, "give its folder with --tokenizer.")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer of {name} has neither a pad_token nor an eos_token: add one.")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_same_ids(arguments: BaseArguments, tokenizer: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer in which a token of the model's own tokenizer has another id. More tokens are allowed.
+
+    Raises:
+        ValueError: the number of such tokens.
+    """
+    num_different = num_different_ids(tokenizer, own)
+    if num_different:
+        raise ValueError(
+            f"--tokenizer {arguments.tokenizer}: {num_different:,} of the {len(own):,} tokens of "
+            f"{arguments.model} are missing or have another id: it is another model's tokenizer. Leave out --tokenizer."
+        )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, arguments: BaseArguments) -> None:
@@ -114,37 +144,6 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
                 f"{token} is {theirs} in the tokenizer of {name}, but {ours} in {arguments.model}: "
                 "it is another model's tokenizer. Give the right one with --tokenizer."
             )
-
-
-def load_weights(folder: Path, config: PreTrainedConfig, seed: int, auto_class: Any) -> PreTrainedModel:
-    """The model in `folder` with float32 weights and the given config.
-
-    Raises:
-        ValueError: weights are missing or do not fit the config.
-    """
-    torch.manual_seed(seed_at(seed, "model"))  # for the weights of a new head
-    transformers_logging.disable_progress_bar()
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # no warning that a new head has no weights
-    try:
-        model, loading_info = auto_class.from_pretrained(
-            folder, config=config, trust_remote_code=False, dtype=torch.float32, use_safetensors=True,
-            output_loading_info=True,
-        )  # fmt: skip
-    except RuntimeError as error:  # sizes differ
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"--model {folder}: the weights do not fit its config ({reason}).") from None
-    finally:
-        transformers_logging.set_verbosity(before)
-    prefix = model.base_model_prefix + "."
-    missing = sorted(key for key in loading_info["missing_keys"] if key.startswith(prefix))
-    if missing:
-        raise ValueError(
-            f"--model {folder}: {len(missing)} weights are missing, such as {missing[0]}: it is not a "
-            f"{type(model).__name__}, or its files are incomplete."
-        )
-    loaded: PreTrainedModel = model
-    return loaded
 
 
 def trained_settings(arguments: BaseArguments) -> dict[str, Any]:

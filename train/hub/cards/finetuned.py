@@ -6,8 +6,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from ...metrics.evaluate_metrics import classification_metrics
+from ...metrics.label_scores import label_rows, majority_rate
 from ...settings.run_folder import CARD_FILE
+from .markdown import plain, table
 from .metadata import CODE_TAG, LABEL_METRICS, LANGUAGE_METRICS, adapter_metadata, finetuned_metadata, model_tags
 from .origin import Origin
 from .template import render_card
@@ -43,10 +44,11 @@ def write_assistant_card(
     title, tags = f"{model_type.replace('_', '-')} assistant", model_tags(model_type, folder, "conversational")
     metrics = {metric: final[f"eval_{metric}"] for metric in LANGUAGE_METRICS}
     metadata = finetuned_metadata(title, "text-generation", tags, origin, metrics)
+    values = _origin_values(title, origin, notes)
     card = render_card(
         "assistant.md.jinja",
         metadata,
-        **_origin_values(title, origin, notes),
+        **values,
         step=final["step"],
         metrics={name: (first[key], final[key]) for name, key in ASSISTANT_METRICS.items()},
         measured=origin.measured_on.description,
@@ -55,7 +57,10 @@ def write_assistant_card(
     )
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     if adapter.exists():
-        (adapter / CARD_FILE).write_text(adapter_card(title, metadata, origin), encoding="utf-8")
+        scores = {
+            name: f"{final[key]:.4f} (before fine-tuning: {first[key]:.4f})" for name, key in ASSISTANT_METRICS.items()
+        }
+        (adapter / CARD_FILE).write_text(adapter_card(metadata, values, origin, scores), encoding="utf-8")
 
 
 def write_classifier_card(
@@ -81,16 +86,29 @@ def write_classifier_card(
     title, tags = f"{model_type.replace('_', '-')} classifier", model_tags(model_type, folder)
     metrics = {metric: results[f"test_{metric}"] for metric in LABEL_METRICS}
     metadata = finetuned_metadata(title, "text-classification", tags, origin, metrics)
+    values, scores = _origin_values(title, origin, notes), classifier_scores(results, labels)
     card = render_card(
         "classifier.md.jinja",
         metadata,
-        **_origin_values(title, origin, notes),
-        results=results,
+        **values,
+        scores=scores,
         table=table_of_labels(results["test_confusion_matrix"], labels),
     )
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     if adapter.exists():
-        (adapter / CARD_FILE).write_text(adapter_card(title, metadata, origin, len(labels)), encoding="utf-8")
+        (adapter / CARD_FILE).write_text(adapter_card(metadata, values, origin, scores, labels), encoding="utf-8")
+
+
+def classifier_scores(results: dict[str, Any], labels: Sequence[str]) -> dict[str, str]:
+    """The test scores by name, with the accuracy of always answering the most frequent label."""
+    rate, most_frequent = majority_rate(results["test_confusion_matrix"])
+    return {
+        "test accuracy": f"{results['test_accuracy']:.2%}",
+        f"majority rate (always {plain(labels[most_frequent])})": f"{rate:.2%}",
+        "test F1 (mean over labels)": f"{results['test_f1']:.4f}",
+        "test loss (nats per text)": f"{results['test_loss']:.4f}",
+        "weights of step": str(results["step"]),
+    }
 
 
 def _origin_values(title: str, origin: Origin, notes: list[str]) -> dict[str, Any]:
@@ -100,37 +118,41 @@ def _origin_values(title: str, origin: Origin, notes: list[str]) -> dict[str, An
         "title": title,
         "base_model": origin.base_markdown,
         "recipe": origin.recipe,
-        "data": [*sources, *notes],
+        "data": [*sources, *map(plain, notes)],
     }
 
 
 def table_of_labels(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """Precision, recall, F1 and number of examples of each label, as a Markdown table."""
-    lines = ["| label | precision | recall | F1 | examples |", "|---|---|---|---|---|"]
-    for number, label in enumerate(labels):
-        metrics = classification_metrics(confusion, positive=number)
-        values = " | ".join(f"{metrics[f'positive_{name}']:.4f}" for name in ("precision", "recall", "f1"))
-        lines.append(f"| {label} | {values} | {sum(confusion[number])} |")
-    return "\n".join(lines)
+    header, *rows = label_rows(confusion, labels)
+    return table(header, [[plain(label), *values] for label, *values in rows])
 
 
-def adapter_card(title: str, merged: ModelCardData, origin: Origin, num_labels: int | None = None) -> str:
+def adapter_card(
+    merged: ModelCardData,
+    values: dict[str, Any],
+    origin: Origin,
+    scores: dict[str, str],
+    labels: Sequence[str] = (),
+) -> str:
     """The README.md of an adapter.
 
     Args:
-        title: of the card of the model that it was merged into.
-        merged: the metadata of that model.
+        merged: the metadata of the model that it was merged into.
+        values: the template variables of that model's card.
         origin: the base model, data and recipe.
-        num_labels: of a classifier.
+        scores: of that model, by name.
+        labels: of a classifier.
     """
+    auto_class = "AutoModelForSequenceClassification" if labels else "AutoModelForCausalLM"
     return render_card(
         "adapter.md.jinja",
         adapter_metadata(merged),
-        has_code=CODE_TAG in (merged.tags or []),
-        title=title,
-        base_model=origin.base_markdown,
+        **values | {"has_code": CODE_TAG in (merged.tags or [])},
         base_name=origin.base_model,
-        recipe=origin.recipe,
-        auto_class="AutoModelForSequenceClassification" if num_labels else "AutoModelForCausalLM",
-        num_labels=num_labels,
+        measured=origin.measured_on.description,
+        auto_class=auto_class,
+        scores=scores,
+        labels=", ".join(labels),
+        num_labels=len(labels),
     )

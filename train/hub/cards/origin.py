@@ -11,6 +11,7 @@ from ...settings.finetuning import DEFAULT_FRACTION, BaseArguments, RowsArgument
 from ...settings.json_files import read_json
 from ...settings.run_folder import ADAPTER_CONFIG_FILE
 from ..client import HubName
+from .markdown import plain
 
 PATHS = {"data_dir", "output_dir", "train_file", "validation_file", "test_file"}  # settings that are always paths
 PATHS_OR_HUB_NAMES = {"model", "tokenizer", "dataset_name"}
@@ -31,7 +32,7 @@ class Source:
     def markdown(self) -> str:
         """The description, with a link to the dataset."""
         link = f" ([{self.dataset}](https://huggingface.co/datasets/{self.dataset}))" if self.dataset else ""
-        return self.description + link
+        return plain(self.description) + link
 
     @property
     def identifier(self) -> str:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ...data.blocks import SPLITS, PreparedData
 from ...settings.run_folder import CARD_FILE
+from ...settings.words import counted
 from .metadata import LANGUAGE_METRICS, model_metadata, model_tags
 from .origin import Recipe, Source
 from .template import hardware, render_card
@@ -77,8 +78,8 @@ def last_evaluation(records: list[dict[str, Any]]) -> dict[str, Any]:
 def describe_splits(data: PreparedData) -> list[str]:
     """A line about the text of each split: its source and size."""
     return [
-        f"{split}: {corpus_source(data, split).markdown}: {facts['num_documents']:,} documents, "
-        f"{facts['num_bytes']:,} bytes, {facts['num_tokens']:,} tokens"
+        f"{split}: {corpus_source(data, split).markdown}: {counted(facts['num_documents'], 'document')}, "
+        f"{counted(facts['num_bytes'], 'byte')}, {counted(facts['num_tokens'], 'token')}"
         for split, facts in data.manifest["splits"].items()
     ]
 

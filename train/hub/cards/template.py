@@ -1,7 +1,6 @@
 """Render a model card from the Jinja templates in this folder."""
 
 import platform
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import jinja2
 import torch
 from huggingface_hub import ModelCardData
 
+from .markdown import fenced, one_line, plain
 from .metadata import CODE_TAG
 
 # placeholders in the programs of a card; `publish` replaces the first one with the name of the repository
@@ -41,7 +41,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
-    environment.filters |= {"fenced": fenced, "one_line": one_line, "repr": repr}
+    environment.filters |= {"fenced": fenced, "one_line": one_line, "plain": plain, "repr": repr}
     environment.globals |= {
         "model": MODEL_PLACEHOLDER,
         "base": BASE_PLACEHOLDER,
@@ -49,18 +49,6 @@ def _environment() -> jinja2.Environment:
         "hardware": hardware,
     }
     return environment
-
-
-def fenced(text: str, language: str = "text") -> str:
-    """A Markdown code block with a fence longer than any run of backticks in `text`."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.removesuffix(chr(10))}\n{fence}"
-
-
-def one_line(text: str) -> str:
-    """`text` with every run of white space replaced by one space."""
-    return " ".join(text.split())
 
 
 def hardware() -> str:
