@@ -26,7 +26,6 @@ from .data.conversations import (
     count_tokens,
     end_of_turn,
     limit_length,
-    pack,
     parse_conversations,
     prompt_ids,
 )
@@ -184,15 +183,13 @@ def make_rows(
         encoded, counts = limit_length(found, base.tokenizer, max_length, settings.too_long)
         if not encoded:
             raise ValueError(f"no {part} conversation fits into --max_length ({max_length}): raise it.")
-        lengths = [len(one.ids) - 1 for one in encoded]
-        numbers = pack(lengths, max_length) if settings.packing else [[i] for i in range(len(encoded))]
-        rows[part] = PackedConversations(encoded, numbers, base.tokenizer.pad_token_id)
+        rows[part] = PackedConversations(encoded, base.tokenizer.pad_token_id, settings.packing)
         ends.add(end_of_turn(encoded))
         tokens = count_tokens(encoded)
         too_long = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
         notes.append(
-            f"{part:<24}{len(encoded):,} conversations, {tokens['tokens']:,} tokens ({tokens['answers']:,} of answers) "
-            f"in {len(numbers):,} rows{'; too long: ' + too_long if too_long else ''}"
+            f"{part:<24}{len(encoded):,} conversations, {tokens['tokens']:,} tokens ({tokens['answers']:,} of answers)"
+            f"{'; too long: ' + too_long if too_long else ''}"
         )
     (stop_id,) = ends
     shown = [one for one in parts["validation"] if fits_with_answer(one, base, max_new_tokens)][:NUM_SHOWN]
