@@ -83,7 +83,12 @@ def all_jobs() -> list[Job]:
         for (wave, steps, batch), (optimizer, rates) in itertools.product(lengths, ALL_RATES[preset].items())
         for rate in rates
     ]
-    return sorted(jobs, key=lambda job: job["wave"])
+    to_zero: list[Job] = [
+        {"preset": preset, "optimizer": "muon", "rate": rate, "steps": steps, "batch": 32, "wave": 1, "final": 0.0}
+        for preset, steps in (("laptop", 200), ("small", 200), ("laptop", 1000))
+        for rate in MUON_RATES[1:]
+    ]
+    return sorted(jobs + to_zero, key=lambda job: job["wave"])
 
 
 # One training, in another process
@@ -96,6 +101,7 @@ def build_run_of(job: Job) -> Run:
         global_batch_size=job["batch"],
         micro_batch_size=job["batch"],
         max_steps=job["steps"],
+        min_lr_ratio=job.get("final", 0.1),
         eval_steps=0,
         max_eval_samples=0,
     )
@@ -152,8 +158,15 @@ def print_tables(results: Path) -> None:
         some = [line for line in lines if tuple(line["job"][name] for name in names) == key]
         print_table(
             "{}, {} steps of {} sequences".format(*key),
-            ["optimizer", "learning rate", "updates", "validation loss", "above the best"],
-            compared(some, ("optimizer", "rate")),
+            [
+                "optimizer",
+                "learning rate",
+                "final / peak (default: 0.1)",
+                "updates",
+                "validation loss",
+                "above the best",
+            ],
+            compared(some, ("optimizer", "rate", "final")),
         )
 
 

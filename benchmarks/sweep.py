@@ -98,7 +98,8 @@ def compared(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list
     lowest = best(ordered[0])["eval_loss"] if ordered else math.inf
     rows = []
     for line in ordered:
-        settings = [f"{value:g}" if isinstance(value, float) else str(value) for value in map(line["job"].get, names)]
+        values = (line["job"].get(name, "") for name in names)
+        settings = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
         loss = best(line)["eval_loss"]
         rows.append([*settings, str(line["evaluations"][-1]["step"]), f"{loss:.4f}", f"{loss / lowest - 1:+.1%}"])
     return rows
