@@ -46,7 +46,15 @@ LARGEST_HELD_OUT = 0.01  # of the objects; larger packages are for training
 MAX_FILE_SIZE = 2_000_000  # bytes; larger files are generated
 
 
-TASKS = ("assistant", "lora", "layers", "classifier", "classifier-lora", "classifier-head")
+TRAINABLE: dict[str, Any] = {  # of each task
+    "assistant": "all",
+    "lora": "lora",
+    "layers": "layers",
+    "classifier": "all",
+    "classifier-lora": "lora",
+    "classifier-head": "head",
+}
+TASKS = tuple(TRAINABLE)
 
 
 @dataclass
@@ -176,8 +184,7 @@ def build_run_of(job: Job) -> Run:
         weight_decay=0.01,
         adam_beta2=0.98,
     )
-    part = job["task"].removeprefix("classifier").removeprefix("-") or "all"
-    base_arguments = BaseArguments(job["model"], trainable="all" if part == "assistant" else part)
+    base_arguments = BaseArguments(job["model"], trainable=TRAINABLE[job["task"]])
     build = build_classifier if job["task"].startswith("classifier") else build_assistant
     return build(base_arguments, arguments, Path(job["data_dir"]), job["rows"])
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 # Jobs
 MUON_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 ADAMW_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-ALL_RATES = {  # of each preset and optimizer
+ALL_RATES: dict[str, dict[str, tuple[float, ...]]] = {  # of each preset and optimizer
     "tiny": {"muon": (*MUON_RATES, 3.2e-2, 6.4e-2), "adamw": (*ADAMW_RATES, 8e-3, 1.6e-2)},
     "laptop": {"muon": (*MUON_RATES, 3.2e-2), "adamw": (*ADAMW_RATES, 8e-3)},
     "small": {"muon": MUON_RATES, "adamw": (2.5e-4, *ADAMW_RATES)},
@@ -139,8 +139,9 @@ def copy_blocks(data_dir: Path, folder: Path) -> None:
     """Store the prepared blocks as arrays, which every process reads at once."""
     data = open_data(data_dir)
     some = [int(number * len(data.validation) / NUM_VALIDATION) for number in range(NUM_VALIDATION)]
-    parts = {"train": data.train.rows(range(len(data.train))), "validation": data.validation.rows(some)}
-    np.savez_compressed(folder / "blocks.npz", **{name: rows.numpy().astype(np.uint16) for name, rows in parts.items()})
+    parts = data.train.rows(range(len(data.train))), data.validation.rows(some)
+    train, validation = (rows.numpy().astype(np.uint16) for rows in parts)
+    np.savez_compressed(folder / "blocks.npz", train=train, validation=validation)
 
 
 @cache

@@ -59,7 +59,7 @@ def finish_job(train: Callable[[Job], Run], job: Job, deadline: float) -> dict[s
     except Exception as error:  # one bad job must not end the others
         return {"job": job, "evaluations": [], "error": repr(error), "traceback": traceback.format_exc()[-1500:]}
     seconds = round(time.perf_counter() - started, 1)
-    return evaluations and {"job": job, "evaluations": evaluations, "seconds": seconds}
+    return None if evaluations is None else {"job": job, "evaluations": evaluations, "seconds": seconds}
 
 
 def evaluations_of(run: Run, deadline: float) -> list[dict[str, float]] | None:

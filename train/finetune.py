@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TEMPLATE, CHAT_TOKENS
 
+from .checkpoint.recorded import recorded_settings
 from .data.conversations import (
     Conversation,
     Message,
@@ -30,6 +31,7 @@ from .data.conversations import (
     prompt_ids,
 )
 from .data.rows import read_parts
+from .distributed.device import launched_processes
 from .hub.cards.finetuned import write_assistant_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
@@ -77,7 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = recipe_text(*settings)
     origin = origin_of("finetune", recipe, base_arguments, data_arguments, "validation")
     base, data = load(base_arguments, data_arguments, tuning)
-    arguments = tuning.for_examples(len(data.train))
+    arguments = tuning.continued(recorded_settings(Path(tuning.output_dir))).for_examples(
+        len(data.train),
+        data.train.longest,
+        base.model.config,
+        base_arguments.trainable,
+        launched_processes() // tuning.tp_size,
+    )
     with claimed(arguments) as accelerator:
         return finetune(base_arguments, arguments, base, data, origin, accelerator, recipe)
 
@@ -211,7 +219,7 @@ def build_assistant(
     check_prompts(base.model.config, prompts, arguments)
     kwargs = {} if base_arguments.trainable == "lora" else skips_logits(base.model)
     model = choose_trained(base, base_arguments, data.new_ids)
-    accelerator.print("\n".join(data.notes))
+    accelerator.print("\n".join([*data.notes, *arguments.describe(len(data.train), "conversations")]))
     objective = LanguageModeling(
         base.tokenizer,
         token_byte_lengths(base.tokenizer),

@@ -243,6 +243,11 @@ class PackedConversations:
         return sum(one.num_inputs for one in self.encoded) / len(self.encoded)
 
     @property
+    def longest(self) -> int:
+        """Input tokens of the longest conversation."""
+        return max(one.num_inputs for one in self.encoded)
+
+    @property
     def sha256(self) -> str:
         """Hash of all tokens and their masks, and of whether they are packed."""
         digest = hashlib.sha256(b"packed" if self.packing else b"single")

@@ -63,6 +63,11 @@ class LabelledTexts:
         return sum(map(len, self.ids)) / len(self.ids)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(map(len, self.ids))
+
+    @property
     def sha256(self) -> str:
         """Hash of all tokens and labels."""
         return hashlib.sha256(json.dumps([self.ids, self.labels.tolist()]).encode()).hexdigest()
