@@ -20,18 +20,19 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TEMPLATE, CHAT_TOKENS
 
+from .checkpoint.recorded import recorded_settings
 from .data.conversations import (
     Conversation,
     PackedConversations,
     count_tokens,
     end_of_turn,
     limit_length,
-    pack,
     parse_conversations,
     unread_columns,
 )
 from .data.plain_text import Message, prompt_ids
 from .data.rows import read_parts
+from .distributed.device import launched_processes
 from .hub.cards.finetuned import write_assistant_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
@@ -81,7 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = recipe_text(*settings)
     origin = origin_of("finetune", recipe, base_arguments, data_arguments, "validation")
     base, data = load(base_arguments, data_arguments, tuning)
-    arguments = tuning.for_examples(len(data.train))
+    arguments = tuning.continued(recorded_settings(Path(tuning.output_dir))).for_examples(
+        len(data.train),
+        data.train.longest,
+        base.model.config,
+        base_arguments.trainable,
+        launched_processes() // tuning.tp_size,
+    )
     with claimed(arguments) as accelerator:
         return finetune(base_arguments, arguments, base, data, origin, accelerator, recipe)
 
@@ -187,15 +194,13 @@ def make_rows(
         encoded, counts = limit_length(found, base.tokenizer, max_length, settings.too_long)
         if not encoded:
             raise ValueError(f"no {part} conversation fits into --max_length ({max_length}): raise it.")
-        lengths = [len(one.ids) - 1 for one in encoded]
-        numbers = pack(lengths, max_length) if settings.packing else [[i] for i in range(len(encoded))]
-        rows[part] = PackedConversations(encoded, numbers, base.tokenizer.pad_token_id)
+        rows[part] = PackedConversations(encoded, base.tokenizer.pad_token_id, settings.packing)
         ends.add(end_of_turn(encoded))
         tokens = count_tokens(encoded)
         too_long = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
         notes.append(
             f"{part:<24}{counted(len(encoded), 'conversation')}, {tokens['tokens']:,} tokens "
-            f"({tokens['answers']:,} of answers) in {counted(len(numbers), 'row')}"
+            f"({tokens['answers']:,} of answers)"
             f"{'; too long: ' + too_long if too_long else ''}"
         )
     if unread := unread_columns(one for found in parts.values() for one in found):
@@ -220,7 +225,7 @@ def build_assistant(
     check_prompts(base.model.config, prompts, arguments)
     kwargs = {} if base_arguments.trainable == "lora" else skips_logits(base.model)
     model = choose_trained(base, base_arguments, data.new_ids)
-    accelerator.print("\n".join(data.notes))
+    accelerator.print("\n".join([*data.notes, *arguments.describe(len(data.train), "conversations")]))
     objective = LanguageModeling(
         base.tokenizer,
         token_byte_lengths(base.tokenizer),

@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
+from .checkpoint.recorded import recorded_settings
 from .data.labelled_texts import (
     LabelledTexts,
     balanced_weights,
@@ -32,6 +33,7 @@ from .data.labelled_texts import (
 )
 from .data.rows import read_parts
 from .data.tables import shown_names
+from .distributed.device import launched_processes
 from .hub.cards.finetuned import write_classifier_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
@@ -90,7 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = recipe_text(*settings)
     origin = origin_of("finetune_classifier", recipe, base_arguments, labels, "test")
     base, data = load(base_arguments, labels, tuning.seed)
-    arguments = tuning.for_examples(len(data.originals))
+    arguments = tuning.continued(recorded_settings(Path(tuning.output_dir))).for_examples(
+        len(data.originals),
+        data.parts["train"].longest,
+        base.model.config,
+        base_arguments.trainable,
+        launched_processes() // tuning.tp_size,
+    )
     if labels.bpe_dropout:
         epochs = math.ceil(arguments.max_steps * arguments.global_batch_size / len(data.originals))
         longest = base.tokenizer.model_max_length
@@ -185,7 +193,7 @@ def build_classifier(
     accelerator: Accelerator,
 ) -> Run:
     """A run that trains the parameters chosen by --trainable to predict labels."""
-    accelerator.print("\n".join(describe(data)))
+    accelerator.print("\n".join([*describe(data), *arguments.describe(len(data.originals), "texts")]))
     model = choose_trained(base, base_arguments, new_tokens=[])
     train, num_labels = data.parts["train"], len(data.names)
     is_balanced = labels.class_weights == "balanced"

@@ -24,6 +24,7 @@ from .model.flops import flops_per_token, matrix_shapes, parameter_parts, widths
 from .model.new import parse_overrides, read_config
 from .settings.checks import requires
 from .settings.command import run_command
+from .settings.defaults import learning_rate_for
 from .settings.recipe import option, parse_recipe
 from .settings.training import ModelArguments
 
@@ -142,6 +143,7 @@ def plan_rows(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     memory, tokens = memory_by_phase(config, plan), plan.global_batch_size * plan.block_size
     rows = {
         "parameters": f"{config.parameter_count:,}",
+        "default learning rate": f"{learning_rate_for(plan.optimizer, config):g} ({plan.optimizer})",
         "weights per GPU": _gb(split_bytes(config, plan, FP32, FP32)) + ", gradients the same",
         "optimizer state per GPU": _gb(optimizer_bytes(config, plan)),
         "activations kept per GPU": _gb(kept_activation_bytes(config, plan)),

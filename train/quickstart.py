@@ -68,10 +68,9 @@ class Size:
     block_size: int
     global_batch_size: int
     micro_batch_size: int
-    learning_rate: float
 
 
-SIZES = {"cpu": Size("laptop", 4096, 256, 8, 8, 8e-3), "gpu": Size("small", 8192, 512, 64, 32, 3e-3)}
+SIZES = {"cpu": Size("laptop", 4096, 256, 8, 8), "gpu": Size("small", 8192, 512, 64, 32)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,7 +150,6 @@ def recipe_for(folder: Path, size: Size) -> dict[str, Any]:
         "output_dir": str(folder / "run"),
         "global_batch_size": size.global_batch_size,
         "micro_batch_size": size.micro_batch_size,
-        "learning_rate": size.learning_rate,
         "min_lr_ratio": 0.0,
         "max_eval_samples": 128,
         "sample_prompts": held_out_prompts(validation, tokenizer, NUM_PROMPTS),

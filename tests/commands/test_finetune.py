@@ -14,6 +14,7 @@ from tests.support.tiny_base import TEXTS, chat, options, save_base, write_conve
 from train import finetune, finetune_classifier, pretrain
 from train.loop import train as loop
 from train.loop.language_modeling import next_token_objective
+from train.settings import defaults
 from train.settings.command import run_command
 
 
@@ -96,7 +97,7 @@ def test_the_card_has_the_step_of_the_final_weights(tune, tmp_path, is_best):
     assert all(torch.equal(kept[name], saved[name]) for name in kept)
 
 
-def test_packing_changes_rows_but_not_the_evaluation(tune):
+def test_packing_changes_the_rows_but_not_the_evaluation(tune):
     first = [read(tune(str(packing), packing=packing) / "metrics.jsonl")[0]["eval_loss"] for packing in (True, False)]
     assert first[0] == pytest.approx(first[1], abs=1e-5)
 
@@ -165,6 +166,29 @@ def test_a_stopped_run_continues_bit_identically(tune, monkeypatch):
     one, other = (load_file(run / "model" / "model.safetensors") for run in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert read(whole / "samples.jsonl") == read(parts / "samples.jsonl")
+
+
+def test_a_continued_run_keeps_the_values_that_it_has_chosen(tune, monkeypatch, capsys):
+    """Also if the rules for them have changed in between."""
+    chosen = dict.fromkeys(("max_steps", "global_batch_size", "micro_batch_size", "learning_rate"))
+    real_step = loop.train_step
+
+    def killed(run, state, wants_stop=False):
+        if state.step == 3:
+            raise KeyboardInterrupt
+        return real_step(run, state, wants_stop)
+
+    monkeypatch.setattr(loop, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(**chosen, save_steps=2)
+    first = capsys.readouterr().out
+    assert "12 conversations x 10 epochs = 30 updates of 4 conversations, peak learning rate 0.0069 (muon)" in first
+    monkeypatch.setattr(loop, "train_step", real_step)
+    for name in ("FEWEST_EPOCHS", "SMALLEST_BATCH"):
+        monkeypatch.setattr(defaults, name, 2 * getattr(defaults, name))
+    monkeypatch.setattr(defaults, "TUNING_RATES", {"muon": 1.0})
+    tune(**chosen, save_steps=2)
+    assert "= 30 updates of 4 conversations, peak learning rate 0.0069 (muon)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [pretrain, finetune, finetune_classifier])

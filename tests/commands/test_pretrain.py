@@ -18,6 +18,7 @@ from tests.support.tiny_run import SHAPE, records, weights
 from train import pretrain
 from train.loop import train as loop
 from train.model.new import build_config, new_model
+from train.settings import defaults
 from train.settings.command import run_command
 from train.settings.finetuning import FinetuneArguments
 from train.settings.training import MAY_CHANGE, ModelArguments, TrainArguments
@@ -97,6 +98,19 @@ def test_the_same_command_continues_a_stopped_run(recipe, tmp_path, monkeypatch,
     assert "5 of 6 done" in capsys.readouterr().out
     first, second = weights(tmp_path / "whole" / "model"), weights(tmp_path / "parts" / "model")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_continued_run_keeps_the_learning_rate_that_it_has_chosen(recipe, tmp_path, monkeypatch, capsys):
+    """Also if the rule for it has changed in between."""
+    command = [recipe(learning_rate=None)]
+    assert pretrain.main(command) == 0
+    line = "muon, peak learning rate 0.028"  # 8e-3 x sqrt(192 / 16)
+    assert line in capsys.readouterr().out
+    monkeypatch.setitem(defaults.PRETRAINING_RATES, "muon", 1.0)
+    assert pretrain.main(command) == 0
+    assert line in capsys.readouterr().out
+    pretrain.main([recipe(learning_rate=None, output_dir=str(tmp_path / "new"))])
+    assert "muon, peak learning rate 3.5" in capsys.readouterr().out
 
 
 def test_a_changed_recipe_is_refused_with_all_differences(recipe):

@@ -36,7 +36,7 @@ def test_all_stages(tmp_path, monkeypatch, capfd):
         text = "\n".join(" ".join(choose.choices(words, k=6)) for _ in range(120))
         (tmp_path / "texts" / f"{number}.txt").write_text(text)
     monkeypatch.setattr(quickstart, "TIMING_SECONDS", 0.0)
-    monkeypatch.setitem(quickstart.SIZES, "cpu", quickstart.Size("tiny", 300, 32, 4, 4, 3e-3))
+    monkeypatch.setitem(quickstart.SIZES, "cpu", quickstart.Size("tiny", 300, 32, 4, 4))
     folder = tmp_path / "quickstart"
     command = ["--text", str(tmp_path / "texts"), "--output_dir", str(folder), "--minutes", "0.02"]
 
@@ -110,7 +110,7 @@ def test_refuses_a_missing_text(tmp_path, capsys):
 
 
 def test_a_tokenizer_of_another_corpus_is_refused(tmp_path, capsys):
-    size = quickstart.Size("tiny", 270, 32, 4, 4, 3e-3)
+    size = quickstart.Size("tiny", 270, 32, 4, 4)
     one, two = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
     for path in (one, two):
         Path(path).write_text("some text\n" * 50)

@@ -43,6 +43,11 @@ def build_accelerator(
     return accelerator
 
 
+def launched_processes() -> int:
+    """The number of processes that a launcher has started, also before they know each other."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def resolve_precision(precision: str, device: torch.device, launched: str | None = None) -> str:
     """Resolve "auto" to "fp32", "bf16" or "fp16".
 

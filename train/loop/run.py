@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.find import remove_leftovers, set_aside
 from ..checkpoint.manifest import DamagedError, replace_text
+from ..checkpoint.recorded import recorded_settings
 from ..checkpoint.settings_check import changed_settings, check_settings
 from ..checkpoint.state import TrainState
 from ..checkpoint.weights import named_weights
@@ -25,6 +26,7 @@ from ..distributed.device import matmul_rate
 from ..distributed.errors import exchange, run_on_main
 from ..distributed.parallel import Grid, build_grid, is_split, split_model, whole
 from ..model.flops import training_flops_per_token
+from ..settings.defaults import learning_rate_for
 from ..settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, RECIPE_FILE, TRAINING_FILE
 from ..settings.training import MAY_CHANGE, TrainArguments
 from .log import cut_back_logs
@@ -120,6 +122,7 @@ def build_run(
     Raises:
         ValueError: settings that contradict each other or the number of processes.
     """
+    arguments = with_learning_rate(arguments, model.config)
     precision = precision_of(accelerator)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     grid = build_grid(accelerator, arguments.dp_shard_size, arguments.tp_size)
@@ -164,12 +167,20 @@ def precision_of(accelerator: Accelerator) -> str:
     return {"no": "fp32"}.get(name, name)
 
 
+def with_learning_rate(arguments: TrainArguments, config: PreTrainedConfig) -> TrainArguments:
+    """The settings with a learning rate: the given one, that of an earlier start of the run, or a default."""
+    if arguments.learning_rate is not None:
+        return arguments
+    earlier = recorded_settings(Path(arguments.output_dir)).get("learning_rate")
+    return replace(arguments, learning_rate=earlier or learning_rate_for(arguments.optimizer, config))
+
+
 def optimizers_for(model: PreTrainedModel, arguments: TrainArguments, dtype: torch.dtype) -> list[Optimizer]:
     """The optimizers that the settings ask for; Muon orthogonalizes in `dtype`."""
     return build_optimizers(
         model,
         optimizer=arguments.optimizer,
-        learning_rate=arguments.learning_rate,
+        learning_rate=arguments.learning_rate or learning_rate_for(arguments.optimizer, model.config),
         matrix_learning_rate=arguments.matrix_learning_rate,
         weight_decay=arguments.weight_decay,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
@@ -361,7 +372,7 @@ def summary(run: Run, step: int) -> str:
         "processes": f"{run.accelerator.num_processes}{engine(arguments, run.grid)}",
         "tokens in total": f"{tokens * arguments.max_steps:,.0f} ({epochs:.2f} epochs)",
         "steps": f"{step} of {arguments.max_steps} done",
-        "optimizer": arguments.optimizer,
+        "optimizer": f"{arguments.optimizer}, peak learning rate {arguments.learning_rate:g}",
         "precision": precision_of(run.accelerator),
         "device": str(run.accelerator.device),
         "run folder": str(run.folder),

@@ -23,6 +23,7 @@ from ..distributed import parallel
 from ..distributed.errors import run_on_main
 from ..settings.seeds import seed_at
 from .evaluation import evaluate_and_log, logged_evaluation
+from .first_loss import warn_if_worse_than_guessing
 from .log import RunLog
 from .run import Run
 from .schedule import is_due, learning_rate_at
@@ -56,11 +57,14 @@ def train(run: Run, state: TrainState) -> bool:
     with stop_on_signals() as stop, explained_out_of_memory(run):
         if arguments.is_finetuning and state.step == 0:
             evaluate_and_log(run, state, log)  # what the base model can do
+            warn_if_worse_than_guessing(run, state.eval_loss or 0.0)
         while state.step < last:
             result = train_step(run, state, wants_stop=stop.is_set())
             state.step += 1
             state.tokens_seen += result.num_tokens
             log.count(result.num_tokens, result.seconds)
+            if state.step == 1 and not arguments.is_finetuning:
+                warn_if_worse_than_guessing(run, result.loss)
             if result.skip_reason:
                 log.write_skip(state, result.skip_reason)
                 check_diverged(run, state, result.skip_reason)

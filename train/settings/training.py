@@ -29,12 +29,14 @@ class LoopArguments:
 
     output_dir: str = required("Run folder. If it contains a run, that run is continued.", is_path=True)
     seed: int = option("Seed of initial weights, order of examples and dropout.", 0)
-    global_batch_size: int = option("Sequences per step, over all processes and micro-batches.", 32)
-    micro_batch_size: int = option("Sequences per forward pass of one process.", 8)
+    global_batch_size: int | None = option("Sequences per step, over all processes and micro-batches.", 32)
+    micro_batch_size: int | None = option("Sequences per forward pass of one process.", 8)
     optimizer: Literal["muon", "adamw"] = option(
         "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "muon"
     )
-    learning_rate: float = option("Peak learning rate.", 1e-3)
+    learning_rate: float | None = option(
+        "Peak learning rate (default: by optimizer and width of the model; laptop with muon: 8e-3)."
+    )
     matrix_learning_rate: float | None = option("Peak learning rate of Muon (default: --learning_rate).")
     weight_decay: float = option("Decoupled weight decay of matrices and embeddings.", 0.1)
     adam_beta1: float = option("AdamW's beta1.", 0.9)
@@ -119,6 +121,8 @@ class LoopArguments:
         Raises:
             ValueError: global_batch_size is not a multiple of micro_batch_size x processes.
         """
+        if self.global_batch_size is None or self.micro_batch_size is None:
+            return  # will be chosen to fit
         if self.global_batch_size % (self.micro_batch_size * num_processes):
             raise ValueError(
                 f"--global_batch_size ({self.global_batch_size}) must be a multiple of --micro_batch_size "
@@ -133,6 +137,8 @@ class TrainArguments(LoopArguments):
 
     is_finetuning: ClassVar[bool] = False  # whether training starts from a pretrained model
 
+    global_batch_size: int = option("Sequences per step, over all processes and micro-batches.", 32)
+    micro_batch_size: int = option("Sequences per forward pass of one process.", 8)
     max_steps: int = option("Optimizer steps of the whole run.", 1000)
     eval_steps: int = option("Steps between evaluations; 0: only after the last step.", 250)
     save_steps: int = option("Steps between checkpoints; 0: only after the last step.", 250)
