@@ -21,6 +21,7 @@ from ..checkpoint.find import last_good_checkpoint
 from ..checkpoint.state import TrainState
 from ..distributed import parallel
 from ..settings.seeds import seed_at
+from .display import Pace
 from .evaluation import evaluate_and_log
 from .log import RunLog
 from .run import Run
@@ -51,8 +52,9 @@ def train(run: Run, state: TrainState) -> bool:
         OSError: a checkpoint or log cannot be written.
     """
     arguments, last = run.arguments, run.arguments.max_steps
-    log = RunLog(run.folder, run.accelerator, state.step, last, run.peak_tokens_per_second)
-    with stop_on_signals() as stop:
+    pace = Pace(last, arguments.eval_steps, arguments.save_steps)
+    log = RunLog(run.folder, run.accelerator, state.step, last, run.peak_tokens_per_second, pace)
+    with log, stop_on_signals() as stop:
         if arguments.is_finetuning and state.step == 0:
             evaluate_and_log(run, state, log)  # what the base model can do
         while state.step < last:
