@@ -1,5 +1,6 @@
 """Pretrain a model from scratch on prepared data. Run the same command again to continue.
 
+    scratch-gpt pretrain --config small --data_dir runs/data --output_dir runs/mine
     scratch-gpt pretrain recipe.yaml --max_steps 2000
     accelerate launch -m train.pretrain recipe.yaml
 

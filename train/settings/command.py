@@ -3,9 +3,6 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-
 
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run the `main` of a command and return its exit code.
@@ -17,12 +14,21 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue from the last checkpoint", file=sys.stderr)
         return 130
-    # safetensors reports a full disk as its own error, which is not an OSError
-    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
-        if sys.flags.dev_mode:
+    except Exception as error:
+        if sys.flags.dev_mode or not is_of_user(error):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
         return 2
+
+
+def is_of_user(error: Exception) -> bool:
+    """Whether a user can cause such an error, so that its message is enough."""
+    if isinstance(error, ValueError | OSError):
+        return True
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError  # how safetensors reports a full disk
+
+    return isinstance(error, SafetensorError | StrictDataclassError)
 
 
 def _message(error: Exception) -> str:

@@ -7,12 +7,17 @@ from typing import ClassVar, Literal
 from .checks import check_bounds, requires
 from .recipe import option, option_list, required
 
+# of hf_scratch_gpt.PRESETS, which cannot be imported without torch
+PRESET_NAMES = ("tiny", "laptop", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama3-1b")
+
 
 @dataclass
 class ModelArguments:
     """The model to build."""
 
-    config: str = required("Shape of the model: a preset name, a config.json, or its folder.", is_path=True)
+    config: str = required(
+        f"Shape of the model: a preset ({', '.join(PRESET_NAMES)}), a config.json, or its folder.", is_path=True
+    )
     config_overrides: str | None = option('Changes to --config, such as "num_hidden_layers=4,qk_norm=false".')
 
 
