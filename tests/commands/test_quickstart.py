@@ -90,7 +90,7 @@ def test_the_schedule_fits_any_number_of_steps(steps):
     assert math.ceil(steps / schedule["save_steps"]) == 4
 
 
-@pytest.mark.parametrize(("option", "value"), [("--minutes", "0"), ("--minutes", "-3"), ("--minutes", "inf")])
+@pytest.mark.parametrize(("option", "value"), [("--minutes", "0"), ("--minutes", "-3")])
 def test_refuses_a_time_that_is_not_positive(capsys, option, value):
     assert run_command(quickstart.main, [option, value]) == 2
     assert "it must be a positive number" in capsys.readouterr().err

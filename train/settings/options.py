@@ -102,7 +102,7 @@ def finite_number(text: str) -> float:
     except ValueError:
         raise ValueError(f"takes a number, not {shortened(text)}") from None
     if not math.isfinite(number):
-        raise ValueError(f"takes a finite number, not {shortened(text)}")
+        raise ValueError(f"is {text}: it must be a finite number")
     return number
 
 

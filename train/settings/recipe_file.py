@@ -13,6 +13,10 @@ from .unknown import unknown_option
 MAX_BYTES = 1_000_000
 
 
+class SetTwiceError(yaml.YAMLError):
+    """A name has two values."""
+
+
 class _RecipeLoader(yaml.SafeLoader):
     """YAML in which a key given twice and an alias are errors.
 
@@ -31,9 +35,21 @@ class _RecipeLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.YAMLError("a name must be a word")
             if key.value in names:
-                raise yaml.YAMLError(f"{key.value!r} is set twice")
+                raise SetTwiceError(f"{key.value!r} is set twice")
             names.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text without aliases and without names set twice.
+
+    Raises:
+        yaml.YAMLError: what is wrong with the text.
+    """
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def read_entries(path: Path) -> dict[str, Any]:
@@ -52,10 +68,9 @@ def read_entries(path: Path) -> dict[str, Any]:
             f"recipe {path} has {path.stat().st_size:,} bytes: a recipe is a list of settings, at most {MAX_BYTES:,}."
         )
     try:
-        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"recipe {path} is not valid YAML: {reason}") from None
+        entries = load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from None
     if entries is None:
         return {}
     if not isinstance(entries, dict):

@@ -173,13 +173,18 @@ MAY_CHANGE = {
 }
 
 
+def allowable(kind: type[TrainArguments] = TrainArguments) -> set[str]:
+    """The names that --allow_change takes: settings of the loop, the shape of the model, and the data."""
+    return {entry.name for entry in fields(kind)} - MAY_CHANGE | {"precision", "model", "data"}
+
+
 def check_allow_change(names: Sequence[str], kind: type[TrainArguments]) -> None:
     """Refuse unknown names.
 
     Raises:
         ValueError: the name, and the known ones.
     """
-    known = sorted({entry.name for entry in fields(kind)} - MAY_CHANGE | {"precision", "model", "data"})
+    known = sorted(allowable(kind))
     for name in names:
         if name in MAY_CHANGE:
             raise ValueError(f"--allow_change {name} has no effect: this setting may always change.")
