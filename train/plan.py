@@ -124,7 +124,8 @@ def plan_config(model: ModelArguments, plan: PlanArguments) -> ScratchGPTConfig:
         ValueError: no such preset, unknown keys, or values that do not fit together or to the plan.
         OSError: config.json cannot be read.
     """
-    values = PRESETS.get(model.config) or read_config(model.config)
+    name = model.config or model.model or ""
+    values = PRESETS.get(name) or read_config(name)
     config = ScratchGPTConfig.from_values(values | parse_overrides(model.config_overrides or ""))
     if plan.block_size > config.max_position_embeddings:
         raise ValueError(

@@ -79,7 +79,11 @@ def difference(old: Any, new: Any) -> str:
     values = [value for value in (old, new) if value is not None]
     if all(isinstance(value, str) and FINGERPRINT.fullmatch(value) for value in values):
         return (
-            "other contents than before" if len(values) == 2 else "not there before" if old is None else "not there any more"
+            "other contents than before"
+            if len(values) == 2
+            else "not there before"
+            if old is None
+            else "not there any more"
         )
     was, now = ("not set" if value is None else shortened(value) for value in (old, new))
     return f"was {was}, now {now}"

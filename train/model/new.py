@@ -32,9 +32,10 @@ def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
     }
     for name in overrides.keys() & from_tokenizer.keys():
         raise ValueError(f"--config_overrides sets {name}, which comes from the tokenizer: remove it.")
-    if arguments.config in PRESETS:
-        return ScratchGPTConfig.from_preset(arguments.config, **overrides, **from_tokenizer)
-    return ScratchGPTConfig.from_values(read_config(arguments.config) | overrides | from_tokenizer)
+    name = arguments.config or ""
+    if name in PRESETS:
+        return ScratchGPTConfig.from_preset(name, **overrides, **from_tokenizer)
+    return ScratchGPTConfig.from_values(read_config(name) | overrides | from_tokenizer)
 
 
 def read_config(name: str) -> dict[str, Any]:

@@ -3,14 +3,22 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from .next_steps import print_next_steps
+from .options import GIVEN_OPTIONS
+
 
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run the `main` of a command and return its exit code.
 
-    A user's mistake is one line on stderr and exit code 2; `python -X dev` shows its traceback.
+    After success, it prints what to do next. A user's mistake is one line on stderr and exit code 2;
+    `python -X dev` shows its traceback.
     """
+    GIVEN_OPTIONS.set({})
     try:
-        return main(argv) or 0
+        code = main(argv) or 0
+        if code == 0 and (values := GIVEN_OPTIONS.get()):
+            print_next_steps(main, values)
+        return code
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue from the last checkpoint", file=sys.stderr)
         return 130

@@ -3,9 +3,11 @@
 import math
 import types
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .renamed import OLD_VALUES
@@ -13,6 +15,8 @@ from .renamed import OLD_VALUES
 PATH = "PATH"  # the placeholder of a path in `--help`, which also marks the field
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 LARGEST_INT = 2**63  # exclusive; torch and numpy take no larger ones
+# what the last recipe and command line have set; read after a command has succeeded, to say what to do next
+GIVEN_OPTIONS: ContextVar[Mapping[str, Any]] = ContextVar("GIVEN_OPTIONS", default=MappingProxyType({}))
 
 
 class Unset(Enum):

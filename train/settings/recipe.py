@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from .command_line import CommandLineParser
-from .options import PATH, UNSET, options_of
+from .options import GIVEN_OPTIONS, PATH, UNSET, options_of
 from .recipe_file import read_recipe
 
 
@@ -69,6 +69,7 @@ def parse_recipe(
     values = {name: value for name, value in values.items() if value is not UNSET}
     if missing := [option for option in options.values() if option.is_missing(values)]:
         raise ValueError(parser.missing_text(missing))
+    GIVEN_OPTIONS.set(values)
     return tuple(_instance(kind, values) for kind in dataclasses)
 
 

@@ -15,10 +15,26 @@ PRESET_NAMES = ("tiny", "laptop", "small", "gpt2", "gpt2-medium", "gpt2-large", 
 class ModelArguments:
     """The model to build."""
 
-    config: str = required(
-        f"Shape of the model: a preset ({', '.join(PRESET_NAMES)}), a config.json, or its folder.", is_path=True
+    config: str | None = required(
+        f"Shape of a new model: a preset ({', '.join(PRESET_NAMES)}), a config.json, or its folder.",
+        is_path=True,
+        unless="model",
     )
-    config_overrides: str | None = option('Changes to --config, such as "num_hidden_layers=4,qk_norm=false".')
+    config_overrides: str | None = option(
+        'Changes to the config, such as "num_hidden_layers=4,qk_norm=false" or "residual_dropout=0.1".'
+    )
+    model: str | None = option(
+        "Instead of --config: start from the weights of this model, a folder or a name on the Hugging Face Hub. The "
+        "data must have been prepared with its tokenizer.",
+        is_path=True,
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.config) == bool(self.model):
+            raise ValueError(
+                f"--config ({self.config or 'not set'}) and --model ({self.model or 'not set'}): exactly one of them "
+                "is required."
+            )
 
 
 @dataclass
