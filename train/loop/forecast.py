@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from .language_modeling import skips_logits
 from .optimizers import build_optimizers
@@ -30,7 +30,7 @@ class Speed:
 
 
 def measure_speed(
-    model: nn.Module,
+    model: PreTrainedModel,
     *,
     optimizer: str,
     micro_batch_size: int,
@@ -45,7 +45,8 @@ def measure_speed(
         precision: fp32, bf16 or fp16.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    model.to(device).train()
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides its signature
+    model.train()
     matrix_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     optimizers = build_optimizers(model, optimizer=optimizer, learning_rate=0.0, matrix_dtype=matrix_dtype)
     ids = torch.zeros(micro_batch_size, block_size, dtype=torch.long, device=device)  # their values take no time
