@@ -4,8 +4,8 @@
     scratch-gpt plan --config gpt2 --num_gpus 8 --tflops 989 --bandwidth_gb_per_second 50
     scratch-gpt plan --config gpt2 --num_gpus 8 --save_seconds 5 --hours_between_failures 20000
 
-Everything but the time on this machine is computed from closed formulas: no GPU is needed. Memory follows "Reducing Activation
-Recomputation in Large Transformer Models" (https://huggingface.co/papers/2205.05198), adapted to this model;
+Everything but the time on this machine is computed from closed formulas, so no GPU is needed. Memory follows "Reducing
+Activation Recomputation in Large Transformer Models" (https://huggingface.co/papers/2205.05198), adapted to this model;
 `python -m benchmarks.plan_memory` compares it with measured runs. FLOPs are 6 N per token
 (https://huggingface.co/papers/2001.08361). The checkpoint interval follows Young (1974) and Daly (2006). Times are
 only as accurate as --tflops, --mfu and the bandwidth.
@@ -193,7 +193,7 @@ def time_rows(config: ScratchGPTConfig, plan: PlanArguments, steps: int) -> dict
 def measured_time(config: ScratchGPTConfig, plan: PlanArguments, steps: int) -> str:
     """The time of the run on this machine, from a few steps of a model with random weights."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    precision = resolve_precision("auto", device)
+    precision: Any = resolve_precision("auto", device)
     here = replace(plan, precision=precision)
     if max(memory_by_phase(config, here).values()) > USABLE_FRACTION * memory_of(device):
         return f"not measured: the run does not fit into the {memory_of(device) / GB:.3g} GB of {device}"

@@ -26,7 +26,7 @@ from .data.tokens import load_data_tokenizer, tokenizer_sha256
 from .hub.cards.origin import Recipe, base_on_hub, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
-from .loop.finish import COMPLETE, STOPPED, new_model_folder, report_complete
+from .loop.finish import COMPLETE, STOPPED, load_best_weights, new_model_folder, report_complete
 from .loop.forecast import format_duration, free_memory, measure_speed, seconds_of_run
 from .loop.language_modeling import next_token_objective
 from .loop.log import JsonLines
@@ -73,10 +73,11 @@ def pretrain(
     with recorded_status(run, state):
         if not train(run, state):
             return STOPPED
+        step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
         weights = run.whole_weights()
         if accelerator.is_main_process:
             with new_model_folder(run) as folder:
-                write_model(run, folder, weights, tokenizer, data, public_recipe("pretrain", recipe), base)
+                write_model(run, folder, weights, tokenizer, data, public_recipe("pretrain", recipe), step, base)
     return report_complete(run)
 
 
@@ -168,9 +169,15 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase,
     data: PreparedData,
     recipe: Recipe,
+    step: int,
     base: BaseModel | None = None,
 ) -> None:
-    """Write the trained model, its tokenizer, model card and loss curve."""
+    """Write the trained model, its tokenizer, model card and loss curve.
+
+    Args:
+        step: that the weights are of.
+        base: the model that training started from; None: a new one.
+    """
     model = run.bare_model
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
@@ -180,6 +187,7 @@ def write_model(
     )
     draw_loss_curve(records, folder / LOSS_CURVE_FILE, title=title, num_choices=model.config.vocab_size)
     base_name = None if base is None else base_on_hub(base.name) or "a model that is not on the Hub"
+    records = [record for record in records if record["step"] <= step]  # the card is about these weights
     write_pretrained_card(folder, model, data, recipe, records, samples, run.arguments.max_eval_samples, base_name)
 
 

@@ -157,6 +157,9 @@ class TrainArguments(LoopArguments):
     max_steps: int = option("Optimizer steps of the whole run.", 1000)
     eval_steps: int = option("Steps between evaluations; 0: only after the last step.", 250)
     save_steps: int = option("Steps between checkpoints; 0: only after the last step.", 250)
+    load_best_model_at_end: bool = option(
+        "Finish with the weights with the lowest validation loss instead of the last ones.", False
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0})

@@ -47,6 +47,7 @@ def write_pretrained_card(
         title=name,
         corpus=trained_on.description,
         base=base,
+        step=last["step"],
         metrics={"parameters": f"{num_parameters:,}"} | run_metrics(records),
         measured=evaluated_blocks(data, max_eval_samples),
         recipe=recipe,
