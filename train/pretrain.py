@@ -34,6 +34,7 @@ from .loop.run import Run, build_run, is_complete, prepare_model, resume
 from .loop.status import recorded_status
 from .loop.train import train
 from .metrics.plots import draw_loss_curve
+from .metrics.thinning import ShortenedLog
 from .model.find import find_model
 from .model.new import build_config, check_block_size, new_model
 from .model.pretrained import BaseModel, load_base
@@ -159,7 +160,7 @@ def expected_time(
         eval_steps=arguments.eval_steps,
         eval_micro_batches=math.ceil(num_evaluated / arguments.micro_batch_size),
     )
-    return f"{'expected time':<24}about {format_duration(seconds)}, measured on this machine (without samples)\n"
+    return f"{'expected time':<24}about {format_duration(seconds)} (measured; without samples)\n"
 
 
 def write_model(
@@ -181,7 +182,8 @@ def write_model(
     model = run.bare_model
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
-    records, samples = JsonLines(run.folder / METRICS_FILE).read(), JsonLines(run.folder / SAMPLES_FILE).read()
+    records = ShortenedLog(JsonLines(run.folder / METRICS_FILE)).metrics
+    samples = JsonLines(run.folder / SAMPLES_FILE).read()
     title = (
         f"{model.num_parameters() / 1e6:.1f} million parameters, trained on {corpus_source(data, 'train').description}"
     )

@@ -214,7 +214,8 @@ def test_long_lines_break_between_fields():
 def test_samples_are_text_of_a_few_lines():
     assert indented("def f():\n\treturn 1\n", "| ") == "| def f():\n|     return 1"
     assert indented("\n".join("abcdefgh"), "") == "a\nb\nc\nd\ne\nf\n..."
-    assert indented("x" * 500, "") == "x" * 100 + " ..."
+    assert indented("x" * 500, "> ") == "> " + "x" * 94 + " ..."
+    assert len(indented("x" * 500, "    | ", 80)) == 80
 
 
 def test_samples_cannot_control_the_terminal():

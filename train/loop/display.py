@@ -134,8 +134,9 @@ class TrainingDisplay:
 
     def show_samples(self, samples: Sequence[tuple[str, str]]) -> None:
         """Print the first (prompt, completion) pairs as text, which ends an evaluation."""
+        width = min(MAX_WIDTH, self._width()) if self.has_bar else MAX_WIDTH
         for prompt, completion in samples[:MAX_SAMPLES]:
-            self.print(indented(prompt, "    > ") + "\n" + indented(completion.strip(), "    | "))
+            self.print(indented(prompt, "    > ", width) + "\n" + indented(completion.strip(), "    | ", width))
         now = time.monotonic()
         self.pace.pauses["evaluating"].append(now - self.marked)
         self.marked = now
@@ -203,12 +204,13 @@ def fitted(title: str, fields: Sequence[str], width: int) -> str:
     return f"{title}  {{bar}}  {line}" if room >= MIN_BAR_WIDTH else f"{title}  {line}"
 
 
-def indented(text: str, prefix: str) -> str:
+def indented(text: str, prefix: str, width: int = MAX_WIDTH) -> str:
     """The first lines of a text, each after `prefix`. Control characters are escaped, as they could move the cursor."""
     lines = text.strip("\n").split("\n")
-    shown = [line if len(line) <= MAX_WIDTH else f"{line[:MAX_WIDTH]} ..." for line in lines[:MAX_LINES]]
-    shown += ["..."] if len(lines) > MAX_LINES else []
-    return "\n".join(prefix + "".join(map(_printable, line.expandtabs(4))) for line in shown)
+    shown = ["".join(map(_printable, line[:width].expandtabs(4))) for line in lines[:MAX_LINES]]
+    room = width - len(prefix)
+    shown = [line if len(line) <= room else f"{line[: room - 4]} ..." for line in shown]
+    return "\n".join(prefix + line for line in [*shown, *(["..."] if len(lines) > MAX_LINES else [])])
 
 
 def _printable(character: str) -> str:

@@ -1,5 +1,6 @@
 """Build a new model from a preset or a config.json."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,13 @@ def read_config(name: str) -> dict[str, Any]:
     path = Path(name)
     path = path / CONFIG_FILE if path.is_dir() else path
     if path.suffix != ".json":
-        raise ValueError(f"--config {name} is neither a preset ({', '.join(PRESETS)}) nor a config.json.")
+        nearest = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"--config {name} is neither a preset ({', '.join(PRESETS)}) nor a config.json.{hint}")
+    if not path.exists():
+        inside = sorted(str(found.parent) for found in path.parent.glob(f"*/{CONFIG_FILE}"))
+        hint = f"did you mean {inside[-1]}?" if inside else "give a preset, a config.json, or the folder of a model."
+        raise ValueError(f"--config {name}: {path} does not exist; {hint}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
