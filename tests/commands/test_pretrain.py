@@ -261,11 +261,6 @@ def test_overrides_are_read_as_yaml(text, values):
     assert parse_overrides(text) == values
 
 
-def test_an_override_given_twice_is_refused():
-    with pytest.raises(ValueError, match="'hidden_size' is set twice"):
-        parse_overrides("hidden_size=32,hidden_size=64")
-
-
 def test_the_initial_weights_depend_on_the_seed_alone():
     config = ScratchGPTConfig.from_values(SHAPE | {"vocab_size": 30})
     built = []

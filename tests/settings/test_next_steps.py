@@ -13,6 +13,7 @@ from train.settings.recipe import parse_recipe
 VALUES = {
     "train_tokenizer": {"output_dir": "runs/tokenizer", "text": ["a b.txt", "c.txt"], "validation_fraction": 0.1},
     "prepare_data": {"output_dir": "runs/data"},
+    "plan": {"config": "gpt2", "num_gpus": 8, "dp_shard_size": 2, "gradient_checkpointing": True, "tflops": 100.0},
     "pretrain": {"output_dir": "runs/one", "data_dir": "runs/data", "sample_prompts": ["It's\nlate", "x"]},
     "finetune": {"output_dir": "runs/chat"},
     "finetune_classifier": {"output_dir": "runs/labels"},

@@ -256,8 +256,8 @@ def test_missing_settings_are_named_and_described():
     with pytest.raises(ValueError, match="required: ") as error:
         parse_recipe([ModelArguments, DataArguments, TrainArguments], [], description="Does.\n\n    pretrain --now\n")
     first, *lines, example = str(error.value).splitlines()
-    assert first == "required: --config, --data_dir, --output_dir."
-    assert lines[1] == "  --data_dir    Folder written by scratch-gpt prepare_data."
+    assert first == "required: --config or --model, --data_dir, --output_dir."
+    assert lines[1] == "  --data_dir           Folder written by scratch-gpt prepare_data."
     assert example == "Example: pretrain --now"
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import jinja2
 
+from .thinning import finite_or_nan
+
 MISSING = "-"  # in a table
 LAST_LINES = 10  # the final training loss is the mean of this many lines, as a single batch is noisy
 MAX_SKIPS = 5  # number of skipped updates that are listed
@@ -46,19 +48,9 @@ class LoggedRun:
     state: str  # running, stopped, complete or failed
     num_skipped: int | None = None  # of a long log, `skipped` has only some
 
-    @property
-    def is_classifier(self) -> bool:
-        """Whether its loss is per text and not per token."""
-        return any("eval_accuracy" in record for record in self.metrics)
-
     def values(self, name: str) -> list[float]:
         """All values of a metric in the order of the log; nan if not a finite number."""
         return [finite_or_nan(record[name]) for record in self.metrics if name in record]
-
-
-def finite_or_nan(value: Any) -> float:
-    """The value if it is a finite number, else nan, which leaves a gap in a curve."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def comparison_page(runs: Sequence[LoggedRun], picture: bytes) -> str:
@@ -72,7 +64,6 @@ def comparison_page(runs: Sequence[LoggedRun], picture: bytes) -> str:
         runs=runs,
         picture=base64.b64encode(picture).decode(),
         results=without_empty_rows({name: [own[name] for own in results] for name in results[0]}),
-        units=loss_unit(runs),
         settings=differing_settings(runs),
         samples=last_samples(runs),
     )
@@ -82,14 +73,6 @@ def without_empty_rows(rows: dict[str, list[str]]) -> dict[str, list[str]]:
     """The rows without the metrics of another kind of model, such as the perplexity of classifiers."""
     optional = {f"last {title}" for name, (title, _) in EVALUATION_METRICS.items() if name != "loss"}
     return {name: cells for name, cells in rows.items() if name not in optional or {*cells} != {MISSING}}
-
-
-def loss_unit(runs: Sequence[LoggedRun]) -> str:
-    """The unit of the losses."""
-    kinds = {run.is_classifier for run in runs}
-    if kinds == {True, False}:
-        return "nats per token, or per text of a classifier"
-    return "nats per text" if True in kinds else "nats per token"
 
 
 def results_of(run: LoggedRun) -> dict[str, str]:

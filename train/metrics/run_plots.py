@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .plots import TEXT_COLOUR, VALIDATION_COLOUR, smoothed
-from .run_comparison import MISSING, LoggedRun, finite_or_nan, format_median, loss_unit
+from .run_comparison import MISSING, LoggedRun, format_median
+from .thinning import finite_or_nan
 
 COLOURS = ("#2f6fad", VALIDATION_COLOUR, "#3c8d5a", "#8a5fb0", "#c2932a", "#35a0a5", "#8b5a3c", "#77808c")
 LINE_STYLES = ("-", "--", ":")  # the next one when the colours are used up
@@ -77,10 +78,16 @@ def draw_losses(axes: Axes, runs: Sequence[LoggedRun], by: str) -> None:
         heights += after_steep_start([*smoothed_between_gaps(training)]) + after_steep_start(validation)
     if heights and (extent := max(heights) - min(heights)):
         axes.set_ylim(min(heights) - 0.08 * extent, max(heights) + 0.08 * extent)
-    axes.set_title(f"loss ({loss_unit(runs)})", loc="left", fontsize=10, color=TEXT_COLOUR)
+    axes.set_title(f"loss (nats per {unit_of_loss(runs)})", loc="left", fontsize=10, color=TEXT_COLOUR)
     kinds = {"training": "-", "validation": "o"} | ({"update skipped": "x"} if any(run.skipped for run in runs) else {})
     lines = [axes.plot([], [], kind, color=TEXT_COLOUR)[0] for kind in kinds.values()]
     axes.legend(lines, list(kinds), frameon=False, loc="upper right")
+
+
+def unit_of_loss(runs: Sequence[LoggedRun]) -> str:
+    """What the loss of the runs is averaged over: classifiers have one target per text, others one per token."""
+    units = {"text" if run.values("eval_accuracy") else "token" for run in runs}
+    return " or ".join(sorted(units, reverse=True)) or "token"
 
 
 def draw_curve(axes: Axes, run: LoggedRun, curve: Points, *, is_smoothed: bool = True) -> None:

@@ -54,7 +54,7 @@ def mean_record(records: Sequence[Record]) -> Record:
         return records[0]
     merged = dict(records[-1])
     for name in {name for record in records for name in record}:
-        values = [value for record in records if is_finite(value := record.get(name))]
+        values = [value for record in records if not math.isnan(value := finite_or_nan(record.get(name)))]
         if values:
             merged[name] = sum(values) / len(values)
     return merged
@@ -62,7 +62,12 @@ def mean_record(records: Sequence[Record]) -> Record:
 
 def best_record(records: Sequence[Record]) -> Record:
     """The record with the lowest validation loss."""
-    return min(records, key=lambda record: loss if is_finite(loss := record.get("eval_loss")) else math.inf)
+
+    def rank(record: Record) -> tuple[bool, float]:
+        loss = finite_or_nan(record.get("eval_loss"))
+        return math.isnan(loss), loss
+
+    return min(records, key=rank)
 
 
 def first_record(records: Sequence[Record]) -> Record:
@@ -70,9 +75,9 @@ def first_record(records: Sequence[Record]) -> Record:
     return records[0]
 
 
-def is_finite(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def finite_or_nan(value: Any) -> float:
+    """The value if it is a finite number, else nan, which leaves a gap in a curve."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 class ShortenedLog:

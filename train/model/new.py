@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_scratch_gpt import PRESETS, ScratchGPTConfig
 
-from ..settings.recipe_file import SetTwiceError, load_yaml
 from ..settings.run_folder import CONFIG_FILE
 from ..settings.seeds import seed_at
 from ..settings.training import ModelArguments
@@ -72,9 +71,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
         ValueError: the text has another form.
     """
     try:
-        values = load_yaml("{" + text.replace("=", ": ") + "}")
-    except SetTwiceError as error:
-        raise ValueError(f"--config_overrides {text!r}: {error}.") from None
+        values = yaml.safe_load("{" + text.replace("=", ": ") + "}")
     except yaml.YAMLError:
         values = {None: None}
     if None in values.values() and "null" not in text:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from .next_steps import print_next_steps
 from .options import GIVEN_OPTIONS
 
+INTERRUPTED = 130  # the exit code
+
 
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Run the `main` of a command and return its exit code.
@@ -21,12 +23,18 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         return code
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue from the last checkpoint", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if sys.flags.dev_mode or not is_of_user(error):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
         return 2
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
 
 
 def is_of_user(error: Exception) -> bool:
@@ -37,9 +45,3 @@ def is_of_user(error: Exception) -> bool:
     from safetensors import SafetensorError  # how safetensors reports a full disk
 
     return isinstance(error, SafetensorError | StrictDataclassError)
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error)

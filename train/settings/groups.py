@@ -12,7 +12,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "trained parameters": ("trainable", "num_trainable_layers", "lora_r", "lora_alpha", "lora_dropout"),
     "data": (
         *("data_dir", "text", "train_file", "dataset_name", "dataset_config_name", "dataset_split", "streaming"),
-        *("text_column", "label_column", "columns", "suffixes", "encoding", "validation_text", "validation_file"),
+        *("text_column", "label_column", "columns", "suffixes", "encoding", "keep_crlf", "strip_gutenberg"),
+        *("file", "validation_text", "validation_file", "validation_part"),
         *("validation_split", "validation_fraction", "test_file", "test_split", "test_fraction", "pairs"),
         *("too_long", "packing", "chat_template", "class_weights", "bpe_dropout"),
     ),

@@ -16,7 +16,12 @@ Steps = list[list[str]]  # each is a command and its arguments
 
 CORPUS = (
     *("text", "dataset_name", "dataset_config_name", "dataset_split", "text_column", "streaming", "validation_text"),
-    *("validation_fraction", "suffixes", "encoding"),
+    *("validation_fraction", "validation_part", "columns", "suffixes", "encoding", "keep_crlf", "strip_gutenberg"),
+)
+# of the options of plan, those that pretrain has too
+PRETRAIN = (
+    *("config", "config_overrides", "model", "dp_shard_size", "tp_size", "micro_batch_size", "global_batch_size"),
+    *("optimizer", "precision", "gradient_checkpointing", "max_steps"),
 )
 
 
@@ -56,6 +61,13 @@ def after_pretrain(values: Values) -> Steps:
         ["finetune", "--model", model, "--train_file", "conversations.jsonl", "--output_dir", chat],
         publish(model),
     ]
+
+
+def after_plan(values: Values) -> Steps:
+    """Train the planned model."""
+    names = [name for name in values if name in PRETRAIN]
+    places = ["--data_dir", "runs/data", "--output_dir", "runs/mine"]
+    return [["pretrain", *as_options({name: values[name] for name in names}), *places]]
 
 
 def after_finetune(values: Values) -> Steps:
@@ -101,6 +113,7 @@ def publish(model: str) -> list[str]:
 FOLLOWING: dict[str, Callable[[Values], Steps]] = {
     "train_tokenizer": after_train_tokenizer,
     "prepare_data": after_prepare_data,
+    "plan": after_plan,
     "pretrain": after_pretrain,
     "finetune": after_finetune,
     "finetune_classifier": after_finetune_classifier,

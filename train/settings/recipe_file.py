@@ -13,10 +13,6 @@ from .unknown import unknown_option
 MAX_BYTES = 1_000_000
 
 
-class SetTwiceError(yaml.YAMLError):
-    """A name has two values."""
-
-
 class _RecipeLoader(yaml.SafeLoader):
     """YAML in which a key given twice and an alias are errors.
 
@@ -35,7 +31,7 @@ class _RecipeLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.YAMLError("a name must be a word")
             if key.value in names:
-                raise SetTwiceError(f"{key.value!r} is set twice")
+                raise yaml.YAMLError(f"{key.value!r} is set twice")
             names.add(key.value)
         return super().construct_mapping(node, deep)
 
