@@ -20,6 +20,7 @@ from .loop.status import write_status
 from .settings.command import run_command
 from .settings.recipe import option, option_list, parse_recipe, required
 from .settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER
+from .settings.run_hints import check_run_folder
 
 
 @dataclass
@@ -40,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Rename newer checkpoints, and record the steps to skip."""
     (arguments,) = parse_recipe([RollbackArguments], argv, description=__doc__ or "")
     run = Path(arguments.output_dir)
+    check_run_folder(run)
     checkpoints = {step_of(path): path for path in checkpoint_paths(run)}
     if not checkpoints:
-        raise ValueError(f"--output_dir {run} has no checkpoint to return to.")
+        raise ValueError(f"--output_dir {run} has no checkpoint to return to: it has saved none, or they were deleted.")
     target = max(checkpoints) if arguments.to_step is None else arguments.to_step
     if target not in checkpoints:
         raise ValueError(

@@ -88,7 +88,7 @@ def test_changed_settings_are_listed_with_both_values():
     old = {"seed": 1, "rate": 0.1, "model": {"heads": 2, "layers": (3, 3)}, "gone": 1}
     new = {"seed": 1, "rate": 0.2, "model": {"heads": 4, "layers": [3, 3]}, "new": None}
     assert changed_settings(old, new) == {
-        "gone": "gone: was 1, now None",
+        "gone": "gone: was 1, now not set",
         "model.heads": "model.heads: was 2, now 4",
         "rate": "rate: was 0.1, now 0.2",
     }

@@ -1,6 +1,7 @@
 """`plan` against hand calculations, and its memory against a measured run."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -168,6 +169,29 @@ def test_the_table_shows_formulas_and_results(capsys):
     assert "3,000 s = sqrt(2 x 10 s x 1000 h x 3600 / 8 GPUs)" in printed
     assert f"1,007,616 = {math.ceil(1e6 / 8192)} steps x 8,192" in printed
     assert "WARNING" not in printed
+
+
+def test_the_time_on_this_machine_is_measured_for_one_process(capsys):
+    arguments = "--config tiny --block_size 32 --global_batch_size 8 --micro_batch_size 4 --max_steps 100"
+    assert run_command(plan.main, arguments.split()) == 0
+    (line,) = re.findall("^time on this machine.*", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"[\d.]+ (seconds|minutes) = 100 steps x [\d.e-]+ s, measured \((fp32|bf16) on (cpu|cuda)", line)
+    for more in ("--measure false", "--num_gpus 2", "--tflops 10"):
+        assert run_command(plan.main, f"{arguments} {more}".split()) == 0
+        assert "this machine" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"memory_of": lambda device: 1e6}, "not measured: the run does not fit into the 0.001 GB"),
+        ({"matmul_rate": lambda device, precision: 1e6}, r"not measured: a micro-batch takes \d+ s or more, the run"),
+    ],
+)
+def test_what_would_take_too_much_is_not_measured(limits, message, monkeypatch):
+    for name, function in limits.items():
+        monkeypatch.setattr(plan, name, function)
+    assert re.search(message, plan.measured_time(TINY, ONE, steps=10))
 
 
 @pytest.mark.parametrize(

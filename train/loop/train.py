@@ -22,6 +22,7 @@ from ..checkpoint.state import TrainState
 from ..distributed import parallel
 from ..distributed.errors import run_on_main
 from ..settings.seeds import seed_at
+from .display import Pace
 from .evaluation import evaluate_and_log, logged_evaluation
 from .first_loss import warn_if_worse_than_guessing
 from .log import RunLog
@@ -53,8 +54,9 @@ def train(run: Run, state: TrainState) -> bool:
         OSError: a checkpoint or log cannot be written.
     """
     arguments, last = run.arguments, run.arguments.max_steps
-    log = RunLog(run.folder, run.accelerator, state.step, last, run.peak_tokens_per_second)
-    with stop_on_signals() as stop, explained_out_of_memory(run):
+    pace = Pace(last, arguments.eval_steps, arguments.save_steps)
+    log = RunLog(run.folder, run.accelerator, state.step, last, run.peak_tokens_per_second, pace)
+    with log, stop_on_signals() as stop, explained_out_of_memory(run):
         if arguments.is_finetuning and state.step == 0:
             evaluate_and_log(run, state, log)  # what the base model can do
             warn_if_worse_than_guessing(run, state.eval_loss or 0.0)

@@ -1,5 +1,6 @@
 """Build a new model from a preset or a config.json."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
     }
     for name in overrides.keys() & from_tokenizer.keys():
         raise ValueError(f"--config_overrides sets {name}, which comes from the tokenizer: remove it.")
-    if arguments.config in PRESETS:
-        return ScratchGPTConfig.from_preset(arguments.config, **overrides, **from_tokenizer)
-    return ScratchGPTConfig.from_values(read_config(arguments.config), **overrides, **from_tokenizer)
+    name = arguments.config or ""
+    if name in PRESETS:
+        return ScratchGPTConfig.from_preset(name, **overrides, **from_tokenizer)
+    return ScratchGPTConfig.from_values(read_config(name), **overrides, **from_tokenizer)
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -46,7 +48,13 @@ def read_config(name: str) -> dict[str, Any]:
     path = Path(name)
     path = path / CONFIG_FILE if path.is_dir() else path
     if path.suffix != ".json":
-        raise ValueError(f"--config {name} is neither a preset ({', '.join(PRESETS)}) nor a config.json.")
+        nearest = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"--config {name} is neither a preset ({', '.join(PRESETS)}) nor a config.json.{hint}")
+    if not path.exists():
+        inside = sorted(str(found.parent) for found in path.parent.glob(f"*/{CONFIG_FILE}"))
+        hint = f"did you mean {inside[-1]}?" if inside else "give a preset, a config.json, or the folder of a model."
+        raise ValueError(f"--config {name}: {path} does not exist; {hint}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
