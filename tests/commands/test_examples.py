@@ -88,7 +88,7 @@ def test_character_tokenizer_refuses_a_character_it_has_not_seen():
 @pytest.mark.parametrize(
     ("path", "kinds"),
     [
-        ("package_classifier/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
+        ("swapped_lines/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
         ("spam/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
         ("python_assistant/recipe.yaml", (BaseArguments, ConversationArguments, TuneArguments)),
     ],
