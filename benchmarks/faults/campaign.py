@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .disk import Disk, Outcome, Tree, change_points, read_tree, write_tree
-from .operations import CHECKPOINT, Operation, differences, digests, finished, fingerprint, results_of
+from .operations import CHECKPOINT, Operation, differences, digests, fingerprint, finished, results_of
 from .shim import Action, Call, Disturbance, Kind, read_log
 from .trial import Ending, run
 
@@ -127,9 +127,8 @@ class Campaign:
 
     def _problem_of(self, point: Point, ending: Ending | None, left: Tree) -> str:
         """What is wrong before the command is run again."""
-        if ending is not None:
-            if problem := self._problem_of_ending(point, ending, left):
-                return problem
+        if ending is not None and (problem := self._problem_of_ending(point, ending, left)):
+            return problem
         shipped = digests(results_of(left))
         wanted = digests(results_of(self.expected))
         if self.operation.command in ("prepare_data", "train_tokenizer"):
