@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,7 +94,8 @@ def start(trial: Trial) -> list[int]:
 
 def finish(trial: Trial, children: list[int], while_waiting: Callable[[], None] = lambda: None) -> Ending:
     """Wait for the processes of a trial. Those that still run after two minutes are killed."""
-    deadline, codes = time.monotonic() + PATIENCE, {}
+    deadline = time.monotonic() + PATIENCE
+    codes: dict[int, int] = {}
     while len(codes) < len(children):
         for child in children:
             if child not in codes and (ended := os.waitpid(child, os.WNOHANG))[0]:
@@ -108,9 +109,9 @@ def finish(trial: Trial, children: list[int], while_waiting: Callable[[], None] 
     return Ending([codes[child] for child in children], trial.output.read_text(errors="replace"))
 
 
-def kill(children: "Sequence[int] | object") -> None:
+def kill(children: Iterable[int]) -> None:
     """Kill processes that may have ended already but were not waited for."""
-    for child in children:  # type: ignore[attr-defined]
+    for child in children:
         os.kill(child, signal.SIGKILL)
 
 
