@@ -200,5 +200,5 @@ def differences(expected: Tree, found: Tree) -> str:
         elif want[name] != have[name]:
             problems.append(f"{name} differs")
     problems += [f"{name} is left over" for name in have if name not in want and LEFTOVER.search(name)]
-    extra = [name for name in results_of(found) if RANDOM_NAME.sub(".tmp??????", name) not in want]
-    return ", ".join((problems + [f"{name} is shipped" for name in extra])[:3])
+    problems += [f"{name} is shipped" for name in digests(results_of(found)) if name not in want]
+    return ", ".join(problems[:3])
