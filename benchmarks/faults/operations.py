@@ -22,7 +22,8 @@ TRAINING = {
     "global_batch_size": 4, "micro_batch_size": 2, "learning_rate": 3e-3, "precision": "fp32", "logging_steps": 1,
     "max_new_tokens": 2, "max_steps": 4, "save_steps": 2, "eval_steps": 2, "save_total_limit": 1,
 }  # fmt: skip
-TIMES = {"time", "tokens_per_second", "mfu", "seconds", "reason"}  # facts of a record that differ each time
+# facts of a record that differ each time: times, and the hash of the model card, which names the speed
+TIMES = {"time", "tokens_per_second", "mfu", "seconds", "reason", "README.md", "seal"}
 SPEED = re.compile(rb"tokens per second.*")  # in a model card
 LEFTOVER = re.compile(r"(^|/)(\.tmp|\.trash)|\.(partial|tmp)$")
 RANDOM_NAME = re.compile(r"\.tmp[A-Za-z0-9]{6}(?=/|$)")
@@ -150,7 +151,7 @@ def digests(tree: Tree) -> dict[str, str]:
 
 
 def _sha256(name: str, content: bytes) -> str:
-    if name.endswith((".jsonl", "status.json", "data.json")):
+    if name.endswith((".jsonl", "status.json", "data.json", "model/training.json")):
         whole = name.endswith(".json")
         lines = [content] if whole else content.split(b"\n")
         content = b"\n".join(_timeless(line) for line in lines)
