@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,22 +15,31 @@ from .operations import CHECKPOINT, Operation, differences, digests, fingerprint
 from .shim import Action, Call, Disturbance, Kind, read_log
 from .trial import Ending, run
 
+LASTING = (errno.ENOSPC, errno.EIO)  # a full disk stays full, a broken one broken
+REAL_KILLS = 10  # of so many kills, one hits a real process; the others take the folder from the log of calls
 ERRORS = {"no space": errno.ENOSPC, "I/O error": errno.EIO, "no permission": errno.EACCES}
 NEEDS_ROOM = (Kind.WRITE, Kind.MKDIR, Kind.LINK, Kind.RENAME, Kind.TRUNCATE)
 NEEDS_PERMISSION = (
     *(Kind.CREATE, Kind.OPEN, Kind.RENAME, Kind.LINK, Kind.UNLINK, Kind.RMDIR, Kind.MKDIR, Kind.MODE),
     *(Kind.STAT, Kind.LIST),
 )
+BEFORE, WITHIN = "kill: before the call", "kill: within the write"
 CONTINUED, REFUSED, FAULT = "continued", "refused", "fault"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One fault at one call."""
+    """One fault at one call.
+
+    Args:
+        call: index into the calls of the undisturbed run.
+        disturbance: None: the folder is rebuilt from the log of calls.
+        outcome: of a lost power.
+    """
 
     fault: str
-    call: int  # index into the calls of the undisturbed run
-    disturbance: Disturbance | None = None  # None: a lost power
+    call: int
+    disturbance: Disturbance | None = None
     outcome: Outcome | None = None
 
 
@@ -93,7 +103,9 @@ class Campaign:
                 continue
             self.table.setdefault(part, Counter())["calls"] += 1
             for fault, action, error in _faults_of(call):
-                yield Point(fault, index, Disturbance(action, call.is_change, counts[call.is_change], error))
+                is_real = action in (Action.FAIL, Action.FAIL_FROM_HERE) or counts[True] % REAL_KILLS == 0
+                disturbance = Disturbance(action, call.is_change, counts[call.is_change], error)
+                yield Point(fault, index, disturbance if is_real else None)
             if index + 1 in changes:
                 for outcome in Outcome:
                     yield Point(f"lost power: {outcome.value}", index, None, outcome)
@@ -111,12 +123,20 @@ class Campaign:
     def verdict(self, point: Point) -> Verdict:
         """Try one point."""
         operation, ending = self.operation, None
+        rebuilt = self._rebuilt(point)
         if point.disturbance is None:
-            write_tree(operation.folder, self.disk.tree(point.call + 1, point.outcome))
+            write_tree(operation.folder, rebuilt)
         else:
             write_tree(operation.folder, operation.before)
             ending = run(operation.trial(watched=operation.folder, disturbance=point.disturbance))
         left = read_tree(operation.folder)
+        if (
+            ending
+            and ending.code == -signal.SIGKILL
+            and self.is_repeatable
+            and fingerprint(left) != fingerprint(rebuilt)
+        ):
+            return Verdict(FAULT, "the killed process leaves another folder than the log of calls says")
         problem = self._problem_of(point, ending, left)
         if problem:
             return Verdict(FAULT, problem)
@@ -124,6 +144,19 @@ class Campaign:
         if key not in self.states:
             self.states[key] = self._run_again(point, left)
         return self.states[key]
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether all calls are made by one thread, in the same order each time."""
+        return "async_save" not in self.operation.name
+
+    def _rebuilt(self, point: Point) -> Tree:
+        """The folder after the call, or before or within it."""
+        if point.fault == BEFORE:
+            return self.disk.tree(point.call)
+        if point.fault == WITHIN:
+            return self.disk.tree(point.call + 1, half_of=point.call)
+        return self.disk.tree(point.call + 1, point.outcome)
 
     def _problem_of(self, point: Point, ending: Ending | None, left: Tree) -> str:
         """What is wrong before the command is run again."""
@@ -139,7 +172,7 @@ class Campaign:
         for folder in ("out/model", "out/adapter"):
             found = _below(shipped, folder)
             if found not in (_below(wanted, folder), _below(digests(self.operation.older), folder)):
-                return f"half a {folder} in the run folder" if found else f"the older {folder} is lost"
+                return f"half of {folder} in its place" if found else f"the older {folder} is lost"
         return ""
 
     def _problem_of_ending(self, point: Point, ending: Ending, left: Tree) -> str:
@@ -181,7 +214,7 @@ class Campaign:
     def _check_progress(self, point: Point, ending: Ending) -> Verdict:
         """A checkpoint that had been saved must not be lost."""
         done = re.search(r"^steps\s+(\d+) of", ending.text, re.MULTILINE)
-        if done is None or "async_save" in self.operation.name:
+        if done is None or not self.is_repeatable:
             return Verdict(CONTINUED)
         saved = _saved_steps(self.calls[: point.call + 1], self.paths)
         if int(done[1]) < saved:
@@ -198,13 +231,13 @@ def _faults_of(call: Call) -> Iterator[tuple[str, Action, int]]:
     for name, error in ERRORS.items():
         if _may_fail(call, error):
             yield f"error: {name}", Action.FAIL, error
-            if call.is_change:
+            if call.is_change and error in LASTING:
                 yield f"errors from there: {name}", Action.FAIL_FROM_HERE, error
     if call.is_change:
-        yield "kill: before the call", Action.KILL_BEFORE, 0
+        yield BEFORE, Action.KILL_BEFORE, 0
         yield "kill: after the call", Action.KILL_AFTER, 0
         if call.kind == Kind.WRITE and len(call.data) > 1:
-            yield "kill: within the write", Action.KILL_WITHIN, 0
+            yield WITHIN, Action.KILL_WITHIN, 0
 
 
 def _may_fail(call: Call, error: int) -> bool:

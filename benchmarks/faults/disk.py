@@ -95,14 +95,19 @@ class Disk:
             self.contents[inode] = b""
         return inode
 
-    def tree(self, num_calls: int, outcome: Outcome | None = None) -> Tree:
-        """The folder after `num_calls` calls; with an outcome, after a lost power at that moment."""
+    def tree(self, num_calls: int, outcome: Outcome | None = None, half_of: int | None = None) -> Tree:
+        """The folder after `num_calls` calls; with an outcome, after a lost power at that moment.
+
+        Args:
+            half_of: index of a write of which only the first half was made.
+        """
         names = {inode: dict(children) for inode, children in self.names.items()}
         contents = {inode: bytearray(content) for inode, content in self.contents.items()}
         for step in self.steps:
             if step.call >= num_calls:
                 break
-            _apply(step, names, contents, None if step.flushed_at < num_calls else outcome)
+            lost = Outcome.HALF if step.call == half_of else None if step.flushed_at < num_calls else outcome
+            _apply(step, names, contents, lost)
         tree: Tree = {}
         _collect(0, "", names, contents, tree)
         return tree
