@@ -171,8 +171,11 @@ class Campaign:
             )
         for folder in ("out/model", "out/adapter"):
             found = _below(shipped, folder)
-            if found not in (_below(wanted, folder), _below(digests(self.operation.older), folder)):
-                return f"half of {folder} in its place" if found else f"the older {folder} is lost"
+            older = _below(digests(self.operation.older), folder)
+            if found and found not in (_below(wanted, folder), older):
+                return f"half of {folder} in its place"
+            if older and not found and not _has_weights_of(self.operation.older, left):
+                return f"the older {folder} is lost"
         return ""
 
     def _problem_of_ending(self, point: Point, ending: Ending, left: Tree) -> str:
@@ -224,6 +227,12 @@ class Campaign:
 
 def _below(found: dict[str, str], folder: str) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if name == folder or name.startswith(folder + "/")}
+
+
+def _has_weights_of(older: Tree, left: Tree) -> bool:
+    """Whether the older model is still there, in its place or under another name."""
+    weights = {content for name, content in older.items() if name.endswith("model.safetensors")}
+    return weights <= {content for name, content in left.items() if "checkpoint-" not in name}
 
 
 def _faults_of(call: Call) -> Iterator[tuple[str, Action, int]]:
