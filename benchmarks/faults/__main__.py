@@ -72,7 +72,9 @@ def disturb(campaign: Campaign, findings: str) -> Counter[str]:
     name = campaign.operation.name
     print(f"{name}: {len(campaign.calls)} calls", flush=True)
     counts: Counter[str] = Counter()
-    for point, part, verdict in campaign.try_all():
+    for number, (point, part, verdict) in enumerate(campaign.try_all(), start=1):
+        if number % 200 == 0:
+            print(f"{number} points, at call {point.call}", file=sys.stderr, flush=True)
         if verdict.kind == CONTINUED:
             continue
         call = campaign.calls[point.call]
