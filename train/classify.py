@@ -183,7 +183,8 @@ class Classifier:
             ValueError: damaged weights, or too little memory.
         """
         at_once = self.batch_size * BATCHES_AT_ONCE
-        with tqdm(total=len(texts), unit=" texts", mininterval=0.5, disable=len(texts) <= self.batch_size) as bar:
+        is_short = len(texts) <= self.batch_size
+        with tqdm(total=len(texts), unit=" texts", mininterval=0.5, leave=False, disable=is_short or None) as bar:
             for start in range(0, len(texts), at_once):
                 part = slice(start, start + at_once)
                 found = self._probabilities(self._encode(texts[part]), bar)

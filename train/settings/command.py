@@ -1,13 +1,14 @@
 """Run a command: exit codes, and errors as one line."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-INTERRUPTED = 130  # the exit code
+INTERRUPTED, CLOSED_PIPE = 130, 141  # exit codes, as of programs that these signals end
 
 
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
 
 
 def interruptible(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int | None]:
-    """A `main` that writes nothing which could be continued: Ctrl-C ends it without advice."""
+    """A `main` that only prints: Ctrl-C ends it without advice, and the end of its reader, such as `head`, silently."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int | None:
@@ -38,6 +39,10 @@ def interruptible(main: Callable[[Sequence[str] | None], int | None]) -> Callabl
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             return INTERRUPTED
+        except BrokenPipeError:
+            # Python flushes stdout once more at its end: https://docs.python.org/3/library/signal.html#note-on-sigpipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CLOSED_PIPE
 
     return wrapped
 
