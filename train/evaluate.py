@@ -11,7 +11,6 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_scratch_gpt import ScratchGPTTokenizer
 
-from .data.blocks import TOKENIZER_FOLDER, open_data
+from .data.blocks import open_data
 from .data.corpora import Corpus, open_corpora, text_corpus
 from .data.tokens import load_data_tokenizer, token_stream
 from .metrics.evaluate_metrics import score_targets, token_metrics
@@ -28,7 +27,6 @@ from .metrics.minimal_pairs import accuracies, accuracy_table, encode_pairs, rea
 from .metrics.perplexity import token_byte_lengths
 from .model.find import find_model
 from .model.inference import load_for_inference
-from .model.vocabulary import check_same_tokenizer
 from .settings.checks import check_bounds
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
@@ -69,11 +67,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{model.config.vocab_size}: it is another model's tokenizer."
         )
     block_size = checked_block_size(model, arguments.block_size)
-    if arguments.data_dir:
-        place = f"--model {arguments.model}"
-        check_same_tokenizer(
-            place, Path(folder), f"--data_dir {arguments.data_dir}", Path(arguments.data_dir) / TOKENIZER_FOLDER
-        )
     rows = encode_pairs(pairs, tokenizer, block_size)  # errors in the pairs must not wait for the text
     if has_text or arguments.data_dir or not pairs:
         stream = data_stream(arguments.data_dir) if arguments.data_dir else text_stream(corpus, tokenizer)

@@ -8,8 +8,8 @@ import torch
 
 from tests.support.tiny_loop import assert_same_weights, start, weights
 from train.checkpoint import checkpointer
-from train.checkpoint.manifest import seal_of, versions
-from train.checkpoint.settings_check import changed_settings, check_settings
+from train.checkpoint.manifest import seal_of
+from train.checkpoint.settings_check import changed_settings
 from train.checkpoint.state import TrainState
 from train.loop import train as loop
 
@@ -119,30 +119,3 @@ def test_the_same_optimizer_keeps_its_state_without_a_word(build, capsys):
     start(build(max_steps=2))
     build(max_steps=2).checkpoints.restore()
     assert "starts anew" not in capsys.readouterr().out
-
-
-def test_other_fingerprints_are_one_sentence_without_digits(tmp_path):
-    digests = [letter * 64 for letter in "abcd"]
-    facts = {"num_processes": 1, "versions": versions()}
-    old = {"data": {"train": digests[0], "validation": digests[1], "block_size": 16}, "base": digests[2]}
-    new = {"data": {"train": digests[2], "validation": digests[3], "block_size": 32}, "base": digests[2]}
-    with pytest.raises(ValueError, match="was started with other settings") as error:
-        check_settings(tmp_path, facts | {"settings": old}, new, [], 1)
-    assert str(error.value).splitlines()[1:] == [
-        "  data.block_size: was 16, now 32",
-        "  the data are not those that the run was started with",
-        "Continue with the old ones, or start a new run with another --output_dir, or allow the change with "
-        "--allow_change data.",
-    ]
-    assert check_settings(tmp_path, facts | {"settings": old}, new, ["data"], 1) == [
-        "changed as allowed: data.block_size: was 16, now 32",
-        "changed as allowed: the data are not those that the run was started with",
-    ]
-
-
-def test_a_change_that_nothing_can_allow_is_not_offered(tmp_path):
-    facts = {"num_processes": 1, "versions": versions(), "settings": {"base": "a" * 64, "lora_r": 4}}
-    with pytest.raises(ValueError, match=r"the weights of --model are not those .*\n  lora_r: was 4") as error:
-        check_settings(tmp_path, facts, {"base": "b" * 64, "lora_r": 8}, [], 1)
-    assert "--allow_change" not in str(error.value)
-    assert str(error.value).endswith("or start a new run with another --output_dir.")
