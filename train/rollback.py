@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             windows = [*read_skip_windows(run), arguments.skip_steps]
             write_skip_windows(run, windows)
             print(f"skipped from now on: steps {', '.join(f'{first} to {last}' for first, last in windows)}")
-        write_status(run, "stopped", step=target, checkpoint=checkpoints[target].name)
+        if outdated or arguments.skip_steps:
+            write_status(run, "stopped", step=target, checkpoint=checkpoints[target].name)
     print(f"the run is at step {target}: continue it with the same command as before")
 
 

@@ -53,6 +53,7 @@ def test_the_continued_run_skips_steps(run, recipe):
 def test_without_options_a_complete_run_stays_complete(run):
     assert rollback_to(run) == 0
     assert (run / "model").exists()
+    assert read_status(run)["state"] == "complete"
     assert steps_of(run) == [2, 4, 6]
 
 

@@ -194,7 +194,7 @@ def test_processes_with_different_settings_are_refused(recipe, tmp_path, launche
 def test_all_processes_finish_with_the_same_best_weights(base, tmp_path, launcher):
     """With checkpoints in the background, only the main process knows when the last one is there."""
     rows = write_labels(tmp_path / "rows.csv")
-    values = {"model": base, "train_file": rows, "max_steps": 6, "eval_steps": 1, "learning_rate": 0.1}
+    values = {"model": base, "train_file": rows, "max_steps": 6, "eval_steps": 1}
     results = []
     for name, script, more in (
         ("plain", "finetune_classifier", {}), ("background", "slow_in_background", {"async_save": "true"})
@@ -202,4 +202,5 @@ def test_all_processes_finish_with_the_same_best_weights(base, tmp_path, launche
         line = options(**values | more, output_dir=tmp_path / name)
         launcher.run(line, 2, tmp_path / f"{name}.log", script=script)
         results.append(json.loads((tmp_path / name / "test_results.json").read_text()))
+    assert results[0]["step"] == 6
     assert results[0] == results[1]

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from tests.support.tiny_base import options, write_conversations, write_labels
 from train import finetune, finetune_classifier, pretrain
-from train.loop.claim import claimed, lock, open_run_folder
+from train.loop.claim import claimed, lock, open_run_folder, release
 from train.settings.training import TrainArguments
 
 
@@ -113,3 +113,11 @@ def test_the_base_model_is_gone_when_the_process_group_ends(recipe, base, tmp_pa
     monkeypatch.setattr(Accelerator, "end_training", end)
     assert command.main(command_line(command, recipe, base, tmp_path)) == 0
     assert alive == [False]
+
+
+def test_an_error_while_the_folder_is_released_changes_no_outcome():
+    class Broken:
+        def close(self):
+            raise OSError(5, "Input/output error")
+
+    release(Broken())

@@ -89,6 +89,16 @@ def test_too_little_memory_ends_with_the_settings_that_need_less(build, monkeypa
         start(build())
 
 
+@pytest.mark.parametrize("part", ["evaluate_batch", "update", "generate_samples"])
+def test_help_with_memory_covers_the_whole_step_and_evaluations(build, monkeypatch, part):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop if part == "update" else LanguageModeling, part, fail)
+    with pytest.raises(ValueError, match=r"out of memory with a micro-batch of 2 .*--micro_batch_size 1"):
+        start(build(sample_prompts=["def"], max_new_tokens=2))
+
+
 def test_other_errors_stay_what_they_are(build, monkeypatch):
     def fail(*args):
         raise RuntimeError("shapes differ")

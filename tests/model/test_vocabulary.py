@@ -43,16 +43,6 @@ def test_a_replaced_tokenizer_is_refused_by_every_command(model, other, tmp_path
         assert f"--model {model}: tokenizer.json has other tokens or ids than the tokenizer that the model was" in shown
 
 
-def test_data_of_another_tokenizer_are_refused(model, other, data_dir, tmp_path, capsys):
-    assert run_command(evaluate.main, [f"--model={model}", f"--data_dir={data_dir}", "--block_size=16"]) == 0
-    shutil.copy(other / "tokenizer.json", model)
-    (model / "training.json").unlink()
-    assert run_command(evaluate.main, [f"--model={model}", f"--data_dir={data_dir}", "--block_size=16"]) == 2
-    assert f"--data_dir {data_dir} was encoded with another tokenizer than that of --model {model}" in (
-        capsys.readouterr().err
-    )
-
-
 def test_the_hash_depends_on_tokens_and_ids_only(other, tmp_path):
     path = tmp_path / "tokenizer.json"
     shutil.copy(other / "tokenizer.json", path)

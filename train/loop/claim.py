@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -43,7 +43,7 @@ def claimed(arguments: TrainArguments) -> Iterator[Accelerator]:
     with ExitStack() as claim:
 
         def claim_folder() -> None:
-            claim.enter_context(lock(open_run_folder(folder)))
+            claim.callback(release, lock(open_run_folder(folder)))
             shutil.rmtree(folder / HEARTBEAT_FOLDER, ignore_errors=True)  # of an earlier launch
 
         run_on_main(accelerator, claim_folder)
@@ -70,6 +70,12 @@ def open_run_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LOCK_FILE).touch()
     return folder
+
+
+def release(handle: TextIO) -> None:
+    """Give up a claim. An error no longer matters: the outcome of the run is recorded, and the process ends."""
+    with suppress(OSError):
+        handle.close()
 
 
 def lock(run: Path) -> TextIO:

@@ -43,17 +43,3 @@ def check_tokenizer(place: str, folder: Path) -> None:
             f"{place}: {TOKENIZER_FILE} has other tokens or ids than the tokenizer that the model was trained with: it "
             "is another model's tokenizer. Copy the right one back into the folder."
         )
-
-
-def check_same_tokenizer(place: str, folder: Path, other_place: str, other: Path) -> None:
-    """Refuse two folders with different tokenizers, such as those of a model and of data.
-
-    Raises:
-        ValueError: both places.
-    """
-    own, theirs = vocabulary_sha256(folder), vocabulary_sha256(other)
-    if own and theirs and own != theirs:
-        raise ValueError(
-            f"{other_place} was encoded with another tokenizer than that of {place}: the ids stand for other tokens. "
-            "Encode the text with the tokenizer of the model: scratch-gpt prepare_data --tokenizer ..."
-        )
