@@ -125,7 +125,7 @@ def open_checked(data_dir: str | Path, tokenizer: ScratchGPTTokenizer) -> Prepar
         ValueError: it was encoded with another tokenizer.
         OSError: it cannot be read.
     """
-    data = open_data(data_dir)
+    data = open_data(data_dir, verify=["validation"])
     num_different = num_different_ids(tokenizer, load_data_tokenizer(str(Path(data_dir) / TOKENIZER_FOLDER)))
     if num_different:
         raise ValueError(

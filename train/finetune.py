@@ -27,6 +27,7 @@ from .data.conversations import (
     limit_length,
     pack,
     parse_conversations,
+    unread_columns,
 )
 from .data.plain_text import Message, prompt_ids
 from .data.rows import read_parts
@@ -50,9 +51,11 @@ from .settings.finetuning import (
     ConversationArguments,
     FinetuneArguments,
     TuneArguments,
+    checked_max_length,
 )
 from .settings.recipe import parse_recipe, recipe_text
 from .settings.run_folder import ADAPTER_FOLDER, LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
+from .settings.words import counted
 
 NUM_SHOWN = 5  # held-out conversations whose first question is answered at each evaluation
 
@@ -175,9 +178,7 @@ def make_rows(
         ValueError: conversations that are too long.
     """
     longest = base.model.config.max_position_embeddings
-    max_length = settings.max_length or longest
-    if max_length > longest:
-        raise ValueError(f"--max_length is {max_length}, but the model reads at most {longest} tokens: lower it.")
+    max_length = checked_max_length(settings.max_length, longest)
     rows, ends, notes = {}, set(), []
     for part, found in parts.items():
         encoded, counts = limit_length(found, base.tokenizer, max_length, settings.too_long)
@@ -190,9 +191,12 @@ def make_rows(
         tokens = count_tokens(encoded)
         too_long = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
         notes.append(
-            f"{part:<24}{len(encoded):,} conversations, {tokens['tokens']:,} tokens ({tokens['answers']:,} of answers) "
-            f"in {len(numbers):,} rows{'; too long: ' + too_long if too_long else ''}"
+            f"{part:<24}{counted(len(encoded), 'conversation')}, {tokens['tokens']:,} tokens "
+            f"({tokens['answers']:,} of answers) in {counted(len(numbers), 'row')}"
+            f"{'; too long: ' + too_long if too_long else ''}"
         )
+    if unread := unread_columns(one for found in parts.values() for one in found):
+        notes.append(f"note: {unread}")
     (stop_id,) = ends
     shown = [one for one in parts["validation"] if fits_with_answer(one, base, max_new_tokens)][:NUM_SHOWN]
     return ConversationData(rows["train"], rows["validation"], shown, stop_id, new_ids, notes)

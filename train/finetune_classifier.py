@@ -31,6 +31,7 @@ from .data.labelled_texts import (
     with_bpe_dropout,
 )
 from .data.rows import read_parts
+from .data.tables import shown_names
 from .hub.cards.finetuned import write_classifier_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
@@ -45,7 +46,14 @@ from .metrics.label_scores import label_table, majority_rate
 from .metrics.plots import draw_confusion_matrix, draw_loss_curve
 from .model.pretrained import BaseModel, choose_trained, load_base, trained_settings, write_tuned_model
 from .settings.command import run_command
-from .settings.finetuning import DEFAULT_FRACTION, BaseArguments, FinetuneArguments, LabelArguments, TuneArguments
+from .settings.finetuning import (
+    DEFAULT_FRACTION,
+    BaseArguments,
+    FinetuneArguments,
+    LabelArguments,
+    TuneArguments,
+    checked_max_length,
+)
 from .settings.recipe import parse_recipe, recipe_text
 from .settings.run_folder import (
     ADAPTER_FOLDER,
@@ -54,6 +62,8 @@ from .settings.run_folder import (
     METRICS_FILE,
     TEST_RESULTS_FILE,
 )
+
+MAX_SHOWN = 20  # labels in a line of text
 
 
 @dataclass
@@ -140,9 +150,7 @@ def load(base_arguments: BaseArguments, labels: LabelArguments, seed: int) -> tu
         problem_type="single_label_classification",
     )
     longest = base.model.config.max_position_embeddings
-    max_length = labels.max_length or longest
-    if max_length > longest:
-        raise ValueError(f"--max_length is {max_length}, but the model reads at most {longest} tokens: lower it.")
+    max_length = checked_max_length(labels.max_length, longest)
     base.tokenizer.model_max_length = max_length
     parts = {part: tokenize(some, columns, names, base.tokenizer, max_length) for part, some in rows.items()}
     others = {part: some for part, some in rows.items() if part != "train"}
@@ -159,8 +167,8 @@ def describe(data: LabelledData) -> list[str]:
     lines = []
     for part, texts in data.parts.items():
         counts = torch.bincount(torch.from_numpy(texts.labels), minlength=len(data.names)).tolist()
-        shown = ", ".join(
-            f"{name} {count // texts.num_versions}" for name, count in zip(data.names, counts, strict=True)
+        shown = shown_names(
+            [f"{name} {count // texts.num_versions}" for name, count in zip(data.names, counts, strict=True)], MAX_SHOWN
         )
         cut = f"; {texts.num_truncated} truncated" if texts.num_truncated else ""
         lines.append(f"{part + ' texts':<24}{len(texts) // texts.num_versions:,} ({shown}){cut}")

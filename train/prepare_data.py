@@ -7,7 +7,6 @@ The text comes from --text or --dataset_name; by default, Python's own standard 
 folder then contains the training and validation blocks, the tokenizer, and data.json with counts and hashes.
 """
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,10 +27,11 @@ from .data.blocks import (
     write_manifest,
 )
 from .data.corpora import Corpus, open_corpora
+from .data.new_folder import written_whole
 from .data.progress import CorpusProgress
-from .data.tokens import load_data_tokenizer, token_stream, tokenizer_sha256
+from .data.tokens import load_data_tokenizer, save_tokenizer, token_stream, tokenizer_sha256
 from .model.find import find_tokenizer
-from .settings.checks import check_bounds
+from .settings.checks import check_bounds, create_folder
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
 from .settings.recipe import option, parse_recipe, required
@@ -72,24 +72,35 @@ def prepare_data(
     folder = Path(output_dir)
     settings = _settings(tokenizer, corpora, block_size)
     if (folder / MANIFEST).exists():
-        _check_same_settings(folder, settings)
-        data = open_data(folder)
-        print(f"Nothing to do: {folder} already contains these blocks.")
-        return data
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return _existing(folder, settings)
+    create_folder("--output_dir", folder.parent)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder} is a file: choose a new folder.")
+    if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"--output_dir {folder} contains other files: choose a new folder.")
-    partial = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     try:
-        partial.mkdir(parents=True)
-        _write(partial, tokenizer, corpora, settings)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    data = open_data(folder)
+        with written_whole(folder) as partial:
+            _write(partial, tokenizer, corpora, settings)
+    except FileExistsError:
+        return _existing(folder, settings)
+    data = open_data(folder, verify=())
     print(_summary(folder, data.manifest))
+    return data
+
+
+def _existing(folder: Path, settings: dict[str, Any]) -> PreparedData:
+    """The blocks that are there already.
+
+    Raises:
+        ValueError: they were made with other settings, or are damaged.
+    """
+    if changes := _changes(read_manifest(folder), settings):
+        raise ValueError(
+            f"--output_dir {folder} contains other blocks: {'; '.join(changes)}. Choose a new folder, or "
+            "remove this one."
+        )
+    data = open_data(folder)
+    print(f"Nothing to do: {folder} already contains these blocks.")
     return data
 
 
@@ -107,24 +118,26 @@ def _settings(tokenizer: ScratchGPTTokenizer, corpora: tuple[Corpus, Corpus], bl
     }
 
 
-def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
-    manifest = read_manifest(folder)
-    differences = [
-        f"{name} was {manifest.get(name)!r}, is now {value!r}"
-        for name, value in settings.items()
-        if manifest.get(name) != value
-    ]
-    if differences:
-        raise ValueError(
-            f"--output_dir {folder} contains blocks made with other settings ({'; '.join(differences)}): "
-            "choose a new folder, or remove this one."
-        )
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between the settings of two calls, in words."""
+    changes = []
+    if before["block_size"] != now["block_size"]:
+        changes.append(f"--block_size was {before['block_size']}, is now {now['block_size']}")
+    if before["tokenizer_sha256"] != now["tokenizer_sha256"]:
+        changes.append("--tokenizer is another one")
+    for split in SPLITS:
+        old, new = before["corpus"][split], now["corpus"][split]
+        if old["description"] != new["description"]:
+            changes.append(f"the {split} text was {old['description']!r}, is now {new['description']!r}")
+        elif old["fingerprint"] != new["fingerprint"]:
+            changes.append(f"the {split} text ({new['description']}), or how it is read, has changed")
+    return changes
 
 
 def _write(
     folder: Path, tokenizer: ScratchGPTTokenizer, corpora: tuple[Corpus, Corpus], settings: dict[str, Any]
 ) -> None:
-    tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+    save_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
     splits = {}
     for split, corpus in zip(SPLITS, corpora, strict=True):
         progress = CorpusProgress(f"tokenize {split}", corpus.num_bytes)
@@ -146,8 +159,8 @@ def _summary(folder: Path, manifest: dict[str, Any]) -> str:
         lines.append(
             f"{split}: {counted(facts['num_documents'], 'document')}, {facts['num_bytes'] / 1e6:.1f} MB, "
             f"{facts['num_tokens']:,} tokens ({facts['num_bytes'] / facts['num_tokens']:.2f} bytes per token), "
-            f"{facts['num_rows']:,} blocks of {manifest['block_size']}; "
-            f"{facts['num_dropped_tokens']} tokens after the last full block dropped"
+            f"{counted(facts['num_rows'], 'block')} of {manifest['block_size']}; "
+            f"{counted(facts['num_dropped_tokens'], 'token')} after the last full block dropped"
         )
     return "\n".join(lines)
 

@@ -7,8 +7,8 @@ The text comes from --text or --dataset_name; by default, Python's own standard 
 `AutoTokenizer.from_pretrained` loads the output folder.
 """
 
-import itertools
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,17 @@ from tempfile import TemporaryDirectory
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
 
 from .data.corpora import Corpus, Document, open_corpora
+from .data.new_folder import exclusive, flush, flush_tree
 from .data.progress import CorpusProgress
+from .data.tokens import save_tokenizer
+from .settings.checks import create_folder
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments, TokenizerArguments
 from .settings.recipe import parse_recipe, required
 from .settings.run_folder import TOKENIZER_FILE
 from .settings.words import counted
 
-COMPRESSION_SAMPLE = 256  # held-out documents
+COMPRESSION_SAMPLE = 1 << 21  # characters of held-out text
 
 
 @dataclass
@@ -53,11 +56,15 @@ def check_output(output_dir: str | Path) -> None:
         OSError: it is not writable.
     """
     folder = Path(output_dir)
-    if (folder / TOKENIZER_FILE).exists():
-        raise ValueError(f"--output_dir {folder} already contains a tokenizer: remove it or choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+    _refuse_existing(folder)
+    create_folder("--output_dir", folder)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"--output_dir {folder} is not writable: choose another folder.")
+
+
+def _refuse_existing(folder: Path) -> None:
+    if (folder / TOKENIZER_FILE).exists():
+        raise ValueError(f"--output_dir {folder} already contains a tokenizer: remove it or choose another folder.")
 
 
 def train_tokenizer(
@@ -72,8 +79,8 @@ def train_tokenizer(
         model_max_length=settings.model_max_length,
         show_progress=False,
     )
-    save_tokenizer(tokenizer, Path(output_dir))
-    compression = bytes_per_token(tokenizer, itertools.islice(validation_corpus, COMPRESSION_SAMPLE))
+    write_tokenizer(tokenizer, Path(output_dir))
+    compression = bytes_per_token(tokenizer, sample_of(validation_corpus))
     megabytes = progress.num_bytes / 1e6
     print(
         f"Saved to {output_dir}: {len(tokenizer):,} tokens, learned from {counted(progress.num_documents, 'document')} "
@@ -89,12 +96,35 @@ def _texts(documents: Iterable[Document], vocab_size: int) -> Iterator[str]:
     print(f"Learning merges for {vocab_size:,} tokens", flush=True)
 
 
-def save_tokenizer(tokenizer: ScratchGPTTokenizer, folder: Path) -> None:
-    """Write the files completely or not at all; last tokenizer.json, which marks the folder as complete."""
-    with TemporaryDirectory(prefix=".tmp-tokenizer-", dir=folder) as temporary:
-        tokenizer.save_pretrained(temporary)
-        for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == TOKENIZER_FILE):
-            os.replace(path, folder / path.name)
+def write_tokenizer(tokenizer: ScratchGPTTokenizer, folder: Path) -> None:
+    """Write the files completely or not at all; last tokenizer.json, which marks the folder as complete.
+
+    Raises:
+        ValueError: another process has written a tokenizer in the meantime.
+        OSError: the disk is full.
+    """
+    with exclusive(folder):
+        _refuse_existing(folder)
+        for left in folder.glob(".tmp-tokenizer-*"):  # by a killed process
+            shutil.rmtree(left, ignore_errors=True)
+        with TemporaryDirectory(prefix=".tmp-tokenizer-", dir=folder) as temporary:
+            save_tokenizer(tokenizer, temporary)
+            flush_tree(Path(temporary))
+            for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == TOKENIZER_FILE):
+                if path.name == TOKENIZER_FILE:
+                    flush(folder)
+                os.replace(path, folder / path.name)
+            flush(folder)
+
+
+def sample_of(corpus: Corpus) -> Iterator[Document]:
+    """The first held-out documents, COMPRESSION_SAMPLE characters of them."""
+    left = COMPRESSION_SAMPLE
+    for document in corpus:
+        yield Document(document.name, document.text[:left])
+        left -= len(document.text)
+        if left <= 0:
+            return
 
 
 def bytes_per_token(tokenizer: ScratchGPTTokenizer, documents: Iterable[Document]) -> float:

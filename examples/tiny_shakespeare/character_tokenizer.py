@@ -15,7 +15,7 @@ from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
 from train.data.corpora import text_corpus
 from train.settings.command import run_command
 from train.settings.recipe import option_list, parse_recipe, required
-from train.train_tokenizer import check_output, save_tokenizer
+from train.train_tokenizer import check_output, write_tokenizer
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse_recipe([CharacterArguments], argv, description=__doc__ or "")
     check_output(arguments.output_dir)
     tokenizer = character_tokenizer(document.text for document in text_corpus(arguments.text))
-    save_tokenizer(tokenizer, Path(arguments.output_dir))
+    write_tokenizer(tokenizer, Path(arguments.output_dir))
     print(f"Saved to {arguments.output_dir}: {len(tokenizer)} tokens, {len(SPECIAL_TOKENS)} of them special")
 
 

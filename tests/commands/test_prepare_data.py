@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
-from train.data.blocks import open_data
+from train.data.blocks import BLOCKS_FILE, open_data
 from train.data.corpora import Corpus, Document
 from train.data.tokens import load_data_tokenizer, token_stream
 from train.prepare_data import main, prepare_data
@@ -105,8 +105,11 @@ def test_a_second_call_keeps_the_blocks(folders, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--block_size", "8"], r"block_size was 16, is now 8"),
-        (["--validation_fraction", "0.5"], r"corpus was .*20 % of the documents.*, is now .*50 % of the documents"),
+        (["--block_size", "8"], r"contains other blocks: --block_size was 16, is now 8\. Choose a new folder"),
+        (
+            ["--validation_fraction", "0.5"],
+            r"the train text was '.*20 % of the documents.*', is now '.*50 % of the documents",
+        ),
     ],
 )
 def test_other_settings_are_refused_by_name(folders, capsys, change, message):
@@ -119,13 +122,16 @@ def test_changed_text_and_tokenizer_are_refused(folders, tmp_path, capsys):
     main(folders)
     (tmp_path / "texts/00.txt").write_text("changed")
     assert run_command(main, folders) == 2
-    assert "fingerprint" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the train text (40 files of texts, " in said
+    assert "or how it is read, has changed" in said
+    assert "sha256" not in said
     (tmp_path / "texts/00.txt").write_text(TEXTS[0])
     shutil.rmtree(tmp_path / "tokenizer")
     other = ScratchGPTTokenizer.train_from_texts(TEXTS, 279, show_progress=False)
     other.save_pretrained(tmp_path / "tokenizer")
     assert run_command(main, folders) == 2
-    assert "tokenizer_sha256" in capsys.readouterr().err
+    assert "--tokenizer is another one" in capsys.readouterr().err
 
 
 def test_an_interrupted_call_leaves_nothing_and_can_be_repeated(folders, tmp_path, monkeypatch, capsys):
@@ -199,3 +205,58 @@ def test_memory_does_not_grow_with_the_corpus(tokenizer, tmp_path, capsys, monke
 
     peak(20)  # imports and caches
     assert peak(500) < 1.3 * peak(100)
+
+
+def test_two_calls_at_once_do_not_disturb_each_other(folders, tokenizer, tmp_path, capsys, monkeypatch):
+    """The second one starts and finishes while the first one writes."""
+    other = [*folders]
+    started = []
+
+    def stream(documents, some_tokenizer):
+        if not started:
+            started.append(True)
+            main(other)
+        yield from token_stream(documents, some_tokenizer)
+
+    monkeypatch.setattr("train.prepare_data.token_stream", stream)
+    main(folders)
+    said = capsys.readouterr().out
+    assert said.index("Saved to") < said.index("Nothing to do:")
+    assert len(open_data(tmp_path / "data").train) > 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp-")] == []
+    started.clear()
+    shutil.rmtree(tmp_path / "data")
+    other[-1] = "0.5"
+    assert run_command(main, folders) == 2
+    assert "the train text was" in capsys.readouterr().err
+    assert "50 % of the documents" in json.dumps(open_data(tmp_path / "data").manifest)
+
+
+def test_damaged_blocks_are_not_called_complete(folders, tmp_path, capsys):
+    main(folders)
+    path = tmp_path / "data/train" / BLOCKS_FILE
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    assert run_command(main, folders) == 2
+    assert re.search(
+        r"data/train/.*\.arrow is damaged: a byte from 0 to .* Prepare the data again", capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_in_the_way_is_named(folders, tmp_path, capsys, name):
+    (tmp_path / "file").write_text("mine")
+    assert run_command(main, [*folders, "--output_dir", str(tmp_path / name)]) == 2
+    message = rf"error: --output_dir:? {tmp_path}/file is a file(, not a folder)?: choose "
+    assert re.search(message, capsys.readouterr().err)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_errors_of_the_disk_in_the_tokenizer_are_errors_of_the_system(folders, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    monkeypatch.setattr(ScratchGPTTokenizer, "save_pretrained", full)
+    assert run_command(main, folders) == 2
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]

@@ -9,7 +9,7 @@ from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
 from train.data.corpora import Corpus, Document
 from train.settings.command import run_command
 from train.settings.corpus import TokenizerArguments
-from train.train_tokenizer import bytes_per_token, main, train_tokenizer
+from train.train_tokenizer import bytes_per_token, main, sample_of, train_tokenizer
 
 
 @pytest.fixture
@@ -119,3 +119,31 @@ def test_the_corpus_is_read_once(tmp_path, capsys):
 
     train_tokenizer(tmp_path, TokenizerArguments(vocab_size=270), Corpus("once", "0", read), endless(1))
     assert next(passes) == 1
+
+
+def test_a_tokenizer_that_another_process_wrote_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    def read():
+        yield Document("a", "some text, some text")
+        (tmp_path / "tokenizer.json").write_text("of another process")
+
+    (tmp_path / ".tmp-tokenizer-x").mkdir()  # left by kill -9
+    settings = TokenizerArguments(vocab_size=270)
+    with pytest.raises(ValueError, match="already contains a tokenizer"):
+        train_tokenizer(tmp_path, settings, Corpus("slow", "0", read), endless(1))
+    assert (tmp_path / "tokenizer.json").read_text() == "of another process"
+    (tmp_path / "tokenizer.json").unlink()
+    train_tokenizer(tmp_path, settings, endless(1), endless(1))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_file_in_the_way_is_named(tmp_path, text, capsys):
+    for output in (text, text / "below"):
+        assert run_command(main, ["--output_dir", str(output), "--text", str(text)]) == 2
+        assert f"error: --output_dir: {text} is a file, not a folder: choose another place." in capsys.readouterr().err
+
+
+def test_compression_is_measured_on_a_bounded_sample(monkeypatch):
+    monkeypatch.setattr("train.train_tokenizer.COMPRESSION_SAMPLE", 25)
+    texts = [Document(str(number), "0123456789") for number in range(9)]
+    assert [document.text for document in sample_of(texts)] == ["0123456789", "0123456789", "01234"]
+    assert list(sample_of([])) == []

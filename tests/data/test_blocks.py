@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.data.blocks import BLOCKS_FILE, FORMAT, open_data, smallest_integer_type, write_blocks, write_manifest
+from train.data.blocks import (
+    BLOCKS_FILE,
+    FORMAT,
+    open_data,
+    part_hashes,
+    smallest_integer_type,
+    write_blocks,
+    write_manifest,
+)
 from train.data.tokens import tokenizer_sha256
 
 TOKENIZER = '{"model": {"b": 1, "a": 2}}'
@@ -21,13 +29,21 @@ def chunks_of(tokens: list[int], *sizes: int) -> list[np.ndarray]:
 
 def write_data(folder: Path, num_tokens: int = 1000, block_size: int = 4, vocab_size: int = 300) -> Path:
     tokens = np.arange(num_tokens) % vocab_size
+    counts = {"num_documents": 1, "num_bytes": num_tokens, "seconds": 0.1}
     splits = {
-        name: write_blocks(folder / name, [part], block_size, vocab_size)
+        name: counts | write_blocks(folder / name, [part], block_size, vocab_size)
         for name, part in (("train", tokens), ("validation", tokens[:50]))
     }
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer/tokenizer.json").write_text(TOKENIZER)
-    manifest = {"format": FORMAT, "block_size": block_size, "vocab_size": vocab_size, "splits": splits}
+    corpus = {split: {"description": "numbers", "fingerprint": "0"} for split in splits}
+    manifest = {
+        "format": FORMAT,
+        "block_size": block_size,
+        "vocab_size": vocab_size,
+        "splits": splits,
+        "corpus": corpus,
+    }
     write_manifest(folder, manifest | {"tokenizer_sha256": tokenizer_sha256(TOKENIZER)})
     return folder
 
@@ -176,3 +192,92 @@ def test_other_tokenizer_is_refused(copied):
     (copied / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
         open_data(copied)
+
+
+# Damage
+
+
+def flip_bit(path: Path, place: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_one_flipped_bit_is_noticed_wherever_it_is(copied, split):
+    path = copied / split / BLOCKS_FILE
+    size = path.stat().st_size
+    for place in (*range(0, size, size // 17), size - 1):
+        flip_bit(path, place, place % 8)
+        with pytest.raises(ValueError, match=rf"{split}/{BLOCKS_FILE} is damaged"):
+            open_data(copied)
+        flip_bit(path, place, place % 8)
+    open_data(copied)
+
+
+def test_only_the_splits_asked_for_are_verified(copied):
+    flip_bit(copied / "train" / BLOCKS_FILE, (copied / "train" / BLOCKS_FILE).stat().st_size // 2)
+    assert len(open_data(copied, verify=["validation"]).validation) == 12
+    with pytest.raises(ValueError, match=r"train/.* is damaged: a byte from 0 to "):
+        open_data(copied)
+
+
+def test_each_process_of_a_machine_verifies_its_share(copied, monkeypatch):
+    monkeypatch.setattr("train.data.blocks.PART_SIZE", 256)
+    path = copied / "train" / BLOCKS_FILE
+    edited_split(copied, "train", part_sha256=part_hashes(path))
+    edited_split(copied, "validation", part_sha256=part_hashes(copied / "validation" / BLOCKS_FILE))
+    open_data(copied)
+    first = path.stat().st_size // 256 // 2 // 4 * 4 * 256  # of a part of process 0 of 4
+    flip_bit(path, first + 7)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for rank in range(4):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        if rank == 0:
+            with pytest.raises(ValueError, match=rf"is damaged: a byte from {first:,} to {first + 255:,} has changed"):
+                open_data(copied)
+        else:
+            open_data(copied)
+
+
+def edited_split(folder: Path, split: str, **changes) -> None:
+    splits = json.loads((folder / "data.json").read_text())["splits"]
+    edited_manifest(folder, splits=splits | {split: splits[split] | changes})
+
+
+def test_data_of_an_earlier_version_has_no_hashes(copied, capsys):
+    for split in ("train", "validation"):
+        splits = json.loads((copied / "data.json").read_text())["splits"]
+        del splits[split]["part_sha256"]
+        edited_manifest(copied, splits=splits)
+    assert len(open_data(copied).train) == 249
+    assert "was prepared by an earlier version, without hashes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_size": "4"}, r"data\.json is damaged: block_size: expected a whole number, not text"),
+        ({"splits": []}, r"data\.json is damaged: splits: expected an object, not a list"),
+        ({"splits": {"train": {}}}, r"data\.json is damaged: splits\.validation is missing"),
+        ({"corpus": None}, r"data\.json is damaged: corpus: expected an object, not null"),
+        ({"tokenizer_sha256": 5}, r"data\.json is damaged: tokenizer_sha256: expected text"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_refused_with_its_name(copied, changes, message):
+    edited_manifest(copied, **changes)
+    with pytest.raises(ValueError, match=message):
+        open_data(copied)
+
+
+@pytest.mark.parametrize("content", ["[1]", "5", '"x"', "null", "[" * 100_000, '{"format": 1', "\xff"])
+def test_a_manifest_that_is_no_object_is_refused_with_its_name(copied, content):
+    (copied / "data.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"data\.json (is damaged|has format)"):
+        open_data(copied)
+
+
+def test_the_other_files_of_a_split_do_not_matter(copied):
+    for name in ("state.json", "dataset_info.json"):
+        (copied / "train" / name).write_text("[")
+    assert len(open_data(copied).train) == 249

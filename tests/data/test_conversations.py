@@ -1,5 +1,8 @@
 """Conversations: rows to messages, messages to tokens with a mask of the answers, and packing."""
 
+import bisect
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from hf_scratch_gpt.tokenization_scratch_gpt import END_OF_TURN
 from tests.support.tiny_base import chat, save_base
 from train.data.conversations import (
     IGNORE_INDEX,
+    REFUSED_COLUMNS,
     Conversation,
     Encoded,
     PackedConversations,
@@ -19,6 +23,7 @@ from train.data.conversations import (
     pack,
     parse_conversations,
     truncate,
+    unread_columns,
 )
 from train.data.plain_text import prompt_ids
 from train.data.rows import Row
@@ -46,6 +51,106 @@ def test_every_format_gives_the_same_messages(cells):
     assert parse_conversations([Row("x:1", cells)])[0].messages == chat(QUESTION, ANSWER)
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"system": "Be brief.", "messages": chat("a", "b", QUESTION, ANSWER)},
+        {"system_prompt": "Be brief.", "history": [["a", "b"]], "prompt": QUESTION, "completion": ANSWER},
+        {"system": "Be brief.", "history": [["a", "b"]], "instruction": QUESTION, "input": None, "output": ANSWER},
+        {"conversations": [SYSTEM, *chat("a", "b", QUESTION, ANSWER)], "system": "", "tools": [], "chosen": None},
+        {
+            "system": "Be brief.",
+            "conversations": [
+                {"from": role, "value": text}
+                for role, text in (("human", "a"), ("gpt", "b"), ("human", QUESTION), ("gpt", ANSWER))
+            ],
+        },
+    ],
+)
+def test_system_and_history_are_part_of_the_conversation(cells):
+    (one,) = parse_conversations([Row("x:1", cells)])
+    assert one.messages == [SYSTEM, *chat("a", "b", QUESTION, ANSWER)]
+    assert not one.unread
+
+
+@pytest.mark.parametrize("column", sorted(REFUSED_COLUMNS))
+def test_columns_that_decide_about_answers_are_refused_by_name(column):
+    for cells in ({"messages": chat(QUESTION, ANSWER)}, {"instruction": QUESTION, "output": ANSWER}):
+        with pytest.raises(ValueError, match=f"x:1: the column '{column}' decides about answers, but is not supported"):
+            parse_conversations([Row("x:1", cells | {column: ["x"]})])
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"messages": chat("q", "a"), "history": [["a", "b"]]}, "x:7: the column 'history' .* with messages"),
+        ({"messages": [SYSTEM, *chat("q", "a")], "system": "x"}, "x:7: there are two system messages: join them"),
+        ({"prompt": "q", "completion": "a", "label": False}, "x:7: the column 'label' decides"),
+        ({"prompt": "q", "completion": "a", "history": ["b"]}, r"x:7: column 'history' must be a list of \[question"),
+        ({"instruction": "q", "output": "a", "history": [["b", 3]]}, r"message 2 \(assistant\) must be text, not 3"),
+        ({"instruction": "q", "input": 0, "output": "a"}, "x:7: column 'input' has the value 0 of type int, not a str"),
+        ({"instruction": ["q"], "output": "a"}, r"x:7: column 'instruction' has the value \['q'\] of type list"),
+        ({"instruction": "q", "output": 5}, r"x:7: the content of message 2 \(assistant\) must be text, not 5"),
+        ({"prompt": 5, "completion": "a"}, r"x:7: the content of message 1 \(user\) must be text, not 5"),
+        ({"prompt": "q", "completion": "a", "system": 5}, r"message 1 \(system\) must be text, not 5"),
+        ({"conversations": [{"from": "function_call", "value": "x"}]}, "message 1 has the role 'function_call'"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, r"message 1 has the role \['user'\]"),
+        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]}, "message 1 has 'tool_calls', which"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]},
+            "weight of message 1 is 0.5: it must be",
+        ),
+        ({"messages": [{"role": "assistant", "content": "a", "weight": 0}]}, "x:7: every answer has the weight 0"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(cells, message):
+    with pytest.raises(ValueError, match=message):
+        parse_conversations([Row("x:7", cells)])
+
+
+def test_other_columns_are_named():
+    first = {"instruction": "q", "output": "a", "text": "q a", "id": 7, "label": 1}
+    second = {"messages": chat("q", "a"), "prompt": "q", "source": "web", "id": ""}
+    conversations = parse_conversations([Row("x:1", first), Row("x:2", second)])
+    assert unread_columns(conversations) == "columns that are not read: id, label, prompt, source, text"
+    assert unread_columns(parse_conversations([Row("x:1", {"messages": chat("q", "a")})])) == ""
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "loss"])
+def test_answers_of_weight_0_are_read_but_not_learned(chat_tokenizer, key):
+    messages = chat("a", "bad", "b", "good", "c", "bad again")
+    for number, weight in ((1, 0), (3, 1), (5, False)):
+        messages[number] = messages[number] | {key: weight}
+    conversation = parse_conversations([Row("x:1", {"messages": messages})])[0]
+    plain = Conversation("x:1", chat("a", "bad", "b", "good", "c", "bad again"))
+    (one,), (other,) = (encode_conversations(chat_tokenizer, [some]) for some in (conversation, plain))
+    assert one.ids.tolist() == other.ids.tolist()
+    assert chat_tokenizer.decode(one.ids[one.is_answer]) == f"good{END_OF_TURN}"
+    assert end_of_turn([one]) == chat_tokenizer.convert_tokens_to_ids(END_OF_TURN)
+
+
+def test_weights_need_a_template_that_marks_each_answer(chat_tokenizer):
+    messages = chat("a", "b", "c", "d")
+    messages[1]["weight"] = 0
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template = "{% generation %}{% for m in messages %}{{ m['content'] }}{% endfor %}{% endgeneration %}"
+    with pytest.raises(
+        ValueError, match=r"x:1: an answer has the weight 0, but the chat template.*--chat_template own"
+    ):
+        encode_conversations(tokenizer, [Conversation("x:1", messages)])
+
+
+def test_the_conversation_that_cannot_be_encoded_is_named(chat_tokenizer):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template = "{% if messages|length > 2 %}{{ raise_exception('too many') }}{% endif %}"
+    some = [Conversation(f"x:{number}", chat("a", "b")) for number in range(5)]
+    with pytest.raises(ValueError, match="x:99: the conversation cannot be encoded: too many"):
+        encode_conversations(tokenizer, [*some, Conversation("x:99", chat("a", "b", "c", "d")), *some])
+
+
 def test_an_alpaca_input_follows_the_instruction():
     (one,) = parse_conversations([Row("x:1", {"instruction": "Sum.", "input": "1 2", "output": "3"})])
     assert one.messages == chat("Sum.\n\n1 2", "3")
@@ -55,7 +160,10 @@ def test_an_alpaca_input_follows_the_instruction():
     ("cells", "message"),
     [
         ({"messages": chat(QUESTION)}, "x:7: no message is from the assistant"),
-        ({"text": "x"}, "x:7: .* needs the columns messages; prompt and completion; or instruction.*, not text"),
+        (
+            {"text": "x"},
+            "x:7: .* needs the columns messages; conversations; prompt and completion; or instruction.*, not text",
+        ),
         ({"messages": []}, "x:7: no message is from the assistant"),
         ({"messages": "hello"}, "x:7: message 1 must be an object with role and content, not 'hello'"),
         (
@@ -142,6 +250,25 @@ def test_packing_fills_rows_and_keeps_every_conversation():
     assert max(sum(lengths[number] for number in row) for row in rows) <= 64
     assert sum(lengths) / (64 * len(rows)) > 0.99
     assert pack([3, 2, 5, 4], 7) == [[2, 1], [3, 0]]
+
+
+def simple_pack(lengths, capacity):
+    """Best-fit decreasing with one sorted list: simple, but quadratic."""
+    rows, spaces = [], []
+    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = bisect.bisect_left(spaces, (lengths[number], -1))
+        space, row = spaces.pop(place) if place < len(spaces) else (capacity, len(rows))
+        rows += [[]] * (row == len(rows))
+        rows[row] = [*rows[row], number]
+        bisect.insort(spaces, (space - lengths[number], row))
+    return rows
+
+
+def test_packing_is_the_simple_algorithm_for_many_rows():
+    generator = np.random.default_rng(0)
+    for longest, count in ((3, 50), (20, 400), (63, 1000), (64, 1000)):
+        lengths = generator.integers(1, longest + 1, count).tolist()
+        assert pack(lengths, 64) == simple_pack(lengths, 64)
 
 
 def rows_of(tokenizer, packing=True):

@@ -7,7 +7,10 @@ The blocks are in a memory-mapped Arrow file: memory does not grow with the size
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import torch
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
+from ..settings.json_files import read_json
 from .tokens import tokenizer_sha256
 
 FORMAT = 1
@@ -26,6 +30,23 @@ MANIFEST = "data.json"
 TOKENIZER_FOLDER = "tokenizer"
 SPLITS = ("train", "validation")
 BLOCKS_FILE = "data-00000-of-00001.arrow"
+PART_SIZE = 1 << 26  # bytes with a hash of their own, so that processes and threads verify parts of a file
+READ_SIZE = 1 << 16
+MAX_THREADS = 8  # that verify a file
+REMEDY = "Prepare the data again."
+_LOCAL_PROCESSES = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # of this machine, set by torchrun and accelerate
+_SPLIT_SHAPE = {
+    "num_documents": int, "num_bytes": int, "num_tokens": int, "num_rows": int, "num_dropped_tokens": int,
+    "file_size": int, "tokens_sha256": str, "part_sha256?": [str], "seconds": float, "origin?": dict,
+}  # fmt: skip
+_MANIFEST_SHAPE = {
+    "format": int,
+    "block_size": int,
+    "vocab_size": int,
+    "tokenizer_sha256": str,
+    "corpus": {split: {"description": str, "fingerprint": str} for split in SPLITS},
+    "splits": {split: _SPLIT_SHAPE for split in SPLITS},
+}
 
 
 # Writing
@@ -65,6 +86,7 @@ def write_blocks(folder: Path, tokens: Iterable[np.ndarray], block_size: int, vo
         "num_dropped_tokens": len(rest) - 1,
         "file_size": (folder / BLOCKS_FILE).stat().st_size,
         "tokens_sha256": digest.hexdigest(),
+        "part_sha256": part_hashes(folder / BLOCKS_FILE),
     }
 
 
@@ -159,17 +181,21 @@ class PreparedData:
     @property
     def identity(self) -> dict[str, Any]:
         """Hashes of tokens and tokenizer: they must not change when a run continues."""
-        tokens = {split: facts["tokens_sha256"] for split, facts in self.manifest["splits"].items()}
+        tokens = {split: self.manifest["splits"][split]["tokens_sha256"] for split in SPLITS}
         facts = {name: self.manifest[name] for name in ("block_size", "tokenizer_sha256")}
         return {"data": facts | {"tokens_sha256": tokens}}
 
 
-def open_data(data_dir: str | Path) -> PreparedData:
+def open_data(data_dir: str | Path, verify: Sequence[str] = SPLITS) -> PreparedData:
     """Open prepared data without loading its tokens into memory.
+
+    Args:
+        verify: the splits whose files are read once and compared with their hashes; of several processes on this
+            machine, each reads its share.
 
     Raises:
         FileNotFoundError: there is no prepared data.
-        ValueError: an unsupported format, truncated or replaced files, or the tokenizer of other data.
+        ValueError: an unsupported format, damaged, truncated or replaced files, or the tokenizer of other data.
     """
     data_dir = Path(data_dir)
     manifest = read_manifest(data_dir)
@@ -179,6 +205,8 @@ def open_data(data_dir: str | Path) -> PreparedData:
     if tokenizer_sha256(tokenizer_file.read_text(encoding="utf-8")) != manifest["tokenizer_sha256"]:
         raise ValueError(f"{tokenizer_file} is not the tokenizer that made the tokens: prepare the data again.")
     train, validation = (_open_split(data_dir / split, manifest) for split in SPLITS)
+    for split in verify:
+        _verify(data_dir / split / BLOCKS_FILE, manifest["splits"][split].get("part_sha256"))
     return PreparedData(train, validation, manifest)
 
 
@@ -187,20 +215,18 @@ def read_manifest(data_dir: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is damaged, or its format is not supported.
+        ValueError: it is damaged, or its format or content is not supported.
     """
     path = Path(data_dir) / MANIFEST
     if not path.exists():
         raise FileNotFoundError(f"{data_dir} contains no prepared data: write it with scratch-gpt prepare_data.")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): prepare the data again.") from None
+    manifest: dict[str, Any] = read_json(path, dict, REMEDY)
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {manifest.get('format')!r}, but this version reads format {FORMAT}: "
             "prepare the data again."
         )
+    read_json(path, _MANIFEST_SHAPE, REMEDY)
     return manifest
 
 
@@ -210,13 +236,60 @@ def _open_split(folder: Path, manifest: dict[str, Any]) -> TokenBlocks:
     if size != facts["file_size"]:
         raise ValueError(f"{path} has {size} bytes, not {facts['file_size']}: it is truncated. Prepare the data again.")
     try:
-        dataset = datasets.load_from_disk(str(folder), keep_in_memory=False).with_format("numpy")
-    except (pyarrow.ArrowException, FileNotFoundError) as error:
-        raise ValueError(f"{folder} is damaged ({error}): prepare the data again.") from None
-    length = dataset.features["input_ids"].length
+        dataset = datasets.Dataset.from_file(str(path)).with_format("numpy")
+        length = dataset.features["input_ids"].length
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): prepare the data again.") from None
     if (len(dataset), length) != (facts["num_rows"], manifest["block_size"] + 1):
         raise ValueError(
             f"{folder} has {len(dataset)} blocks of {length} ids, not {facts['num_rows']} of "
             f"{manifest['block_size'] + 1}: prepare the data again."
         )
     return TokenBlocks(dataset, manifest["block_size"], manifest["vocab_size"])
+
+
+# Verifying
+def part_hashes(path: Path, parts: Iterable[int] | None = None) -> list[str]:
+    """The SHA-256 of each part of PART_SIZE bytes of a file, computed by several threads.
+
+    Args:
+        parts: their numbers (default: all).
+    """
+    count = -(-path.stat().st_size // PART_SIZE)
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
+        return list(threads.map(lambda part: _part_sha256(path, part), range(count) if parts is None else parts))
+
+
+def _part_sha256(path: Path, part: int) -> str:
+    digest, left = hashlib.sha256(), PART_SIZE
+    with path.open("rb", buffering=0) as file:
+        file.seek(part * PART_SIZE)
+        while left and (chunk := file.read(min(READ_SIZE, left))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+def _verify(path: Path, hashes: Sequence[str] | None) -> None:
+    """Compare a file with its hashes; each process on this machine reads every n-th part.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    process, num_processes = (int(os.environ.get(name, default)) for name, default in _LOCAL_PROCESSES.items())
+    if hashes is None:
+        if process == 0:
+            print(
+                f"note: {path} was prepared by an earlier version, without hashes, so it cannot be verified: prepare "
+                "the data again to notice damage.",
+                file=sys.stderr,
+            )
+        return
+    parts = range(process, len(hashes), num_processes)
+    for part, found in zip(parts, part_hashes(path, parts), strict=True):
+        if found != hashes[part]:
+            first = part * PART_SIZE
+            raise ValueError(
+                f"{path} is damaged: a byte from {first:,} to {min(first + PART_SIZE, path.stat().st_size) - 1:,} has "
+                "changed since it was written. Prepare the data again, and check the disk."
+            )

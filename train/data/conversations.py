@@ -6,6 +6,7 @@ conversations share a row of tokens: position ids that restart at 0 keep them fr
 
 import bisect
 import hashlib
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,19 @@ from transformers import PreTrainedTokenizerBase
 from .examples import IGNORE_INDEX
 from .plain_text import Message
 from .rows import Row
+from .tables import shown_names
 
 ROLES = ("system", "user", "assistant")
-FORMATS = "messages; prompt and completion; or instruction, (input) and output"
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+FORMATS = "messages; conversations; prompt and completion; or instruction, (input) and output"
+SYSTEM_COLUMNS = ("system", "system_prompt")
+WEIGHT_KEYS = ("weight", "train", "loss")  # of OpenAI, Axolotl and ms-swift: whether an answer is learned
+# Columns and keys that decide what a good answer is, and that are not supported. What is in neither list is not read.
+REFUSED_COLUMNS = {
+    *("chosen", "rejected", "weight", "kto_tag", "context", "documents"),
+    *("tools", "functions", "images", "image", "videos", "audios"),
+}
+REFUSED_KEYS = {"tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking", "images", "audio"}
 ENCODE_BATCH = 256  # conversations tokenized at once
 
 
@@ -31,6 +42,7 @@ class Conversation:
 
     place: str
     messages: list[Message]
+    unread: frozenset[str] = frozenset()  # columns of the row that are not part of it
 
 
 @dataclass(frozen=True)
@@ -54,24 +66,60 @@ class Encoded:
 
 # Rows to messages
 def parse_conversations(rows: Iterable[Row]) -> list[Conversation]:
-    """The messages of each row, in any of the FORMATS.
+    """The messages of each row, in any of the FORMATS, with a `system` column and, without messages, a `history`.
 
     Raises:
-        ValueError: another format, an unknown role, an empty or missing text, or no turn of the assistant.
+        ValueError: another format, an unknown role, an empty or missing text, no turn of the assistant, or a column or
+            key that decides about answers but is not supported.
     """
-    return [Conversation(row.place, _checked_messages(row.place, _messages(row))) for row in rows]
+    return [_conversation(row) for row in rows]
 
 
-def _messages(row: Row) -> list[Any]:
+def unread_columns(conversations: Iterable[Conversation]) -> str:
+    """A note about columns that are in the rows but not in the conversations; empty if there are none."""
+    found = sorted(frozenset[str]().union(*(one.unread for one in conversations)))
+    return f"columns that are not read: {shown_names(found)}" if found else ""
+
+
+def _conversation(row: Row) -> Conversation:
     cells = {name: value for name, value in row.cells.items() if value is not None}
-    if "messages" in cells:
-        return list(cells["messages"]) if isinstance(cells["messages"], list) else [cells["messages"]]
+    messages, used = _messages(row, cells)
+    for name in SYSTEM_COLUMNS:
+        if cells.get(name, "") != "":
+            messages = [{"role": "system", "content": cells[name]}, *messages]
+            used.add(name)
+    unread = frozenset(name for name, value in cells.items() if name not in used and not _is_empty(value))
+    refused = {
+        name for name in unread if name in REFUSED_COLUMNS or (name == "label" and isinstance(cells[name], bool))
+    }
+    if "history" in unread or refused:
+        raise ValueError(
+            f"{row.place}: the column {min(refused or {'history'})!r} decides about answers, but is not supported with "
+            f"{' and '.join(sorted(used))}: work it into the messages, or remove the column."
+        )
+    return Conversation(row.place, _checked_messages(row.place, messages), unread)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _messages(row: Row, cells: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
+    """The messages of a row before they are checked, and the columns that contain them."""
+    for name in ("messages", "conversations"):
+        if name in cells:
+            return (list(cells[name]) if isinstance(cells[name], list) else [cells[name]]), {name}
     if "prompt" in cells and "completion" in cells:
-        return _turns(cells["prompt"], "user") + _turns(cells["completion"], "assistant")
+        messages = _turns(cells["prompt"], "user") + _turns(cells["completion"], "assistant")
+        return _history(row, cells) + messages, {"prompt", "completion", "history"}
     if "instruction" in cells and "output" in cells:
-        question = "\n\n".join(text for text in (cells["instruction"], cells.get("input")) if text)
-        return [*_turns(question, "user"), *_turns(cells["output"], "assistant")]
-    raise ValueError(f"{row.place}: a conversation needs the columns {FORMATS}, not {', '.join(row.cells)}.")
+        parts = [_checked_text(row, name, cells.get(name, "")) for name in ("instruction", "input")]
+        question = "\n\n".join(part for part in parts if part)
+        messages = [*_turns(question, "user"), *_turns(cells["output"], "assistant")]
+        return _history(row, cells) + messages, {"instruction", "input", "output", "history"}
+    raise ValueError(
+        f"{row.place}: a conversation needs the columns {FORMATS}, not {shown_names(list(row.cells)) or 'none'}."
+    )
 
 
 def _turns(value: Any, role: str) -> list[Any]:
@@ -79,22 +127,59 @@ def _turns(value: Any, role: str) -> list[Any]:
     return value if isinstance(value, list) else [{"role": role, "content": value}]
 
 
+def _history(row: Row, cells: Mapping[str, Any]) -> list[Any]:
+    """The turns before the question, as LLaMA-Factory writes them: a list of [question, answer]."""
+    pairs = cells.get("history") or []
+    if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+        raise ValueError(f"{row.place}: column 'history' must be a list of [question, answer], not {pairs!r:.60}.")
+    return [turn for question, answer in pairs for turn in (*_turns(question, "user"), *_turns(answer, "assistant"))]
+
+
+def _checked_text(row: Row, column: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(
+            f"{row.place}: column {column!r} has the value {value!r:.40} of type {type(value).__name__}, not a string. "
+            "Write it as text, in quotation marks."
+        )
+    return value
+
+
 def _checked_messages(place: str, messages: list[Any]) -> list[Message]:
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"{place}: message {number} must be an object with role and content, not {message!r:.60}.")
-        if message["role"] not in ROLES:
-            raise ValueError(
-                f"{place}: message {number} has the role {message['role']!r}, which is not one of {', '.join(ROLES)}."
-            )
-        if not isinstance(message["content"], str) or not message["content"].strip():
-            raise ValueError(
-                f"{place}: the content of message {number} ({message['role']}) must be text, "
-                f"not {message['content']!r:.60}."
-            )
-    if not any(message["role"] == "assistant" for message in messages):
+    checked = [_checked_message(place, number, message) for number, message in enumerate(messages, start=1)]
+    if any(message["role"] == "system" for message in checked[1:]) and checked[0]["role"] == "system":
+        raise ValueError(f"{place}: there are two system messages: join them.")
+    answers = [message for message in checked if message["role"] == "assistant"]
+    if not answers:
         raise ValueError(f"{place}: no message is from the assistant, so there is no answer to learn.")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    if not any(message.get("weight", 1) for message in answers):
+        raise ValueError(f"{place}: every answer has the weight 0, so there is no answer to learn. Remove the row.")
+    return checked
+
+
+def _checked_message(place: str, number: int, message: Any) -> Message:
+    """A message with the names of OpenAI's format."""
+    names = ("role", "content") if isinstance(message, dict) and "role" in message else ("from", "value")
+    if not isinstance(message, dict) or not set(names) <= message.keys():
+        raise ValueError(f"{place}: message {number} must be an object with role and content, not {message!r:.60}.")
+    role, content = (message[name] for name in names)
+    role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) and "from" in names else role
+    if role not in ROLES:
+        raise ValueError(
+            f"{place}: message {number} has the role {role!r:.40}, which is not one of {', '.join(ROLES)}."
+        )
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError(f"{place}: the content of message {number} ({role}) must be text, not {content!r:.60}.")
+    for key in sorted(REFUSED_KEYS & message.keys()):
+        if not _is_empty(message[key]):
+            raise ValueError(f"{place}: message {number} has {key!r}, which is not supported: remove it, or the row.")
+    is_learned = [_is_learned(place, number, key, message[key]) for key in WEIGHT_KEYS if message.get(key) is not None]
+    return {"role": role, "content": content} | ({} if all(is_learned) else {"weight": 0})
+
+
+def _is_learned(place: str, number: int, key: str, value: Any) -> bool:
+    if value not in (0, 1):  # also False, True and 1.0
+        raise ValueError(f"{place}: the {key} of message {number} is {value!r:.40}: it must be 0 or 1.")
+    return bool(value)
 
 
 # Messages to tokens
@@ -122,14 +207,32 @@ def _encode_batch(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Co
         output: Any = tokenizer.apply_chat_template(
             [one.messages for one in conversations], return_dict=True, return_assistant_tokens_mask=True
         )
-    except ValueError:
-        raise
     except Exception as error:  # from the template, or from tokenizers, which has no exception class for this
+        if len(conversations) > 1:  # find the conversation
+            return [encoded for one in conversations for encoded in _encode_batch(tokenizer, [one])]
+        raise ValueError(f"{conversations[0].place}: the conversation cannot be encoded: {error}") from None
+    triples = zip(conversations, output["input_ids"], output["assistant_masks"], strict=True)
+    return [Encoded(np.array(ids, np.int32), _learned(one, np.array(mask, bool))) for one, ids, mask in triples]
+
+
+def _learned(one: Conversation, is_answer: np.ndarray) -> np.ndarray:
+    """The mask of the answers without those that have the weight 0.
+
+    Raises:
+        ValueError: there are such, but the template does not mark each answer separately.
+    """
+    answers = [message for message in one.messages if message["role"] == "assistant"]
+    if all(message.get("weight", 1) for message in answers):
+        return is_answer
+    starts = is_answer & ~np.append(False, is_answer[:-1])
+    if starts.sum() != len(answers):
         raise ValueError(
-            f"one of the {len(conversations)} conversations from {conversations[0].place} on cannot be encoded: {error}"
-        ) from None
-    pairs = zip(output["input_ids"], output["assistant_masks"], strict=True)
-    return [Encoded(np.array(ids, np.int32), np.array(mask, bool)) for ids, mask in pairs]
+            f"{one.place}: an answer has the weight 0, but the chat template does not mark each answer separately: use "
+            "--chat_template own."
+        )
+    weights = np.array([0, *(message.get("weight", 1) for message in answers)], bool)
+    learned: np.ndarray = is_answer & weights[np.cumsum(starts)]
+    return learned
 
 
 def end_of_turn(encoded: Sequence[Encoded]) -> int:
@@ -207,16 +310,24 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     has room. No conversation is divided.
     """
     rows: list[list[int]] = []
-    spaces: list[tuple[int, int]] = []  # (space left, row), by space
+    rows_with: dict[int, list[int]] = {}  # space left -> heap of rows
+    spaces: list[int] = []  # the keys of `rows_with`, sorted: at most `capacity` of them, however many the rows
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        place = bisect.bisect_left(spaces, (lengths[number], -1))
+        place = bisect.bisect_left(spaces, lengths[number])
         if place == len(spaces):
             rows.append([])
             space, row = capacity, len(rows) - 1
         else:
-            space, row = spaces.pop(place)
+            space = spaces[place]
+            row = heapq.heappop(rows_with[space])
+            if not rows_with[space]:
+                del rows_with[spaces.pop(place)]
         rows[row].append(number)
-        bisect.insort(spaces, (space - lengths[number], row))
+        left = space - lengths[number]
+        if left not in rows_with:
+            rows_with[left] = []
+            bisect.insort(spaces, left)
+        heapq.heappush(rows_with[left], row)
     return rows
 
 

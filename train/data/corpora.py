@@ -110,7 +110,7 @@ def text_corpus(
             `read_text` refuses.
     """
     files = {name: path for path, name in _given_files(paths, reading, option, is_noted=True).items()}
-    books = _check_gutenberg([path for path in files.values() if not is_table(path)], reading)
+    books = _books_to_strip([path for path in files.values() if not is_table(path)], reading)
 
     def read() -> Iterator[Document]:
         for name, path in sorted(files.items()):
@@ -175,23 +175,21 @@ def _text_files(root: Path, reading: Reading, option: str, is_noted: bool) -> li
     return found.files
 
 
-def _check_gutenberg(paths: Sequence[Path], reading: Reading) -> set[Path]:
-    """The books of Project Gutenberg whose license is to be removed; a note says where it is not.
-
-    Raises:
-        ValueError: there is none, but `reading` asks for their removal.
-    """
+def _books_to_strip(paths: Sequence[Path], reading: Reading) -> set[Path]:
+    """The books of Project Gutenberg whose license is to be removed. A note says where it is not, or that none is."""
     books = [path for path in paths if has_gutenberg_header(path, reading.encoding)]
-    if reading.strip_gutenberg and not books:
-        raise ValueError("--strip_gutenberg has no effect: no text file has Project Gutenberg's header. Remove it.")
-    if books and not reading.strip_gutenberg:
+    if reading.strip_gutenberg:
+        if not books:
+            print("note: no text file has the header of Project Gutenberg, so none is removed.", file=sys.stderr)
+        return set(books)
+    if books:
         which = books[0].name if len(books) == 1 else f"{len(books)} files, the first {books[0].name},"
         print(
-            f"note: the header and license of Project Gutenberg in {which} will be learned like the rest of the text: "
+            f"note: the header and license of Project Gutenberg in {which} will be read like the rest of the text: "
             "--strip_gutenberg true removes them.",
             file=sys.stderr,
         )
-    return set(books) if reading.strip_gutenberg else set()
+    return set()
 
 
 def _text_of(row: Mapping[str, Any], text_column: str, path: Path, number: int) -> str:

@@ -12,18 +12,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..settings.words import few
 from .plain_text import encode_texts
 from .rows import Row
+from .tables import shown_names
+
+ENCODE_BATCH = 1000  # texts tokenized at once: what the tokenizer returns is much larger than the ids
+MANY_LABELS = 100  # a column with more of them, most on a single row, is text or a number rather than a label
 
 
 def label_names(rows: Sequence[Row], column: str) -> list[str]:
     """The labels of the training rows in the order of their ids: numbers by value, then text alphabetically.
 
     Raises:
-        ValueError: a cell is not a label, or there are fewer than two labels.
+        ValueError: a cell is not a label, or there are fewer than two labels, or about as many as rows.
     """
-    values = {label_of(row, column) for row in rows}
+    counts = Counter(label_of(row, column) for row in rows)
+    values = counts.keys()
+    if len(values) > MANY_LABELS and len(rows) < 2 * len(values):
+        raise ValueError(
+            f"column {column!r} has {len(values):,} different values in {len(rows):,} training rows ("
+            f"{shown_names(list(counts))}), so it does not seem to contain labels: name the right one with "
+            "--label_column."
+        )
     if len(values) < 2:
         raise ValueError(
             f"column {column!r} of the {len(rows)} training rows has only the label {min(values)!r}: "
@@ -54,7 +64,9 @@ def label_of(row: Row, column: str) -> str:
     if isinstance(value, float) and value.is_integer():  # a table stores whole numbers with gaps as floats
         value = int(value)
     if value is None or value == "" or not isinstance(value, str | int):
-        raise ValueError(f"{row.place}: column {column!r} has the value {value!r}: a label is text or a whole number.")
+        raise ValueError(
+            f"{row.place}: column {column!r} has the value {value!r:.60}: a label is text or a whole number."
+        )
     return str(value)
 
 
@@ -84,7 +96,11 @@ class LabelledTexts:
     @property
     def sha256(self) -> str:
         """Hash of all tokens and labels."""
-        return hashlib.sha256(json.dumps([self.ids, self.labels.tolist()]).encode()).hexdigest()
+        digest = hashlib.sha256(b"[")  # of json.dumps([ids, labels]), without its text in memory
+        for number, tokens in enumerate(self.ids):
+            digest.update(f"{', ' if number else '['}{json.dumps(tokens)}".encode())
+        digest.update(f"{'' if self.ids else '['}], {json.dumps(self.labels.tolist())}]".encode())
+        return digest.hexdigest()
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (texts, longest), and `labels`, (texts,)."""
@@ -124,16 +140,29 @@ def tokenize(
         text, label = text_of(row, text_column), label_of(row, label_column)
         if label not in numbers:
             raise ValueError(
-                f"{row.place}: the label {label!r} is not in the training rows, which have {few(names)}. "
+                f"{row.place}: the label {label!r:.60} is not in the training rows, which have {shown_names(names)}. "
                 "Remove the row, or train on rows with this label."
             )
         texts.append(text)
         labels.append(numbers[label])
-    ids = encode_texts(tokenizer, texts)
     pad_id: Any = tokenizer.pad_token_id
-    num_truncated = sum(len(tokens) > max_length for tokens in ids)
-    ids = [tokens[:max_length] for tokens in ids]
+    ids: list[list[int]] = []
+    num_truncated = 0
+    for start in range(0, len(texts), ENCODE_BATCH):
+        batch = _encode(texts[start : start + ENCODE_BATCH], rows[start : start + ENCODE_BATCH], tokenizer)
+        num_truncated += sum(len(tokens) > max_length for tokens in batch)
+        ids += [tokens[:max_length] for tokens in batch]
     return LabelledTexts(ids, np.array(labels), pad_id, tokenizer.padding_side, num_truncated)
+
+
+def _encode(texts: Sequence[str], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    try:
+        return encode_texts(tokenizer, texts)
+    except ValueError as error:
+        if len(texts) > 1:  # find the text
+            pairs = zip(texts, rows, strict=True)
+            return [ids for text, row in pairs for ids in _encode([text], [row], tokenizer)]
+        raise ValueError(f"{rows[0].place}: {error} Use another tokenizer, or remove the row.") from None
 
 
 def with_bpe_dropout(

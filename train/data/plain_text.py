@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 PRIVATE_USE = range(0xE000, 0xF8FF)  # characters without meaning
-Message = dict[str, str]  # role and content
+Message = dict[str, Any]  # role and content; "weight": 0 if the answer is not to be learned
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -10,10 +10,11 @@ import datasets
 import numpy as np
 
 from ..settings.finetuning import RowsArguments
-from .tables import load_split, read_rows
+from .tables import load_split, place_of, read_rows, with_line_feeds
+from .text_files import check_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """The cells of one row, and its place for error messages."""
 
@@ -40,12 +41,12 @@ def read_parts(
         ValueError: a missing column, an invalid table, or a part without rows.
         OSError: a source cannot be read.
     """
-    rows = _read_source(settings, settings.train_file, settings.dataset_split, columns, option)
+    rows = _read_source(settings, "train", columns, option)
     parts, held_out = {}, {}
     for part, default in fractions.items():
         files, split = getattr(settings, f"{part}_file"), getattr(settings, f"{part}_split")
         if files or split:
-            parts[part] = _read_source(settings, files, split, columns, option)
+            parts[part] = _read_source(settings, part, columns, option)
         else:
             held_out[part] = getattr(settings, f"{part}_fraction") or default
     if sum(held_out.values()) >= 1:
@@ -58,23 +59,39 @@ def read_parts(
     return parts
 
 
-def _read_source(
-    settings: RowsArguments, files: Sequence[str], split: str, columns: Sequence[str] | None, option: str
-) -> list[Row]:
-    if files:
+def _read_source(settings: RowsArguments, part: str, columns: Sequence[str] | None, option: str) -> list[Row]:
+    if files := getattr(settings, f"{part}_file"):
+        paths = [_table(f"--{part}_file", file) for file in files]
         return [
-            Row(f"{path}:{number}", cells)
-            for path in map(Path, files)
-            for number, cells in read_rows(path, columns, option)
+            Row(place_of(path, number), cells)
+            for path in paths
+            for number, cells in read_rows(path, columns, option, settings.reading)
         ]
     name = settings.dataset_name or ""
+    split = settings.dataset_split if part == "train" else getattr(settings, f"{part}_split")
     rows = load_split(name, settings.dataset_config_name, split, columns, option=option)
     classes = {c: f.names for c, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
     rows = rows if columns is None else rows.select_columns(list(columns))
+    named = (_with_class_names(cells, classes) for cells in rows)
     return [
-        Row(f"dataset {name} ({split}), row {number}", _with_class_names(cells, classes))
-        for number, cells in enumerate(rows)
+        Row(f"dataset {name} ({split}), row {number}", cells if settings.keep_crlf else with_line_feeds(cells))
+        for number, cells in enumerate(named)
     ]
+
+
+def _table(option: str, file: str) -> Path:
+    """The path of a table.
+
+    Raises:
+        ValueError, FileNotFoundError: it is a folder, or does not exist.
+    """
+    path = Path(file)
+    check_name(path)
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: give the tables in it one by one.")
+    if not path.exists():
+        raise FileNotFoundError(f"{option} {path} does not exist.")
+    return path
 
 
 def _with_class_names(cells: dict[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -153,7 +153,8 @@ class _JsonFile:
 
     def __init__(self, path: Path, reading: Reading) -> None:
         self.path, self.chunks = path, text_chunks(path, reading)
-        self.buffer, self.position, self.line = "", 0, 1  # the line where the buffer begins
+        self.buffer, self.position = "", 0
+        self.line, self.column = 1, 0  # where the buffer begins
 
     def values(self) -> Iterator[Any]:
         """Yield each value.
@@ -188,7 +189,7 @@ class _JsonFile:
 
     def _read_more(self) -> bool:
         """Append at least as much as is left, so that reading a long value again and again stays linear."""
-        self.line += self.buffer.count("\n", 0, self.position)
+        self.line, self.column = self._place(self.position)
         parts, size = [self.buffer[self.position :]], 0
         for chunk in self.chunks:
             parts.append(chunk)
@@ -211,11 +212,16 @@ class _JsonFile:
             except (ValueError, RecursionError) as error:
                 raise self._error(str(error), self.position) from None
 
+    def _place(self, position: int) -> tuple[int, int]:
+        """The line, counted from 1, and the column, counted from 0, of a place in the buffer."""
+        line_start = self.buffer.rfind("\n", 0, position) + 1
+        column = position - line_start + (0 if line_start else self.column)
+        return self.line + self.buffer.count("\n", 0, position), column
+
     def _error(self, what: str, position: int) -> ValueError:
-        line = self.line + self.buffer.count("\n", 0, position)
-        column = position - self.buffer.rfind("\n", 0, position)
+        line, column = self._place(position)
         return ValueError(
-            f"{self.path}:{line}: column {column}: not JSON ({what}). A .json file contains a list of rows: "
+            f"{self.path}:{line}: column {column + 1}: not JSON ({what}). A .json file contains a list of rows: "
             '[{"text": "..."}, ...].'
         )
 
@@ -342,8 +348,8 @@ def _columns_to_read(
     return found if columns is None else columns
 
 
-def shown_names(names: Sequence[str]) -> str:
-    """At most NUM_SHOWN names, shortened, and how many there are."""
-    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:NUM_SHOWN]]
-    more = f", ... ({len(names):,} in all)" if len(names) > NUM_SHOWN else ""
+def shown_names(names: Sequence[str], count: int = NUM_SHOWN) -> str:
+    """At most `count` names, shortened, and how many there are."""
+    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:count]]
+    more = f", ... ({len(names):,} in all)" if len(names) > count else ""
     return ", ".join(shown) + more

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,19 +14,36 @@ from hf_scratch_gpt.tokenization_scratch_gpt import BATCH_LENGTH, ScratchGPTToke
 from .corpora import Document
 
 
-def load_data_tokenizer(name: str) -> ScratchGPTTokenizer:
+def load_data_tokenizer(name: str, option: str = "--tokenizer") -> ScratchGPTTokenizer:
     """Load the tokenizer of a folder or of the Hub, whatever its class.
+
+    Args:
+        option: the option that names it, for the error message.
 
     Raises:
         ValueError: the folder has no tokenizer.json, or the tokenizer has no end-of-text token.
     """
     folder = Path(name)
     if (folder.exists() or name.startswith((".", "/"))) and not (folder / "tokenizer.json").exists():
-        raise ValueError(f"--tokenizer {name} has no tokenizer.json: write one with scratch-gpt train_tokenizer.")
+        raise ValueError(f"{option} {name} has no tokenizer.json: write one with scratch-gpt train_tokenizer.")
     tokenizer: ScratchGPTTokenizer = ScratchGPTTokenizer.from_pretrained(name)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"--tokenizer {name} has no eos_token, which marks the end of a document: use another one.")
+        raise ValueError(f"{option} {name} has no eos_token, which marks the end of a document: use another one.")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: ScratchGPTTokenizer, folder: str | Path) -> None:
+    """`save_pretrained`, with the errors of the system as such.
+
+    Raises:
+        OSError: the disk is full, or the place cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # tokenizers has no exception class for "No space left on device (os error 28)"
+        if type(error) is Exception and (found := re.search(r"\(os error (\d+)\)", str(error))):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from None
+        raise
 
 
 def tokenizer_sha256(tokenizer_json: str) -> str:
@@ -39,11 +58,13 @@ def token_stream(documents: Iterable[Document], tokenizer: ScratchGPTTokenizer) 
     Text that looks like a special token is encoded as text: only the end of a document gives an end-of-text id.
     """
     texts: list[str] = []
+    length = 0
     for document in documents:
         texts.append(document.text)
-        if sum(map(len, texts)) >= BATCH_LENGTH:
+        length += len(document.text)
+        if length >= BATCH_LENGTH:
             yield _with_ends(tokenizer, texts)
-            texts = []
+            texts, length = [], 0
     if texts:
         yield _with_ends(tokenizer, texts)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -34,3 +35,17 @@ def check_fraction(name: str, value: float | None) -> None:
     """
     if value is not None and not 0 < value < 1:
         raise ValueError(f"--{name} is {value}: it must be between 0 and 1, both excluded.")
+
+
+def create_folder(option: str, folder: Path) -> None:
+    """Create a folder and its parents, unless they exist.
+
+    Raises:
+        ValueError: a file is in the way; the message names the option.
+        OSError: the place cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), folder)
+        raise ValueError(f"{option}: {file} is a file, not a folder: choose another place.") from None

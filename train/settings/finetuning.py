@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from .checks import check_bounds, check_fraction, requires
+from .reading import COLUMNS, ENCODING, KEEP_CRLF, Reading, require_files
 from .recipe import option, option_list, required
 from .training import LoopArguments, TrainArguments
 
@@ -127,7 +128,10 @@ class FinetuneArguments(TrainArguments):
 class RowsArguments:
     """The training and validation rows."""
 
-    train_file: list[str] = option_list("Tables to train on: .jsonl, .csv, .tsv or .parquet files.", is_path=True)
+    train_file: list[str] = option_list(
+        "Tables to train on: .jsonl, .json, .csv, .tsv or .parquet files; the text may be compressed (.gz).",
+        is_path=True,
+    )
     dataset_name: str | None = option(
         "Instead of --train_file: a dataset on the Hugging Face Hub, or a saved one on disk.", is_path=True
     )
@@ -138,6 +142,14 @@ class RowsArguments:
     )
     validation_split: str | None = option("Split of --dataset_name to validate on.")
     validation_fraction: float | None = option("Fraction of the rows held out for validation (default: 0.1).")
+    encoding: str | None = option(ENCODING)
+    keep_crlf: bool = option(KEEP_CRLF, False)
+    columns: list[str] = option_list(COLUMNS)
+
+    @property
+    def reading(self) -> Reading:
+        """How the tables are read."""
+        return Reading(self.encoding or "utf-8", self.keep_crlf, tuple(self.columns))
 
     def __post_init__(self) -> None:
         if bool(self.train_file) == bool(self.dataset_name):
@@ -149,6 +161,9 @@ class RowsArguments:
             if getattr(self, name) and not self.dataset_name:
                 raise ValueError(requires(name, getattr(self, name), "--dataset_name"))
         self.check_part("validation")
+        if not any(getattr(self, f"{part}_file", None) for part in ("train", "validation", "test")):
+            require_files(self, ("encoding", "columns"), "--train_file")
+        _ = self.reading  # which checks the values
 
     def check_part(self, part: str) -> None:
         """Refuse several sources for one part, or a fraction out of range.
@@ -161,6 +176,17 @@ class RowsArguments:
         if len(given) > 1:
             raise ValueError(f"--{given[0]} and --{given[1]} exclude each other: remove one of them.")
         check_fraction(f"{part}_fraction", getattr(self, f"{part}_fraction"))
+
+
+def checked_max_length(max_length: int | None, longest: int) -> int:
+    """`max_length`, or by default `longest`, what the model reads.
+
+    Raises:
+        ValueError: the model cannot read that many tokens.
+    """
+    if max_length is not None and max_length > longest:
+        raise ValueError(f"--max_length is {max_length}, but the model reads at most {longest} tokens: lower it.")
+    return max_length or longest
 
 
 @dataclass
