@@ -82,10 +82,11 @@ class Conversation:
         """
         turns = [*self.turns, {"role": "user", "content": text}]
         num_dropped = 0
-        while (excess := self.count(turns) + self.limit_of_answer(is_last=len(turns) == 1) - self.positions) > 0:
+        while self.count(turns) + (kept := self.limit_of_answer(is_last=len(turns) == 1)) > self.positions:
             if len(turns) == 1:
                 raise ValueError(
-                    f"this message is too long for the model by {excess} of {self.positions} tokens: shorten it."
+                    f"this message is too long: it takes {self.count(turns):,} tokens, but the model reads "
+                    f"{self.positions:,}, of which {kept} are kept for the answer. Shorten it."
                 )
             turns = turns[2:]
             num_dropped += 1

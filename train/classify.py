@@ -25,13 +25,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from .data.labelled_texts import label_of, text_of
 from .data.plain_text import encode_texts
 from .data.rows import Row
-from .data.tables import read_rows
+from .data.tables import place_of, read_rows
 from .metrics.label_scores import shortened
 from .model.generation import max_positions
 from .model.inference import load_for_inference
 from .model.load import memory_errors
 from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
+from .settings.reading import COLUMNS, ENCODING, Reading, require_files
 from .settings.recipe import option, option_list, parse_recipe, required
 from .settings.words import counted, few
 
@@ -50,6 +51,8 @@ class ClassifyArguments:
     text_column: str | None = option("Column with the text in --file (default: text).")
     label_column: str | None = option("Column with the true label in --file (default: label, if there is one).")
     output_file: str | None = option("Table to write instead of printing the labels: .csv or .jsonl.", is_path=True)
+    encoding: str | None = option(ENCODING)
+    columns: list[str] = option_list(COLUMNS)
     max_length: int | None = option("Maximum tokens per text (default: as in training).")
     micro_batch_size: int = option("Texts per forward pass.", 32)
 
@@ -57,13 +60,18 @@ class ClassifyArguments:
         check_bounds(self, {"max_length": 1, "micro_batch_size": 1})
         if self.text and self.file:
             raise ValueError("--text and --file exclude each other: remove one of them.")
-        for name in ("text_column", "label_column"):
-            if getattr(self, name) and not self.file:
-                raise ValueError(f"--{name} ({getattr(self, name)}) requires --file.")
+        if not self.file:
+            require_files(self, ("text_column", "label_column", "encoding", "columns"), "--file")
+        _ = self.reading  # which checks the values
         if self.output_file and Path(self.output_file).suffix not in OUTPUT_SUFFIXES:
             raise ValueError(
                 f"--output_file {self.output_file}: the suffix must be one of {', '.join(OUTPUT_SUFFIXES)}."
             )
+
+    @property
+    def reading(self) -> Reading:
+        """How the files are read."""
+        return Reading(self.encoding or "utf-8", columns=tuple(self.columns))
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,9 @@ def read_texts(arguments: ClassifyArguments, text_column: str) -> Iterator[Row]:
     """
     if arguments.file:
         for path in map(Path, arguments.file):
-            for number, cells in read_rows(path):
-                check_columns(str(path), cells, arguments, text_column)
-                yield Row(f"{path}:{number}", cells)
+            for number, cells in read_rows(path, reading=arguments.reading):
+                check_columns(place_of(path, number), cells, arguments, text_column)
+                yield Row(place_of(path, number), cells)
         return
     if not arguments.text and sys.stdin.isatty():
         print("Type a text per line. Ctrl-D ends the input.", file=sys.stderr)
@@ -183,7 +191,8 @@ class Classifier:
             ValueError: damaged weights, or too little memory.
         """
         at_once = self.batch_size * BATCHES_AT_ONCE
-        with tqdm(total=len(texts), unit=" texts", mininterval=0.5, disable=len(texts) <= self.batch_size) as bar:
+        is_short = len(texts) <= self.batch_size
+        with tqdm(total=len(texts), unit=" texts", mininterval=0.5, leave=False, disable=is_short or None) as bar:
             for start in range(0, len(texts), at_once):
                 part = slice(start, start + at_once)
                 found = self._probabilities(self._encode(texts[part]), bar)

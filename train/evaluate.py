@@ -8,6 +8,8 @@
 them, a model in the folder of its run is evaluated on the validation split that it was pretrained with.
 """
 
+import contextlib
+import io
 import itertools
 import math
 import sys
@@ -31,7 +33,7 @@ from .metrics.perplexity import token_byte_lengths
 from .metrics.text_scores import TextScores, score_table
 from .model.find import find_model, tokenizer_folder
 from .model.generation import max_positions
-from .model.hints import data_of_run
+from .model.hints import data_of_model
 from .model.inference import load_for_inference
 from .model.load import memory_errors, num_different_ids
 from .settings.checks import check_bounds
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_effects(arguments, corpus)
     pairs = read_pairs(arguments.pairs)
     folder = find_model("--model", arguments.model)
-    trained_on = data_of_run(folder.parent)
+    trained_on = data_of_model(folder)
     has_text = bool(corpus.text or corpus.dataset_name)
     data_dir = arguments.data_dir or (None if has_text or pairs else trained_on)
     if not (data_dir or has_text or pairs):
@@ -86,9 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = None if data_dir is None else open_checked(data_dir, tokenizer)
     block_size, reason = choose_block_size(model, arguments.block_size, data, trained_on)
     rows = encode_pairs(pairs, tokenizer, block_size)  # errors in the pairs must not wait for the text
-    print(f"model       {arguments.model}\nblock size  {block_size} tokens{reason}\n")
+    print(f"model       {arguments.model}\nblock size  {block_size} tokens{reason}")
+    print(f"data        {data_dir}\n" if data else "")
     if data or has_text:
-        named = data_streams(str(data_dir), data) if data else text_streams(corpus, tokenizer)
+        named = data_streams(data) if data else text_streams(corpus, tokenizer)
         scores = score_streams(model, named, block_size, arguments.micro_batch_size, tokenizer)
         print(score_table(scores))
         warn_if_guessing(scores, model)
@@ -162,11 +165,11 @@ def block_size_of(data_dir: Path) -> int | None:
         return None
 
 
-def data_streams(data_dir: str, data: PreparedData) -> Iterator[tuple[str, Stream]]:
+def data_streams(data: PreparedData) -> Iterator[tuple[str, Stream]]:
     """The ids of the validation split, with its name. Each row begins with the last id of the row before it."""
     blocks = data.validation
     rows = (blocks.rows([index])[0].numpy() for index in range(len(blocks)))  # each (block_size + 1,)
-    yield f"validation split of {data_dir}", (row if index == 0 else row[1:] for index, row in enumerate(rows))
+    yield "validation split", (row if index == 0 else row[1:] for index, row in enumerate(rows))
 
 
 def text_streams(settings: CorpusArguments, tokenizer: ScratchGPTTokenizer) -> Iterator[tuple[str, Stream]]:
@@ -175,7 +178,8 @@ def text_streams(settings: CorpusArguments, tokenizer: ScratchGPTTokenizer) -> I
     Of a dataset, only the held-out part: the model may have been trained on the rest.
     """
     if len(settings.text) > 1:
-        given_text(settings)  # refuses a file given twice, and any that is missing, before the first is scored
+        with contextlib.redirect_stderr(io.StringIO()):  # notes about a folder come when it is opened on its own
+            given_text(settings)  # refuses a file that is given twice
     corpora = [given_text(replace(settings, text=[text])) for text in settings.text] or [open_corpora(settings)[1]]
     for corpus in corpora:
         yield corpus.description, text_stream(corpus, tokenizer)
@@ -216,7 +220,7 @@ def score_streams(
     """
     token_bytes = token_byte_lengths(tokenizer)
     scores = []
-    with tqdm(unit=" windows", mininterval=0.5, leave=False) as bar:
+    with tqdm(unit=" windows", mininterval=0.5, leave=False, disable=None) as bar:
         for name, stream in named:
             one = TextScores()
             for windows in batches_of(windows_of(stream, block_size), micro_batch_size):

@@ -24,6 +24,7 @@ from hf_scratch_gpt import ScratchGPTConfig
 from .hub.client import HubName, account_of_token, hub_errors
 from .hub.upload import UploadPlan, fetch_remote_state, is_retryable, plan_upload, upload, validate_card
 from .hub.upload_files import UploadFile, collect_files
+from .model.hints import about_folder, about_missing, is_model
 from .model.load import check_model
 from .settings.command import run_command
 from .settings.json_files import read_json
@@ -85,7 +86,7 @@ def publish(arguments: PublishArguments) -> UploadPlan:
     message = arguments.commit_message or f"Publish {Path(arguments.folder_path).name}"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(arguments.folder_path)
-        check_foreign_model(folder)
+        check_model_folder(folder)
         files, skipped = collect_files(folder, Path(scratch), arguments.max_shard_size, base_model)
         api = HfApi()
         name = repository(api, arguments)
@@ -108,12 +109,17 @@ def publish(arguments: PublishArguments) -> UploadPlan:
     raise AssertionError("the last attempt returns or raises")
 
 
-def check_foreign_model(folder: Path) -> None:
-    """Refuse a model of transformers' own that is not complete; `collect_files` checks ours without loading it.
+def check_model_folder(folder: Path) -> None:
+    """Refuse what is no model, and a model of transformers' own that is not complete.
+
+    `collect_files` checks our own without loading it.
 
     Raises:
-        ValueError: the weights that are missing or do not fit.
+        ValueError: what the folder is instead, or the weights that are missing or do not fit.
     """
+    if not is_model(folder):
+        reason = about_folder(folder) if folder.exists() else about_missing(folder)
+        raise ValueError(f"--folder_path {folder} {reason}")
     path = folder / CONFIG_FILE
     has_weights = (folder / MODEL_FILE).exists() or (folder / MODEL_INDEX_FILE).exists()
     if not (path.exists() and has_weights) or (folder / ADAPTER_CONFIG_FILE).exists():

@@ -93,6 +93,22 @@ def test_an_adapter_of_another_program_has_numbered_labels(run, tmp_path, table,
     assert found <= {"LABEL_0", "LABEL_1", "LABEL_2"}
 
 
+def test_a_table_without_header_in_another_encoding(run, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_bytes("The a number 1 is r\u00e9d.,red\n".encode("latin-1"))
+    line = [
+        "--model",
+        run / "model",
+        "--file",
+        tmp_path / "rows.csv",
+        "--encoding",
+        "latin-1",
+        "--columns",
+        "text",
+        "label",
+    ]
+    assert "The a number 1 is r\u00e9d." in printed(capsys, *line)[0]
+
+
 def test_long_texts_are_truncated_as_in_training(run, capsys):
     line = ["--model", str(run / "model"), "--text", TEXTS[0] + " more" * 100, "--max_length", "5"]
     assert run_command(classify.main, line) == 0

@@ -158,6 +158,15 @@ def test_ctrl_c_speaks_of_no_checkpoints(model_folder, capsys, monkeypatch):
     assert capsys.readouterr().err == "\ninterrupted\n"
 
 
+def test_a_reader_that_ends_is_no_error(model_folder, capsys, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        assert run(model_folder, "--prompt", "x") == 141
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -23,8 +23,8 @@ def test_answers_of_the_data_are_preferred_to_those_of_the_model(base, tmp_path,
     pairs = {}
     real = prefer.preferences
 
-    def preferences(arguments, tokenizer, split, count):
-        pairs[split] = real(arguments, tokenizer, split, count)
+    def preferences(arguments, model, tokenizer, split, count):
+        pairs[split] = real(arguments, model, tokenizer, split, count)
         return pairs[split]
 
     monkeypatch.setattr(prefer, "preferences", preferences)

@@ -164,7 +164,10 @@ def test_other_files_in_the_output_are_refused(folders, tmp_path, capsys):
     [
         (["--block_size", "100000"], r"train: the text has \d+ tokens, fewer than one block of 100000 \+ 1"),
         (["--block_size", "0"], "--block_size is 0: it must be a number of at least 1"),
-        (["--tokenizer", "./nowhere"], r"nowhere has no tokenizer\.json"),
+        (
+            ["--tokenizer", "./nowhere"],
+            "--tokenizer ./nowhere does not exist: write one with scratch-gpt train_tokenizer",
+        ),
         (["--text", "./nowhere"], "nowhere does not exist"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from train import quickstart
 from train.data.blocks import open_data
@@ -63,6 +64,16 @@ def test_all_stages(tmp_path, monkeypatch, capfd):
     assert run_command(quickstart.main, command) == 0
     assert "already complete" in capfd.readouterr().out
     assert fingerprint(folder) == before
+
+
+def test_a_damaged_model_is_refused_and_not_tried(base, tmp_path, monkeypatch):
+    shutil.copytree(base, tmp_path / "model")
+    weights = load_file(base / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(quickstart.subprocess, "run", lambda *_, **__: pytest.fail("the model was tried"))
+    with pytest.raises(ValueError, match=r"lacks 1 weight \(model\.norm\.weight\)"):
+        quickstart.try_model(tmp_path / "model", ["x"])
 
 
 def test_a_corpus_becomes_command_line_options():

@@ -78,7 +78,7 @@ def test_accuracy_of_minimal_pairs_matches(harness_model, model, tokenizer, pair
     results, answers = run(harness_model, MINIMAL_PAIRS, pairs_file, tmp_path)
     pairs = read_pairs([pairs_file])
     sums = sum_log_probs(model, encode_pairs(pairs, tokenizer, block_size=64), batch_size=4)
-    (ours,) = accuracies(pairs, sums)
+    (ours,), _ = accuracies(pairs, sums)
     assert 0 < ours.num_correct < ours.num_pairs == 15
     assert results["acc,none"] == pytest.approx(ours.accuracy)
     log_probs = torch.tensor([log_prob for choices in answers for log_prob, _ in choices], dtype=torch.float64)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from tests.support.tiny_base import options, write_conversations, write_labels
-from train import chat, evaluate, finetune, finetune_classifier, generate
-from train.model.find import find_model
+from train import chat, evaluate, finetune, finetune_classifier, generate, prepare_data
+from train.model.find import find_model, find_tokenizer
 from train.settings.command import run_command
 
 # PEFT asks by a name that transformers 5.23 gave up
@@ -97,6 +97,29 @@ def test_evaluate(tiny, base, tmp_path, capsys):
         printed.append(capsys.readouterr().out.replace(str(model), "MODEL"))
     assert printed[0] == printed[1]
     assert "MODEL" in printed[0]
+
+
+def test_a_tokenizer_comes_without_the_weights_of_its_model(tiny, hub, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("The a number 1 is red.\n" * 99)
+    line = ["--text", tmp_path / "text.txt", "--output_dir", tmp_path / "data", "--block_size", 8]
+    assert run(prepare_data.main, "--tokenizer", tiny, *line) == 0
+    folder = find_tokenizer("--tokenizer", tiny)
+    assert (folder / "tokenizer.json").exists()
+    assert not (folder / "model.safetensors").exists()
+    assert find_model("--model", tiny).joinpath("model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "alice/nothing"])
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_is_asked_for_once(hub, tmp_path, monkeypatch, capsys, name):
+    (tmp_path / "text.txt").write_text("x")
+    line = ["--text", tmp_path / "text.txt", "--output_dir", tmp_path / "data"]
+    for command, option, more in ((generate, "--model", []), (prepare_data, "--tokenizer", line)):
+        hub.requests.clear()
+        assert run(command.main, option, name, *more) == 2
+        assert capsys.readouterr().err.startswith(
+            f"error: {option} {name} is not a folder here, and {name} does not exist"
+        )
+        assert len(hub.requests.matching("GET", name)) == 1
 
 
 def test_an_adapter_finds_its_base_on_the_hub(tiny, hub, base, tmp_path, capsys):

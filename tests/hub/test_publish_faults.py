@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tests.support.local_hub.faults import Faults
 from tests.support.tiny_publish import CARD, WEIGHTS, edit_json, hub_is_plain, log_in
@@ -19,7 +19,7 @@ from train.settings.command import run_command
 
 
 WRONG_FOLDERS = [
-    (lambda f: shutil.rmtree(f), "is not a folder"),
+    (lambda f: shutil.rmtree(f), "does not exist"),
     (lambda f: (f / "config.json").unlink(), "is not a model folder: it has no config.json"),
     (lambda f: (f / WEIGHTS).unlink(), r"has no weights \(model\.safetensors\): is the run complete"),
     (lambda f: (f / "config.json").write_text("{"), "config.json is damaged"),
@@ -56,6 +56,24 @@ def test_a_word_like_the_home_folder_is_not_a_path(hub, send, model_folder, monk
     (model_folder / "README.md").write_text(f"{CARD}\nlogin in /root/lib\n")
     with pytest.raises(ValueError, match="contains a local path: login in /root/lib"):
         send()
+
+
+def test_the_folder_of_a_run_leads_to_its_model(send, model_folder):
+    (model_folder.parent / "recipe.yaml").write_text("data_dir: x")
+    with pytest.raises(ValueError, match=f"is the folder of a run: its model is {model_folder}"):
+        send(folder_path=str(model_folder.parent))
+
+
+def test_a_model_of_transformers_without_all_weights_is_refused(hub, send, model_folder):
+    sizes = {"vocab_size": 300, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(model_folder)
+    assert send(dry_run=True)
+    weights = load_file(model_folder / WEIGHTS)
+    del weights["transformer.h.0.mlp.c_fc.weight"]
+    save_file(weights, model_folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weight \(transformer\.h\.0\.mlp\.c_fc\.weight\)"):
+        send(dry_run=True)
+    assert not hub.repositories
 
 
 def test_the_token_itself_is_found_in_any_text(hub, send, model_folder):

@@ -34,6 +34,16 @@ def test_the_x_axis_counts_tokens_or_steps():
     assert {axes.get_xlabel() for axes in draw_runs([run], "tokens").axes} == {"tokens seen (millions)"}
 
 
+def test_the_loss_of_a_classifier_is_one_per_text():
+    classifier = logged([step_record(1), evaluation(2, 2.0) | {"eval_accuracy": 0.5}])
+    for runs, unit in (
+        ([classifier], "text"),
+        ([logged(METRICS)], "token"),
+        ([classifier, logged(METRICS)], "token or text"),
+    ):
+        assert draw_runs(runs, "step").axes[0].get_title(loc="left") == f"loss (nats per {unit})"
+
+
 def test_skipped_updates_are_crosses_and_not_losses():
     skip = {"step": 30, "tokens_seen": 30_000, "skipped": "spike", "loss": 1e9}
     figure = draw_runs([logged(METRICS, skipped=[skip])], "step")

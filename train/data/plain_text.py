@@ -80,7 +80,11 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tokenize: bool) -> Any:
     try:
         output: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
+            messages,
+            add_generation_prompt=True,
+            tokenize=tokenize,
+            return_dict=tokenize,
+            tokenizer_kwargs={"verbose": False},
         )
     except ValueError:
         raise

@@ -142,7 +142,7 @@ def sum_log_probs(model: PreTrainedModel, rows: Sequence[Sequence[int]], batch_s
     sums = torch.zeros(len(rows), dtype=torch.float64)
     # longest first, so that running out of memory happens at once
     longest_first = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-    numbers = iter(tqdm(longest_first, unit=" sentences", mininterval=0.5))
+    numbers = iter(tqdm(longest_first, unit=" sentences", mininterval=0.5, leave=False, disable=None))
     while batch := list(itertools.islice(numbers, batch_size)):
         ids, targets = padded([rows[number] for number in batch])
         mask = (targets != IGNORE_INDEX).long()

@@ -38,6 +38,8 @@ def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
     if not (folder / CONFIG_FILE).exists():
         raise ValueError(f"{place} {about_folder(folder)}")
     model_type = read_json(folder / CONFIG_FILE).get("model_type")
+    if model_type is None:
+        raise ValueError(f"{place} is not a model folder: its {CONFIG_FILE} has no model_type.")
     check_tokenizer(place, folder)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(

@@ -10,6 +10,7 @@ import yaml
 from ..data.blocks import TOKENIZER_FOLDER
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,
+    ADAPTER_FOLDER,
     CHECKPOINT_PREFIX,
     CONFIG_FILE,
     LOCK_FILE,
@@ -53,7 +54,7 @@ def about_folder(folder: Path) -> str:
         return f"is the folder of a run without a finished model: {about_unfinished(folder)}"
     inside = [path.parent for depth in ("*", f"*/{MODEL_FOLDER}") for path in folder.glob(f"{depth}/{CONFIG_FILE}")]
     if inside:
-        return f"is not a model folder: did you mean {max(inside)}?"
+        return f"is not a model folder: did you mean {' or '.join(map(str, sorted(inside)[:3]))}?"
     found = sorted(entry.name for entry in folder.iterdir())
     return f"is not a model folder: it has no {CONFIG_FILE} (found: {', '.join(found[:8]) or 'nothing'})."
 
@@ -81,9 +82,10 @@ def continue_command(run: Path) -> str:
     return f"scratch-gpt {command} {run / RECIPE_FILE}" if command else "the command that started it"
 
 
-def data_of_run(run: Path) -> Path | None:
-    """The prepared data that a run was pretrained on; None if it no longer exists, or for another kind of run."""
-    folder = _read(run / RECIPE_FILE, yaml.safe_load).get("data_dir")
+def data_of_model(model: Path) -> Path | None:
+    """The prepared data that a model in the folder of its run was pretrained on; None if it no longer exists."""
+    is_of_run = model.name in (MODEL_FOLDER, ADAPTER_FOLDER) or model.name.startswith(CHECKPOINT_PREFIX)
+    folder = _read(model.parent / RECIPE_FILE, yaml.safe_load).get("data_dir") if is_of_run else None
     return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
 
 
