@@ -74,13 +74,17 @@ def case(preset: str, overrides: dict[str, Any], settings: dict[str, Any]) -> tu
     return ScratchGPTConfig.from_preset(preset, **overrides), PlanArguments(**run)
 
 
-def measured_peak(preset: str, overrides: dict[str, Any], settings: dict[str, Any]) -> int:
-    """Peak bytes of all tensors, counted from before the model is built."""
+def measured_peak(
+    preset: str, overrides: dict[str, Any], settings: dict[str, Any], device: torch.device | None = None
+) -> int:
+    """Peak bytes of all tensors on `device` (default: the GPU, if any), counted from before the model is built."""
     config, plan = case(preset, overrides, settings)
-    device = default_device()
+    device = device or default_device()
     if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
         train(config, plan, device)
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() - before
     return peak_on_cpu(lambda: train(config, plan, device))
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 # The classes in a saved folder that the Auto classes load when this package is not installed.
 AUTO_MAP = {
@@ -97,6 +98,21 @@ _SERIALISED_KEYS = {
     "quantization_config", "is_causal",
 }  # fmt: skip
 
+# The fields that decide the default layer types.
+LAYER_TYPES_FOLLOW = {"num_hidden_layers", "sliding_window"}
+
+# Entries that a type of rotary positions requires, besides rope_theta.
+ROPE_REQUIRED = {
+    "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",), "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}  # fmt: skip
+
+# Entries of `rope_parameters` that are positive numbers, and their lowest value.
+ROPE_LOWEST = {
+    "rope_theta": 0, "factor": 1, "partial_rotary_factor": 0, "original_max_position_embeddings": 1,
+    "attention_factor": 0, "beta_fast": 0, "beta_slow": 0, "low_freq_factor": 0, "high_freq_factor": 0,
+}  # fmt: skip
+
 
 @strict
 class ScratchGPTConfig(PreTrainedConfig):
@@ -108,8 +124,8 @@ class ScratchGPTConfig(PreTrainedConfig):
     Args:
         vocab_size: number of rows of the embedding; need not be a multiple of 64.
         hidden_size: width of the residual stream.
-        intermediate_size: inner width of the MLP (default: 8/3 of hidden_size with swiglu, rounded to a multiple of 16;
-            otherwise 4 * hidden_size).
+        intermediate_size: inner width of the MLP (default: 8/3 of hidden_size with swiglu, rounded to a multiple of 64,
+            the size of tiles and quantized blocks; otherwise 4 * hidden_size).
         num_hidden_layers: number of layers.
         num_attention_heads: query heads per layer.
         num_key_value_heads: key/value heads per layer; fewer than query heads is grouped-query attention
@@ -131,7 +147,7 @@ class ScratchGPTConfig(PreTrainedConfig):
         embedding_dropout: probability of dropping an element of the embedded input.
         tie_word_embeddings: use the embedding matrix as the output head.
         layer_types: "full_attention" or "sliding_attention" for each layer (default: sliding in all layers if
-            sliding_window is set, else full).
+            sliding_window is set, else full). The default follows when num_hidden_layers or sliding_window is changed.
         sliding_window: number of positions, including its own, that a token attends to in a sliding layer.
         final_logit_softcapping: logits = cap * tanh(logits / cap) (https://huggingface.co/papers/2408.00118);
             None disables it.
@@ -205,8 +221,7 @@ class ScratchGPTConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = self._default_intermediate_size()
         if self.layer_types is None:
-            kind = "full_attention" if self.sliding_window is None else "sliding_attention"
-            self.layer_types = [kind] * self.num_hidden_layers
+            self.layer_types = self._default_layer_types()
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         rope_was_given = bool(self.rope_parameters or {"rope_theta", "rope_scaling"} & kwargs.keys())
         super().__post_init__(**kwargs)
@@ -218,11 +233,23 @@ class ScratchGPTConfig(PreTrainedConfig):
                 )
             self.rope_parameters = None  # the base class sets a default
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; `layer_types` follow, unless they were chosen."""
+        is_built = "auto_map" in self.__dict__
+        follows = is_built and name in LAYER_TYPES_FOLLOW and self.layer_types == self._default_layer_types()
+        super().__setattr__(name, value)
+        if follows:
+            self.layer_types = self._default_layer_types()
+
+    def _default_layer_types(self) -> list[str]:
+        kind = "full_attention" if self.sliding_window is None else "sliding_attention"
+        return [kind] * self.num_hidden_layers
+
     def _default_intermediate_size(self) -> int:
         """Inner width that gives about 8 * hidden_size ** 2 weights per MLP for every mlp_type."""
         if self.mlp_type != "swiglu":
             return 4 * self.hidden_size
-        return 16 * round(self.hidden_size * 8 / 3 / 16)
+        return 64 * max(1, round(self.hidden_size * 8 / 3 / 64))
 
     def validate_architecture(self) -> None:
         """Check ranges and combinations of fields; called when a config is built and when it is saved."""
@@ -242,17 +269,53 @@ class ScratchGPTConfig(PreTrainedConfig):
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0 and below 1")
-        if self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0:
+        if self.final_logit_softcapping is not None and not 0 < self.final_logit_softcapping < math.inf:
             raise ValueError(
                 f"final_logit_softcapping ({self.final_logit_softcapping}) must be positive, or None to disable it"
             )
 
     def _validate_rope(self) -> None:
+        """Stricter than the base class, which only logs a warning about values that cannot be computed with."""
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even with position_embedding_type='rope'")
+        given = {key: value for key, value in (self.rope_parameters or {}).items() if value is not None}
         allowed = sorted({"default", *ROPE_INIT_FUNCTIONS})
-        if (rope_type := self.rope_parameters.get("rope_type")) not in allowed:
+        if (rope_type := given.get("rope_type")) not in allowed:
             raise ValueError(f"rope_parameters['rope_type'] is {rope_type!r}; allowed values: {', '.join(allowed)}")
+        if unknown := sorted(given.keys() - RopeParameters.__annotations__.keys() - {"type"}):
+            known = ", ".join(sorted(RopeParameters.__annotations__))
+            raise ValueError(f"rope_parameters has the unknown key '{unknown[0]}'; known keys: {known}")
+        if missing := sorted({"rope_theta", *ROPE_REQUIRED.get(rope_type, ())} - given.keys()):
+            raise ValueError(f"rope_parameters of rope_type '{rope_type}' must contain {', '.join(missing)}")
+        for key in given.keys() & ROPE_LOWEST.keys():
+            value, lowest = given[key], ROPE_LOWEST[key]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and lowest <= value < math.inf and value > 0):
+                limit = f"of at least {lowest}" if lowest else "above 0"
+                raise ValueError(f"rope_parameters['{key}'] is {value!r}, but must be a number {limit}")
+        self._validate_rotated_dimensions(given)
+
+    def _validate_rotated_dimensions(self, given: dict[str, Any]) -> None:
+        share = given.get("partial_rotary_factor", 1.0)
+        if share > 1 or int(self.head_dim * share) < 1:
+            raise ValueError(
+                f"rope_parameters['partial_rotary_factor'] is {share}, but must be at most 1 and rotate at least one "
+                f"of the {self.head_dim} dimensions of a head"
+            )
+        pairs = math.ceil(int(self.head_dim * share) / 2)
+        for key in given.keys() & {"short_factor", "long_factor"}:
+            is_list = isinstance(given[key], list) and all(isinstance(factor, int | float) for factor in given[key])
+            if not is_list or len(given[key]) != pairs:
+                raise ValueError(f"rope_parameters['{key}'] must be a list of {pairs} numbers, not {given[key]!r}")
+
+    def validate_token_ids(self) -> None:
+        """Check the ids of special tokens; padding is embedded, so its id must be in the vocabulary."""
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id ({self.pad_token_id}) must be the id of a token, between 0 and {self.vocab_size - 1} "
+                "(vocab_size - 1), or None for no padding"
+            )
+        super().validate_token_ids()
 
     def validate_sliding_window(self) -> None:
         """Check that `sliding_window` and `layer_types` agree."""
@@ -269,7 +332,7 @@ class ScratchGPTConfig(PreTrainedConfig):
 
     def _require_positive(self, *names: str) -> None:
         for name in names:
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be positive")
 
     @property
@@ -293,12 +356,20 @@ class ScratchGPTConfig(PreTrainedConfig):
         return embeddings + positions + self.num_hidden_layers * (attention + mlp + 2 * norm) + norm
 
     @classmethod
-    def from_values(cls, values: dict[str, Any]) -> "ScratchGPTConfig":
+    def from_values(cls, values: dict[str, Any], /, **overrides: Any) -> "ScratchGPTConfig":
         """Build a config from plain values and reject unknown keys, which `PreTrainedConfig` would silently keep.
+
+        `overrides` replace `values` before missing fields are derived. Default `layer_types` count as missing.
 
         Raises:
             ValueError: a key is unknown or a value is not allowed.
         """
+        if overrides.keys() & LAYER_TYPES_FOLLOW and "layer_types" in values:
+            saved = cls.from_values(values)
+            values = {key: value for key, value in values.items() if key != "layer_types"}
+            if saved.layer_types != saved._default_layer_types():
+                values["layer_types"] = saved.layer_types
+        values = values | overrides
         fields = {field.name for field in dataclasses.fields(cls)}
         for key in values:
             if key not in fields | _SERIALISED_KEYS:
@@ -315,7 +386,7 @@ class ScratchGPTConfig(PreTrainedConfig):
             raise ValueError(str(error.__cause__ or error)) from error
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "ScratchGPTConfig":
+    def from_preset(cls, name: str, /, **overrides: Any) -> "ScratchGPTConfig":
         """Build the config of a preset; `overrides` are applied before derived fields are computed.
 
         Raises:
@@ -323,7 +394,7 @@ class ScratchGPTConfig(PreTrainedConfig):
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset '{name}'; allowed values: {', '.join(PRESETS)}")
-        return cls.from_values({**PRESETS[name], **overrides})
+        return cls.from_values(PRESETS[name], **overrides)
 
 
 __all__ = ["AUTO_MAP", "PRESETS", "ScratchGPTConfig"]

@@ -40,6 +40,7 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -95,7 +96,8 @@ class ScratchGPTRotaryEmbedding(nn.Module):
     """Cosine and sine of the rotation angles position / theta ** (2 i / head_dim).
 
     https://huggingface.co/papers/2104.09864. `rope_type` selects one of transformers' scalings for longer contexts.
-    `from_pretrained` recomputes the buffers, which it finds by the names of this class and of the buffers.
+    `from_pretrained` recomputes the buffers, which it finds by the names of this class and of the buffers. They stay
+    float32 when the model is cast: at position 2000, a frequency rounded to bfloat16 is wrong by up to a radian.
     """
 
     inv_freq: torch.Tensor
@@ -113,6 +115,15 @@ class ScratchGPTRotaryEmbedding(nn.Module):
         inv_freq, self.attention_scaling = frequencies(config)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "ScratchGPTRotaryEmbedding":
+        """Move the buffers to another device, but keep their type; `nn.Module.to` and `.half` call this method."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != before[name].dtype:
+                setattr(self, name, before[name].to(buffer.device))
+        return self
 
     @staticmethod
     def compute_default_rope_parameters(
@@ -227,8 +238,6 @@ class ScratchGPTAttention(nn.Module):
         self.scaling = config.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        is_sliding = config.layer_types[layer_idx] == "sliding_attention"
-        self.sliding_window = config.sliding_window if is_sliding else None
 
         query_size = config.num_attention_heads * config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
@@ -238,6 +247,12 @@ class ScratchGPTAttention(nn.Module):
         self.o_proj = residual_projection(query_size, config.hidden_size, bias=config.attention_bias)
         self.q_norm = ScratchGPTRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = ScratchGPTRMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Number of positions that a token attends to; None: all. Read from the config, which may change later."""
+        is_sliding = self.config.layer_types[self.layer_idx] == "sliding_attention"
+        return self.config.sliding_window if is_sliding else None
 
     def forward(
         self,
@@ -338,7 +353,7 @@ class ScratchGPTDecoderLayer(GradientCheckpointingLayer):
         self.residual_dropout = nn.Dropout(config.residual_dropout)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        attention_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.residual_dropout(attention_output)
         mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states + self.residual_dropout(mlp_output)
@@ -376,16 +391,19 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=self.config.embedding_std)
-            if module.padding_idx is not None:
-                init.zeros_(module.weight[module.padding_idx])
         if isinstance(module, nn.Linear) and hasattr(module, "is_residual_projection"):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
 
 
 def check_range(name: str, values: torch.Tensor, limit: int, limit_name: str, remedy: str) -> None:
-    """Raise if an index is outside a table of `limit` rows. CPU only: elsewhere the check would wait for the device."""
-    if values.device.type != "cpu" or values.numel() == 0 or torch.compiler.is_compiling():
+    """Raise if an index is outside a table of `limit` rows.
+
+    CPU only: elsewhere the check would wait for the device. Compiled code and the transforms of torch.func have no
+    values to look at.
+    """
+    is_traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(values)
+    if values.device.type != "cpu" or values.numel() == 0 or is_traced:
         return
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= limit:
@@ -398,7 +416,8 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        # No padding_idx: it would keep the padding token from being trained, which is often the end-of-text token too.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position_embedding_type == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         elif config.position_embedding_type == "rope":
@@ -453,7 +472,8 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
             # Created after the masks: given a cache, transformers does not look for packed documents.
             past_key_values = DynamicCache(config=self.config)
 
-        for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+        depth = self.config.num_hidden_layers  # fewer than len(self.layers) while `generate` drafts with early exit
+        for layer, layer_type in zip(self.layers[:depth], self.config.layer_types[:depth], strict=True):
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[layer_type],
@@ -535,6 +555,12 @@ def next_token_labels(labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, seq)
 
 
+def check_targets(targets: torch.Tensor, vocab_size: int) -> None:
+    """Raise if a label is neither IGNORE_INDEX nor the id of a token; see `check_range`."""
+    remedy = f"use {IGNORE_INDEX} to exclude a position from the loss"
+    check_range("labels", targets.where(targets != IGNORE_INDEX, 0), vocab_size, "vocab_size", remedy)
+
+
 def token_loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum of -log softmax(logits)[target] over targets other than IGNORE_INDEX, in nats, computed in float32."""
     return nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
@@ -567,9 +593,13 @@ def causal_lm_loss(
         vocab_size: unused; part of transformers' contract for loss functions.
         num_items_in_batch: number of targets to divide the sum by (default: those in this call).
         shift_labels: (batch, seq), labels that are already shifted; used instead of `labels`.
+
+    Raises:
+        ValueError: a label is neither IGNORE_INDEX nor the id of a token (checked on CPU only).
     """
     targets = shift_labels if shift_labels is not None else next_token_labels(labels)
     targets = targets.to(logits.device).reshape(-1)  # (batch * seq)
+    check_targets(targets, logits.shape[-1])
     loss_sum = token_loss_sum(logits.reshape(-1, logits.shape[-1]), targets)  # ()
     return normalise_loss(loss_sum, targets, num_items_in_batch)
 
@@ -590,7 +620,7 @@ def chunk_loss_and_gradient(
     raw_logits = nn.functional.linear(hidden_states, weight)  # (chunk, vocab)
     logits = cap_logits(raw_logits.float(), softcapping)
     is_target = (targets != IGNORE_INDEX)[:, None]  # (chunk, 1)
-    index = targets.clamp(min=0)[:, None]  # (chunk, 1)
+    index = targets.where(targets != IGNORE_INDEX, 0)[:, None]  # (chunk, 1)
     log_normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (chunk, 1)
     loss_sum = ((log_normaliser - logits.gather(1, index)) * is_target).sum()
     if not needs_gradient:
@@ -654,9 +684,14 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # transformers guesses it from the name of the class, also of a subclass
         self.model = ScratchGPTModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def _get_name(self) -> str:
+        """The name by which Trainer recognizes a causal language model, also for subclasses and under FSDP2."""
+        return ScratchGPTForCausalLM.__name__
 
     @can_return_tuple
     def forward(  # noqa: PLR0913  the arguments are transformers' contract
@@ -685,7 +720,8 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: `skip_logits` without `labels`, with `logits_to_keep`, or with a head that is not a plain
-                nn.Linear; see also ScratchGPTModel.
+                nn.Linear; labels that are neither -100 nor the id of a token (checked on CPU only); see also
+                ScratchGPTModel.
         """
         loss_arguments = {name: kwargs.pop(name, None) for name in ("shift_labels", "num_items_in_batch")}
         if use_cache is None and labels is not None:
@@ -736,6 +772,7 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         hidden_states = hidden_states.flatten(0, 1)  # (batch * seq, hidden)
         targets = shift_labels if shift_labels is not None else next_token_labels(labels)
         targets = targets.to(hidden_states.device).flatten()  # (batch * seq)
+        check_targets(targets, head.out_features)
         loss_sum = ChunkedLossSum.apply(
             hidden_states, head.weight, targets, self.config.final_logit_softcapping, self.loss_chunk_tokens
         )
@@ -754,7 +791,8 @@ class LossOfWholeBatch:
     """Divides the loss of a head by the number of labels in the whole batch, if the trainer passes it.
 
     The mixins average over the labels of one call and ignore `num_items_in_batch`, but Trainer assumes that they use
-    it: with gradient accumulation over n micro-batches, loss and gradients would be n times too large.
+    it: with gradient accumulation over n micro-batches, loss and gradients would be n times too large. Without any
+    label in this call, the loss is 0; the average would be NaN.
     """
 
     @can_return_tuple
@@ -782,9 +820,11 @@ class LossOfWholeBatch:
             return_dict=True,
             **kwargs,
         )
-        if outputs.loss is not None and num_items_in_batch is not None:
+        if outputs.loss is not None:
             own_items = (labels != IGNORE_INDEX).sum().to(outputs.loss.device)
-            outputs.loss = outputs.loss * own_items / num_items_in_batch
+            outputs.loss = outputs.loss.where(own_items > 0, 0.0)
+            if num_items_in_batch is not None:
+                outputs.loss = outputs.loss * own_items / num_items_in_batch
         return outputs
 
 
@@ -813,14 +853,51 @@ class ScratchGPTForTokenClassification(LossOfWholeBatch, GenericForTokenClassifi
         self.post_init()
 
 
+def span_loss(
+    start_logits: torch.Tensor,
+    end_logits: torch.Tensor,
+    start_positions: torch.Tensor,
+    end_positions: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Mean cross-entropy of start and end, (batch, seq) each; a position outside the sequence is ignored."""
+    losses = []
+    for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
+        targets = positions.to(logits.device).reshape(-1)  # (batch)
+        is_inside = (targets >= 0) & (targets < logits.shape[-1])
+        targets = targets.where(is_inside, IGNORE_INDEX)
+        losses.append(normalise_loss(token_loss_sum(logits, targets), targets, num_items_in_batch))
+    return (losses[0] + losses[1]) / 2
+
+
 class ScratchGPTForQuestionAnswering(GenericForQuestionAnswering, ScratchGPTPreTrainedModel):
     """Start and end of an answer in the sequence."""
+
+    _loss_function = staticmethod(span_loss)
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         ScratchGPTPreTrainedModel.__init__(self, config)
         self.model = ScratchGPTModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Some parts of transformers know the task of a model only by the name of its class: Trainer, when it shifts the labels
+# for label smoothing; pipelines; model cards; `transformers serve`. The names are registered here, not in the package,
+# because a model that is loaded from a checkpoint (trust_remote_code) needs them too.
+# ----------------------------------------------------------------------------------------------------------------------
+
+CLASS_NAMES = {
+    "MODEL_MAPPING_NAMES": ScratchGPTModel,
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": ScratchGPTForCausalLM,
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": ScratchGPTForSequenceClassification,
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": ScratchGPTForTokenClassification,
+    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": ScratchGPTForQuestionAnswering,
+}
+for table, model_class in CLASS_NAMES.items():
+    getattr(modeling_auto, table)[ScratchGPTConfig.model_type] = model_class.__name__
 
 
 __all__ = [

@@ -4,10 +4,11 @@ In this order: constants (split pattern, special tokens, chat template), trainin
 and registration with `AutoTokenizer`.
 """
 
+import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -47,17 +48,22 @@ SPECIAL_TOKENS = (END_OF_TEXT, PAD, *CHAT_TOKENS)  # with ids 0, 1, 2, ... in th
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 # Only special tokens surround the content. They split the text, so the tokens of a prompt are always
-# a prefix of the tokens of the whole conversation.
+# a prefix of the tokens of the whole conversation. A pair of query and document, as rerankers read it,
+# is two turns of the user.
 CHAT_TEMPLATE = """\
+{%- if tools or documents %}
+    {{- raise_exception("this template supports no tools or documents: put their text into a message") }}
+{%- endif %}
 {%- for message in messages %}
-    {%- if message['role'] not in ['system', 'user', 'assistant'] %}
-        {{- raise_exception("role must be system, user or assistant, not " + message['role']) }}
+    {%- set role = 'user' if message['role'] in ['query', 'document'] else message['role'] %}
+    {%- if role not in ['system', 'user', 'assistant'] %}
+        {{- raise_exception("role must be system, user or assistant, not " + role) }}
     {%- endif %}
-    {%- if message['content'] is not string %}
+    {%- if message['content'] is not string or message['tool_calls'] %}
         {{- raise_exception("content must be a string: this template supports no images or tools") }}
     {%- endif %}
-    {{- '<|' + message['role'] + '|>' }}
-    {%- if message['role'] == 'assistant' -%}
+    {{- '<|' + role + '|>' }}
+    {%- if role == 'assistant' -%}
         {% generation %}{{- message['content'] + '<|end|>' }}{% endgeneration %}
     {%- else %}
         {{- message['content'] + '<|end|>' }}
@@ -75,16 +81,42 @@ _WORD_END = re.compile(r"(?<=[\r\n])(?=\S)|(?<=\S)(?=[ \t\d])|(?<=[^\W_])(?=[\W_
 PIECE_LENGTH = 1 << 11  # characters; longer pieces are slower, shorter ones are not faster
 BATCH_LENGTH = 1 << 20  # characters
 
+# Of a new tokenizer.
+SETTINGS = {
+    "bos_token": END_OF_TEXT,
+    "eos_token": END_OF_TEXT,
+    "pad_token": PAD,
+    "extra_special_tokens": list(CHAT_TOKENS),
+    "chat_template": CHAT_TEMPLATE,
+    "padding_side": "left",  # a decoder continues from the end of the prompt
+    "clean_up_tokenization_spaces": False,
+}
+
+# The entry of tokenizer_config.json that names our class; `tokenizer_class` is one that every runtime knows.
+PREFERRED_CLASS = "preferred_tokenizer_class"
+
 # Entries that from_pretrained adds for this machine and this call; not properties of the tokenizer.
 _PRIVATE_KEYS = ("backend", "is_local", "local_files_only", "name_or_path", "token", "cache_dir")
 
 
-class ScratchGPTTokenizer(TokenizersBackend):
+class _BuiltFromVocabulary(TokenizersBackend):
+    """Accepts `vocab` and `merges` instead of a file, each as a value or as the path of GPT-2's files.
+
+    A class of its own: with an `__init__` in ScratchGPTTokenizer, transformers would rebuild the tokenizer
+    from the vocabulary and merges instead of reading tokenizer.json.
+    """
+
+    def __init__(self, *args: Any, vocab: Any = None, merges: Any = None, **kwargs: Any) -> None:
+        if vocab is not None and not kwargs.keys() & {"tokenizer_object", "tokenizer_file"}:
+            kwargs = {**SETTINGS, **kwargs, "tokenizer_object": _backend_of(vocab, merges)}
+        super().__init__(*args, **kwargs)
+
+
+class ScratchGPTTokenizer(_BuiltFromVocabulary):
     """Byte-level BPE over the words of `SPLIT_PATTERN`; decoding restores any text exactly.
 
-    There is no `__init__`: with one, transformers would rebuild the tokenizer from the vocabulary and
-    merges instead of reading tokenizer.json. To keep "<|endoftext|>" in a document plain text, encode
-    it with `encode_texts` or `split_special_tokens=True`.
+    To keep "<|endoftext|>" in a document plain text, encode it with `encode_texts` or
+    `split_special_tokens=True`.
     """
 
     # rank of each merge, and the vocabulary; set by the first call of `encode_with_dropout`
@@ -131,17 +163,7 @@ class ScratchGPTTokenizer(TokenizersBackend):
                 backend.get_vocab_size(),
                 vocab_size,
             )
-        return cls(
-            tokenizer_object=backend,
-            bos_token=END_OF_TEXT,
-            eos_token=END_OF_TEXT,
-            pad_token=PAD,
-            extra_special_tokens=list(CHAT_TOKENS),
-            chat_template=CHAT_TEMPLATE,
-            model_max_length=model_max_length,
-            padding_side="left",  # a decoder continues from the end of the prompt
-            clean_up_tokenization_spaces=False,
-        )
+        return cls(tokenizer_object=backend, model_max_length=model_max_length, **SETTINGS)
 
     def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode corpus texts: special tokens are neither added nor recognized.
@@ -211,6 +233,7 @@ class ScratchGPTTokenizer(TokenizersBackend):
             entries.pop(key, None)
         # transformers 4 supports no other class name, and no list under the new name
         entries["tokenizer_class"] = "PreTrainedTokenizerFast"
+        entries[PREFERRED_CLASS] = type(self).__name__
         if extra := entries.pop("extra_special_tokens", None):
             entries["additional_special_tokens"] = extra
         text = json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False)
@@ -283,6 +306,23 @@ def register_for_auto_tokenizer(config_class: type[PreTrainedConfig]) -> None:
     tokenization_auto.AutoTokenizer.register(config_class, tokenizer_class=ScratchGPTTokenizer, exist_ok=True)
     tokenization_auto.TOKENIZER_MAPPING_NAMES[config_class.model_type] = name
     tokenization_auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(config_class.model_type)
+    read_config = tokenization_auto.get_tokenizer_config
+    if not hasattr(read_config, PREFERRED_CLASS):
+        tokenization_auto.get_tokenizer_config = _preferring_our_class(read_config)
+
+
+def _preferring_our_class(read_config: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Wrap the function by which `AutoTokenizer` reads tokenizer_config.json: a folder may have no config.json."""
+
+    @functools.wraps(read_config)
+    def get_tokenizer_config(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        entries = read_config(*args, **kwargs)
+        if entries.get(PREFERRED_CLASS) == ScratchGPTTokenizer.__name__:
+            entries["tokenizer_class"] = ScratchGPTTokenizer.__name__
+        return entries
+
+    setattr(get_tokenizer_config, PREFERRED_CLASS, ScratchGPTTokenizer)
+    return get_tokenizer_config
 
 
 def _untrained_backend() -> Tokenizer:
@@ -294,6 +334,32 @@ def _untrained_backend() -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _backend_of(vocab: Any, merges: Any) -> Tokenizer:
+    """A backend with the given merges; special tokens that the vocabulary lacks are appended to it.
+
+    Raises:
+        ValueError: the merges are missing or contain a token that is not in the vocabulary, or the vocabulary
+            lacks a byte, so that texts with it could not be encoded.
+    """
+    if isinstance(vocab, str | Path):
+        vocab = json.loads(Path(vocab).read_text(encoding="utf-8"))
+    if isinstance(merges, str | Path):
+        lines = Path(merges).read_text(encoding="utf-8").splitlines()
+        merges = [line for line in lines if line and not line.startswith("#version")]
+    if merges is None:
+        raise ValueError("vocab requires merges: a vocabulary alone does not say how words are split")
+    pairs = [
+        (left, right) for left, right in (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    ]
+    needed = {*pre_tokenizers.ByteLevel.alphabet(), *(token for pair in pairs for token in (*pair, "".join(pair)))}
+    if missing := sorted(needed - vocab.keys()):
+        raise ValueError(f"vocab lacks {len(missing)} tokens of the 256 bytes and the merges: {missing[:5]}")
+    backend = _untrained_backend()
+    backend.model = BPE(vocab=vocab, merges=pairs)
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     return backend
 
 

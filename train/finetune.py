@@ -8,6 +8,7 @@ computed on the assistant's answers only. The run folder contains the same files
 answers to held-out questions before, during and after training, and model/ works with pipeline("text-generation").
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,23 +20,24 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TEMPLATE, CHAT_TOKENS
 
+from .checkpoint.recorded import recorded_settings
 from .data.conversations import (
     Conversation,
     PackedConversations,
     count_tokens,
     end_of_turn,
     limit_length,
-    pack,
     parse_conversations,
     unread_columns,
 )
 from .data.plain_text import Message, prompt_ids
 from .data.rows import read_parts
+from .distributed.device import launched_processes
 from .hub.cards.finetuned import write_assistant_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
-from .loop.evaluation import sample
-from .loop.finish import COMPLETE, STOPPED, load_best_weights, new_model_folder, report_complete
+from .loop.evaluation import logged_evaluation, sample
+from .loop.finish import COMPLETE, STOPPED, final_evaluation, load_best_weights, report_complete, write_result
 from .loop.language_modeling import LanguageModeling, Prompt, check_prompts, skips_logits
 from .loop.log import JsonLines
 from .loop.run import Run, build_run, is_complete, resume
@@ -54,7 +56,7 @@ from .settings.finetuning import (
     checked_max_length,
 )
 from .settings.recipe import parse_recipe, recipe_text
-from .settings.run_folder import ADAPTER_FOLDER, LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
+from .settings.run_folder import LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
 from .settings.words import counted
 
 NUM_SHOWN = 5  # held-out conversations whose first question is answered at each evaluation
@@ -80,7 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = recipe_text(*settings)
     origin = origin_of("finetune", recipe, base_arguments, data_arguments, "validation")
     base, data = load(base_arguments, data_arguments, tuning)
-    arguments = tuning.for_examples(len(data.train))
+    arguments = tuning.continued(recorded_settings(Path(tuning.output_dir))).for_examples(
+        len(data.train),
+        data.train.longest,
+        base.model.config,
+        base_arguments.trainable,
+        launched_processes() // tuning.tp_size,
+    )
     with claimed(arguments) as accelerator:
         return finetune(base_arguments, arguments, base, data, origin, accelerator, recipe)
 
@@ -103,12 +111,14 @@ def finetune(
         if not train(run, state):
             return STOPPED
         step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
-        samples = sample(run)
+        final, samples = final_evaluation(run, step), sample(run)
         weights = run.whole_weights()
-        if accelerator.is_main_process:
-            with new_model_folder(run) as folder:
-                write_tuned_model(run.bare_model, base, folder, weights, run.folder / ADAPTER_FOLDER)
-                write_card(run, folder, data, origin, step, samples)
+
+        def write(folder: Path, adapter: Path) -> None:
+            write_tuned_model(run.bare_model, base, folder, weights, adapter)
+            write_card(run, (folder, adapter), data, origin, final, samples)
+
+        write_result(run, state, write)
     return report_complete(run)
 
 
@@ -184,15 +194,13 @@ def make_rows(
         encoded, counts = limit_length(found, base.tokenizer, max_length, settings.too_long)
         if not encoded:
             raise ValueError(f"no {part} conversation fits into --max_length ({max_length}): raise it.")
-        lengths = [len(one.ids) - 1 for one in encoded]
-        numbers = pack(lengths, max_length) if settings.packing else [[i] for i in range(len(encoded))]
-        rows[part] = PackedConversations(encoded, numbers, base.tokenizer.pad_token_id)
+        rows[part] = PackedConversations(encoded, base.tokenizer.pad_token_id, settings.packing)
         ends.add(end_of_turn(encoded))
         tokens = count_tokens(encoded)
         too_long = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
         notes.append(
             f"{part:<24}{counted(len(encoded), 'conversation')}, {tokens['tokens']:,} tokens "
-            f"({tokens['answers']:,} of answers) in {counted(len(numbers), 'row')}"
+            f"({tokens['answers']:,} of answers)"
             f"{'; too long: ' + too_long if too_long else ''}"
         )
     if unread := unread_columns(one for found in parts.values() for one in found):
@@ -217,7 +225,7 @@ def build_assistant(
     check_prompts(base.model.config, prompts, arguments)
     kwargs = {} if base_arguments.trainable == "lora" else skips_logits(base.model)
     model = choose_trained(base, base_arguments, data.new_ids)
-    accelerator.print("\n".join(data.notes))
+    accelerator.print("\n".join([*data.notes, *arguments.describe(len(data.train), "conversations")]))
     objective = LanguageModeling(
         base.tokenizer,
         token_byte_lengths(base.tokenizer),
@@ -252,25 +260,28 @@ def before_answer(one: Conversation) -> list[Message]:
 
 
 def write_card(
-    run: Run, folder: Path, data: ConversationData, origin: Origin, step: int, final_samples: list[tuple[str, str]]
+    run: Run,
+    folders: tuple[Path, Path],
+    data: ConversationData,
+    origin: Origin,
+    final: dict[str, Any],
+    final_samples: list[tuple[str, str]],
 ) -> None:
     """Write the model card and the loss curve; print the answers before and after fine-tuning.
 
     Args:
-        step: of the final weights.
+        folders: of the model and of the adapter, if there is one.
+        final: evaluation of the final weights.
         final_samples: prompts and answers of these weights.
     """
     records, samples = JsonLines(run.folder / METRICS_FILE).read(), JsonLines(run.folder / SAMPLES_FILE).read()
     config = run.bare_model.config
     draw_loss_curve(
-        records, folder / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=config.vocab_size
+        records, folders[0] / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=config.vocab_size
     )
-    evaluations = [record for record in records if "eval_loss" in record]
-    final = next(record for record in evaluations if record["step"] == step)
+    first = logged_evaluation(run.folder, 0) or dict.fromkeys(final, math.nan)
     shown = before_and_after(samples, final_samples, data)
-    write_assistant_card(
-        folder, run.folder / ADAPTER_FOLDER, config.model_type, origin, data.notes, (evaluations[0], final), shown
-    )
+    write_assistant_card(*folders, config.model_type, origin, data.notes, (first, final), shown)
     for one in shown:
         print(f"\n{one['prompt']}\n  before: {one['before']!r:.200}\n  after:  {one['after']!r:.200}")
 
@@ -278,14 +289,20 @@ def write_card(
 def before_and_after(
     samples: Sequence[dict[str, Any]], final: Sequence[tuple[str, str]], data: ConversationData
 ) -> list[dict[str, str]]:
-    """Each prompt with the answers before and after training, and the one in the data."""
-    first = [sample for sample in samples if sample["step"] == 0]
+    """Each prompt that was also asked before training, with both answers and the one in the data."""
+    answers_before: dict[str, list[str]] = {}
+    for record in samples:
+        if record["step"] == 0:
+            answers_before.setdefault(record["prompt"], []).append(record["text"])
     references = {before_answer(one)[-1]["content"]: one.messages for one in data.shown}
     shown = []
-    for before, (prompt, after) in zip(first, final, strict=True):
+    for prompt, after in final:
+        if not answers_before.get(prompt):  # --sample_prompts has changed since the run started
+            continue
         messages = references.get(prompt, [])
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
-        shown.append({"prompt": prompt, "before": before["text"], "after": after, "reference": "".join(answers[:1])})
+        before = answers_before[prompt].pop(0)
+        shown.append({"prompt": prompt, "before": before, "after": after, "reference": "".join(answers[:1])})
     return shown
 
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
+from .checkpoint.recorded import recorded_settings
 from .data.labelled_texts import (
     LabelledTexts,
     balanced_weights,
@@ -32,12 +33,13 @@ from .data.labelled_texts import (
 )
 from .data.rows import read_parts
 from .data.tables import shown_names
+from .distributed.device import launched_processes
 from .hub.cards.finetuned import write_classifier_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
 from .loop.classification import TextClassification
 from .loop.evaluation import evaluate
-from .loop.finish import COMPLETE, STOPPED, load_best_weights, new_model_folder, report_complete
+from .loop.finish import COMPLETE, STOPPED, load_best_weights, report_complete, write_result
 from .loop.log import JsonLines
 from .loop.run import Run, build_run, is_complete, resume
 from .loop.status import recorded_status
@@ -56,7 +58,6 @@ from .settings.finetuning import (
 )
 from .settings.recipe import parse_recipe, recipe_text
 from .settings.run_folder import (
-    ADAPTER_FOLDER,
     CONFUSION_MATRIX_FILE,
     LOSS_CURVE_FILE,
     METRICS_FILE,
@@ -91,7 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = recipe_text(*settings)
     origin = origin_of("finetune_classifier", recipe, base_arguments, labels, "test")
     base, data = load(base_arguments, labels, tuning.seed)
-    arguments = tuning.for_examples(len(data.originals))
+    arguments = tuning.continued(recorded_settings(Path(tuning.output_dir))).for_examples(
+        len(data.originals),
+        data.parts["train"].longest,
+        base.model.config,
+        base_arguments.trainable,
+        launched_processes() // tuning.tp_size,
+    )
     if labels.bpe_dropout:
         epochs = math.ceil(arguments.max_steps * arguments.global_batch_size / len(data.originals))
         longest = base.tokenizer.model_max_length
@@ -123,10 +130,12 @@ def finetune(
         step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
         results = {name.replace("eval_", "test_"): value for name, value in evaluate(run, data.parts["test"]).items()}
         weights = run.whole_weights()
-        if accelerator.is_main_process:
-            with new_model_folder(run) as folder:
-                write_tuned_model(run.bare_model, base, folder, weights, run.folder / ADAPTER_FOLDER)
-                write_results(run, folder, data, origin, results | {"step": step})
+
+        def write(folder: Path, adapter: Path) -> None:
+            write_tuned_model(run.bare_model, base, folder, weights, adapter)
+            write_results(run, folder, adapter, data, origin, results | {"step": step})
+
+        write_result(run, state, write)
     return report_complete(run)
 
 
@@ -184,7 +193,7 @@ def build_classifier(
     accelerator: Accelerator,
 ) -> Run:
     """A run that trains the parameters chosen by --trainable to predict labels."""
-    accelerator.print("\n".join(describe(data)))
+    accelerator.print("\n".join([*describe(data), *arguments.describe(len(data.originals), "texts")]))
     model = choose_trained(base, base_arguments, new_tokens=[])
     train, num_labels = data.parts["train"], len(data.names)
     is_balanced = labels.class_weights == "balanced"
@@ -195,7 +204,9 @@ def build_classifier(
     return build_run(arguments, accelerator, model, objective, train, data.parts["validation"], facts)
 
 
-def write_results(run: Run, folder: Path, data: LabelledData, origin: Origin, results: dict[str, Any]) -> None:
+def write_results(
+    run: Run, folder: Path, adapter: Path, data: LabelledData, origin: Origin, results: dict[str, Any]
+) -> None:
     """Write the test results, model card, loss curve and confusion matrix; print the test metrics."""
     (run.folder / TEST_RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     records, labels, confusion = (
@@ -208,7 +219,7 @@ def write_results(run: Run, folder: Path, data: LabelledData, origin: Origin, re
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"
     draw_confusion_matrix(confusion, labels, folder / CONFUSION_MATRIX_FILE, title)
     model_type: str = run.bare_model.config.model_type
-    write_classifier_card(folder, run.folder / ADAPTER_FOLDER, model_type, origin, describe(data), results, labels)
+    write_classifier_card(folder, adapter, model_type, origin, describe(data), results, labels)
     rate, most_frequent = majority_rate(confusion)
     print(
         f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%} | "

@@ -4,8 +4,8 @@
     scratch-gpt plan --config gpt2 --num_gpus 8 --tflops 989 --bandwidth_gb_per_second 50
     scratch-gpt plan --config gpt2 --num_gpus 8 --save_seconds 5 --hours_between_failures 20000
 
-Everything is computed from closed formulas: no model is built and no GPU is needed. Memory follows "Reducing Activation
-Recomputation in Large Transformer Models" (https://huggingface.co/papers/2205.05198), adapted to this model;
+Everything but the time on this machine is computed from closed formulas, so no GPU is needed. Memory follows "Reducing
+Activation Recomputation in Large Transformer Models" (https://huggingface.co/papers/2205.05198), adapted to this model;
 `python -m benchmarks.plan_memory` compares it with measured runs. FLOPs are 6 N per token
 (https://huggingface.co/papers/2001.08361). The checkpoint interval follows Young (1974) and Daly (2006). Times are
 only as accurate as --tflops, --mfu and the bandwidth.
@@ -13,22 +13,29 @@ only as accurate as --tflops, --mfu and the bandwidth.
 
 import itertools
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from hf_scratch_gpt import PRESETS, ScratchGPTConfig, ScratchGPTForCausalLM
 
+from .distributed.device import matmul_rate, resolve_precision
+from .loop.forecast import format_duration, measure_speed
 from .model.flops import flops_per_token, matrix_shapes, parameter_parts, widths
-from .model.new import parse_overrides, read_config
+from .model.new import new_model, parse_overrides, read_config
 from .settings.checks import requires
 from .settings.command import run_command
+from .settings.defaults import learning_rate_for
 from .settings.recipe import option, parse_recipe
 from .settings.training import ModelArguments
 
 GB = 10**9  # bytes
 FP32 = 4  # bytes
+LONGEST_MEASUREMENT = 10.0  # seconds of a micro-batch
 USABLE_FRACTION = 0.9  # of a GPU's memory; assumed: the driver, libraries and fragmentation take the rest
 
 
@@ -56,6 +63,10 @@ class PlanArguments:
     overlap: float = option("Assumed fraction of the traffic that overlaps with computation.", 0.0)
     save_seconds: float | None = option("Seconds that training waits for a checkpoint.")
     hours_between_failures: float | None = option("Mean hours between two failures of one GPU or its machine.")
+    measure: bool = option(
+        "With one process and without --tflops: time a few steps on this machine, if the model fits into its memory.",
+        True,
+    )
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -124,8 +135,9 @@ def plan_config(model: ModelArguments, plan: PlanArguments) -> ScratchGPTConfig:
         ValueError: no such preset, unknown keys, or values that do not fit together or to the plan.
         OSError: config.json cannot be read.
     """
-    values = PRESETS.get(model.config) or read_config(model.config)
-    config = ScratchGPTConfig.from_values(values | parse_overrides(model.config_overrides or ""))
+    name = model.config or model.model or ""
+    values = PRESETS.get(name) or read_config(name)
+    config = ScratchGPTConfig.from_values(values, **parse_overrides(model.config_overrides or ""))
     if plan.block_size > config.max_position_embeddings:
         raise ValueError(
             f"--block_size is {plan.block_size}, but max_position_embeddings is {config.max_position_embeddings}: "
@@ -142,6 +154,7 @@ def plan_rows(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     memory, tokens = memory_by_phase(config, plan), plan.global_batch_size * plan.block_size
     rows = {
         "parameters": f"{config.parameter_count:,}",
+        "default learning rate": f"{learning_rate_for(plan.optimizer, config):g} ({plan.optimizer})",
         "weights per GPU": _gb(split_bytes(config, plan, FP32, FP32)) + ", gradients the same",
         "optimizer state per GPU": _gb(optimizer_bytes(config, plan)),
         "activations kept per GPU": _gb(kept_activation_bytes(config, plan)),
@@ -155,6 +168,8 @@ def plan_rows(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     rows["tokens of the run"] = f"{steps * tokens:,} = {steps:,} steps x {tokens:,}"
     if plan.tflops:
         rows |= time_rows(config, plan, steps)
+    elif plan.num_gpus == 1 and plan.measure:
+        rows["time on this machine"] = measured_time(config, plan, steps)
     whole = replace(plan, num_gpus=1, dp_shard_size=1, tp_size=1)
     rows["checkpoint size"] = _gb(FP32 * config.parameter_count + optimizer_bytes(config, whole))
     if plan.save_seconds:
@@ -175,6 +190,43 @@ def time_rows(config: ScratchGPTConfig, plan: PlanArguments, steps: int) -> dict
         "tokens per second": f"{tokens / seconds:,.0f} = tokens per step / (computing + sending)",
         "time of the run": f"{(hours := steps * seconds / 3600):.3g} hours, {hours * plan.num_gpus:.3g} GPU hours",
     }
+
+
+def measured_time(config: ScratchGPTConfig, plan: PlanArguments, steps: int) -> str:
+    """The time of the run on this machine, from a few steps of a model with random weights."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    precision: Any = resolve_precision("auto", device)
+    here = replace(plan, precision=precision)
+    if max(memory_by_phase(config, here).values()) > USABLE_FRACTION * memory_of(device):
+        return f"not measured: the run does not fit into the {memory_of(device) / GB:.3g} GB of {device}"
+    tokens = plan.micro_batch_tokens
+    shortest = tokens * flops_per_token(config, plan.block_size) / matmul_rate(device, precision)
+    if shortest > LONGEST_MEASUREMENT:
+        hours = shortest * plan.num_micro_batches * steps / 3600
+        return f"not measured: a micro-batch takes {shortest:.0f} s or more, the run {hours:,.0f} hours or more"
+    model = new_model(config, seed=0)
+    if plan.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    speed = measure_speed(
+        model,
+        optimizer=plan.optimizer,
+        micro_batch_size=plan.micro_batch_size,
+        block_size=plan.block_size,
+        precision=precision,
+        device=device,
+    )
+    step = speed.step(plan.num_micro_batches)
+    return (
+        f"{format_duration(steps * step)} = {steps:,} steps x {step:.3g} s, measured ({precision} on {device}, "
+        "without evaluations)"
+    )
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of memory of a device."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _gb(size: float) -> str:

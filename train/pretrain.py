@@ -1,37 +1,47 @@
-"""Pretrain a model from scratch on prepared data. Run the same command again to continue.
+"""Pretrain a model on prepared data, from scratch or from the weights of another model.
 
+    scratch-gpt pretrain --config small --data_dir runs/data --output_dir runs/mine
+    scratch-gpt pretrain --model runs/mine/model --data_dir runs/other-data --output_dir runs/longer
     scratch-gpt pretrain recipe.yaml --max_steps 2000
     accelerate launch -m train.pretrain recipe.yaml
 
-The run folder then contains recipe.yaml, status.json, metrics.jsonl, samples.jsonl, checkpoint-*/ and, when all steps
-are done, model/ with the trained model and its tokenizer.
+Run the same command again to continue. The run folder contains recipe.yaml, status.json, metrics.jsonl, samples.jsonl,
+checkpoint-*/ and, when all steps are done, model/ with the trained model and its tokenizer.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hf_scratch_gpt import ScratchGPTTokenizer
 
+from .checkpoint.find import checkpoint_paths
 from .data.blocks import TOKENIZER_FOLDER, PreparedData, open_data
-from .hub.cards.origin import Recipe, public_recipe
+from .data.tokens import load_data_tokenizer, tokenizer_sha256
+from .hub.cards.origin import Recipe, base_on_hub, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
-from .loop.finish import COMPLETE, STOPPED, new_model_folder, report_complete
+from .loop.finish import COMPLETE, STOPPED, load_best_weights, report_complete, write_result
+from .loop.forecast import format_duration, free_memory, measure_speed, seconds_of_run
 from .loop.language_modeling import next_token_objective
 from .loop.log import JsonLines
-from .loop.run import Run, build_run, is_complete, resume
+from .loop.run import Run, build_run, is_complete, prepare_model, resume
 from .loop.status import recorded_status
 from .loop.train import train
 from .metrics.plots import draw_loss_curve
+from .metrics.thinning import ShortenedLog
+from .model.find import find_model
 from .model.new import build_config, check_block_size, new_model
+from .model.pretrained import BaseModel, load_base
 from .settings.command import run_command
+from .settings.finetuning import BaseArguments
 from .settings.recipe import parse_recipe, recipe_text
-from .settings.run_folder import LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
+from .settings.run_folder import LOSS_CURVE_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE
 from .settings.training import DataArguments, ModelArguments, TrainArguments
 
 
@@ -54,17 +64,23 @@ def pretrain(
     recipe: str,
 ) -> int:
     """Build the run, train it, and write the model; returns the exit code."""
-    run = build_pretraining(model_arguments, arguments, data, tokenizer, accelerator)
+    base = load_initial_model(model_arguments, arguments.seed, data)
+    estimate = expected_time(model_arguments, arguments, data, tokenizer, accelerator, base)
+    run = build_pretraining(model_arguments, arguments, data, tokenizer, accelerator, base)
     state = resume(run, recipe)
+    accelerator.print(estimate, end="")
     if is_complete(run, state):
         return COMPLETE
     with recorded_status(run, state):
         if not train(run, state):
             return STOPPED
-        weights = run.whole_weights()
-        if accelerator.is_main_process:
-            with new_model_folder(run) as folder:
-                write_model(run, folder, weights, tokenizer, data, public_recipe("pretrain", recipe))
+        step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
+        weights, public = run.whole_weights(), public_recipe("pretrain", recipe)
+
+        def write(folder: Path, _: Path) -> None:
+            write_model(run, folder, weights, tokenizer, data, public, step, base)
+
+        write_result(run, state, write)
     return report_complete(run)
 
 
@@ -74,13 +90,79 @@ def build_pretraining(
     data: PreparedData,
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
+    base: BaseModel | None = None,
 ) -> Run:
-    """A run that trains a new model to predict the next token of prepared data."""
-    config = build_config(model_arguments, tokenizer)
-    check_block_size(config, data.train.block_size)
-    model = new_model(config, arguments.seed)
+    """A run that trains a model to predict the next token of prepared data.
+
+    Args:
+        base: the model to start from; None: a new one.
+    """
+    model = base.model if base else new_model(build_config(model_arguments, tokenizer), arguments.seed)
+    check_block_size(model.config, data.train.block_size)
     objective = next_token_objective(model, tokenizer, arguments)
-    return build_run(arguments, accelerator, model, objective, data.train, data.validation, data.identity)
+    facts = data.identity | ({"base": base.fingerprint} if base else {})
+    return build_run(arguments, accelerator, model, objective, data.train, data.validation, facts)
+
+
+def load_initial_model(arguments: ModelArguments, seed: int, data: PreparedData) -> BaseModel | None:
+    """The model whose pretraining is continued; None for a new one.
+
+    Raises:
+        ValueError: no such model, or the data was prepared with another tokenizer.
+    """
+    if arguments.model is None:
+        return None
+    tokenizer = load_data_tokenizer(str(find_model("--model", arguments.model)), "--model")
+    if tokenizer_sha256(tokenizer.backend_tokenizer.to_str()) != data.manifest["tokenizer_sha256"]:
+        raise ValueError(
+            f"the data was not prepared with the tokenizer of --model {arguments.model}: prepare it again with "
+            f"scratch-gpt prepare_data --tokenizer {arguments.model}."
+        )
+    base = BaseArguments(model=arguments.model, config_overrides=arguments.config_overrides)
+    return load_base(base, seed, AutoModelForCausalLM)
+
+
+def expected_time(
+    model_arguments: ModelArguments,
+    arguments: TrainArguments,
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    base: BaseModel | None,
+) -> str:
+    """A line about the time of a new run on this machine, measured; empty where one process does not tell it.
+
+    Several processes also wait for each other, and compilation would take longer than it tells.
+    """
+    folder = Path(arguments.output_dir)
+    is_new = not checkpoint_paths(folder) and not (folder / MODEL_FOLDER).exists()
+    if not is_new or accelerator.num_processes > 1 or arguments.torch_compile:
+        return ""
+    config = base.model.config if base else build_config(model_arguments, tokenizer)
+    check_block_size(config, data.train.block_size)
+    model = prepare_model(new_model(config, arguments.seed), arguments)
+    try:
+        speed = measure_speed(
+            model,
+            optimizer=arguments.optimizer,
+            micro_batch_size=arguments.micro_batch_size,
+            block_size=data.train.block_size,
+            precision=accelerator.mixed_precision.replace("no", "fp32"),
+            device=accelerator.device,
+        )
+    except (RuntimeError, MemoryError):  # out of memory: training will say how to need less
+        return ""
+    del model
+    free_memory()
+    num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))
+    seconds = seconds_of_run(
+        speed,
+        max_steps=arguments.max_steps,
+        num_micro_batches=arguments.global_batch_size // arguments.micro_batch_size,
+        eval_steps=arguments.eval_steps,
+        eval_micro_batches=math.ceil(num_evaluated / arguments.micro_batch_size),
+    )
+    return f"{'expected time':<24}about {format_duration(seconds)} (measured; without samples)\n"
 
 
 def write_model(
@@ -90,17 +172,27 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase,
     data: PreparedData,
     recipe: Recipe,
+    step: int,
+    base: BaseModel | None = None,
 ) -> None:
-    """Write the trained model, its tokenizer, model card and loss curve."""
+    """Write the trained model, its tokenizer, model card and loss curve.
+
+    Args:
+        step: that the weights are of.
+        base: the model that training started from; None: a new one.
+    """
     model = run.bare_model
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
-    records, samples = JsonLines(run.folder / METRICS_FILE).read(), JsonLines(run.folder / SAMPLES_FILE).read()
+    records = ShortenedLog(JsonLines(run.folder / METRICS_FILE)).metrics
+    samples = JsonLines(run.folder / SAMPLES_FILE).read()
     title = (
         f"{model.num_parameters() / 1e6:.1f} million parameters, trained on {corpus_source(data, 'train').description}"
     )
     draw_loss_curve(records, folder / LOSS_CURVE_FILE, title=title, num_choices=model.config.vocab_size)
-    write_pretrained_card(folder, model, data, recipe, records, samples, run.arguments.max_eval_samples)
+    base_name = None if base is None else base_on_hub(base.name) or "a model that is not on the Hub"
+    records = [record for record in records if record["step"] <= step]  # the card is about these weights
+    write_pretrained_card(folder, model, data, recipe, records, samples, run.arguments.max_eval_samples, base_name)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ command. A finished run is never changed.
 
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -27,14 +26,16 @@ from hf_scratch_gpt import ScratchGPTTokenizer
 
 from . import prepare_data, pretrain, train_tokenizer
 from .checkpoint.state import TrainState
-from .data.blocks import TOKENIZER_FOLDER, open_data
+from .data.blocks import MANIFEST, TOKENIZER_FOLDER, TokenBlocks, open_data, read_manifest
 from .data.prompts import held_out_prompts
 from .distributed.device import build_accelerator, keep_freed_memory
 from .loop.evaluation import evaluate, sample
+from .loop.forecast import format_duration
 from .loop.train import train_step
 from .model.inference import load_for_inference
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
+from .settings.next_steps import command_line, program
 from .settings.recipe import option, parse_recipe
 from .settings.run_folder import CARD_FILE, LOSS_CURVE_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE, TOKENIZER_FILE
 from .settings.training import DataArguments, ModelArguments, TrainArguments
@@ -43,6 +44,11 @@ NUM_PROMPTS = 4
 # so that a small model does not repeat itself
 SAMPLING = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "repetition_penalty": 1.1, "max_new_tokens": 64}
 NUM_EVALUATIONS = 8
+MIN_STEPS, FEW_STEPS = 20, 200
+# Up to 4 passes over a text are worth as much as new text, and more than 16 hardly anything
+# (https://huggingface.co/papers/2305.16264).
+MAX_EPOCHS = 10
+SHORTEST_BLOCK = 32
 SPARE = 0.1  # fraction of the time for loading, checkpoints and slowdowns of the machine
 TIMING_SECONDS = 12.0
 
@@ -52,7 +58,9 @@ class QuickstartArguments:
     """Where to write, and how long to train."""
 
     output_dir: str = option("Folder for the tokenizer, the data and the run.", "runs/quickstart", is_path=True)
-    minutes: float = option("Training time; a few steps are timed to choose the number of steps.", 5.0)
+    minutes: float = option(
+        "Training time. A few steps are timed to choose the number of steps; of a short text, fewer are enough.", 5.0
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < float("inf"):
@@ -68,10 +76,9 @@ class Size:
     block_size: int
     global_batch_size: int
     micro_batch_size: int
-    learning_rate: float
 
 
-SIZES = {"cpu": Size("laptop", 4096, 256, 8, 8, 8e-3), "gpu": Size("small", 8192, 512, 64, 32, 3e-3)}
+SIZES = {"cpu": Size("laptop", 4096, 256, 8, 8), "gpu": Size("small", 8192, 512, 64, 32)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     prompts = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["sample_prompts"]
     try_model(folder / "run" / MODEL_FOLDER, prompts)
-    print(closing_text(folder))
+    print(closing_text(folder, prompts[0].splitlines()[0]))
     return 0
 
 
@@ -120,11 +127,28 @@ def check_corpus(corpus_file: Path, corpus: CorpusArguments) -> None:
 
 
 def make_data(folder: Path, size: Size, corpus: CorpusArguments) -> None:
-    """Stage 2."""
-    options = ["--tokenizer", str(folder / "tokenizer"), "--output_dir", str(folder / "data")]
-    options += ["--block_size", str(size.block_size), *corpus_options(corpus)]
-    announce("2/4  Turn the text into blocks of tokens", "prepare_data", options)
-    prepare_data.main(options)
+    """Stage 2. Of a text that is shorter than a block, shorter blocks are made.
+
+    Raises:
+        ValueError: the text is too short to train on.
+    """
+    data = folder / "data"
+    block_size = read_manifest(data)["block_size"] if (data / MANIFEST).exists() else size.block_size
+    while True:
+        options = ["--tokenizer", str(folder / "tokenizer"), "--output_dir", str(data)]
+        options += ["--block_size", str(block_size), *corpus_options(corpus)]
+        announce("2/4  Turn the text into blocks of tokens", "prepare_data", options)
+        try:
+            prepare_data.main(options)
+        except ValueError as error:
+            if "fewer than one block" not in str(error):
+                raise
+            if block_size <= SHORTEST_BLOCK:
+                raise ValueError("the text is too short to train on: give at least a few thousand words.") from None
+            print(f"The text is shorter than a block of {block_size} tokens: trying shorter ones.")
+            block_size //= 2
+        else:
+            return
 
 
 def make_model(folder: Path, size: Size, minutes: float) -> int:
@@ -133,12 +157,56 @@ def make_model(folder: Path, size: Size, minutes: float) -> int:
     if not recipe.exists():
         print(f"\nTiming a few steps to fill {minutes:g} minutes ...", flush=True)
         settings = recipe_for(folder, size)
-        step, evaluation = seconds_needed(settings)
-        steps = int((minutes * 60 * (1 - SPARE) - NUM_EVALUATIONS * evaluation) / step)
-        settings |= schedule_for(max(steps, 20))
+        length = choose_length(open_data(folder / "data").train, settings, minutes, *seconds_needed(settings))
+        print(length.explanation)
+        settings |= schedule_for(length.steps, length.evaluations)
         recipe.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     announce("3/4  Train the model", "pretrain", [str(recipe)])
     return pretrain.main([str(recipe)])
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to train, and why."""
+
+    steps: int
+    evaluations: int
+    explanation: str
+
+
+def choose_length(
+    blocks: TokenBlocks, settings: dict[str, Any], minutes: float, step: float, evaluation: float
+) -> Length:
+    """As many steps as fit into `minutes`, but no more than the text is worth.
+
+    Evaluations take at most a quarter of the time, unless there would be fewer than two.
+
+    Args:
+        blocks: to train on.
+        step: seconds.
+        evaluation: seconds, with samples.
+    """
+    seconds = minutes * 60 * (1 - SPARE)
+    evaluations = min(NUM_EVALUATIONS, max(2, int(seconds / 4 / max(evaluation, 1e-9))))
+    fitting = int((seconds - evaluations * evaluation) / step)
+    worthwhile = math.ceil(MAX_EPOCHS * len(blocks) / settings["global_batch_size"])
+    steps = max(MIN_STEPS, min(fitting, worthwhile))
+    expected = format_duration(steps * step + evaluations * evaluation)
+    lines = [f"{steps:,} steps of {step:.2g} s and {evaluations} evaluations of {evaluation:.2g} s: about {expected}"]
+    if worthwhile < fitting:
+        lines.append(
+            f"The text has {len(blocks) * blocks.block_size:,} tokens. More than {MAX_EPOCHS} passes over it would "
+            f"teach the model little, so training ends before the {minutes:g} minutes; more text would make it better."
+        )
+    elif fitting < FEW_STEPS:
+        needed = math.ceil((FEW_STEPS * step + evaluations * evaluation) / (1 - SPARE) / 60)
+        lines.append(
+            f"WARNING: only {max(0, fitting)} steps fit into {minutes:g} minutes, because a step takes {step:.2g} s "
+            "here (is the machine busy with something else?). After so few steps a model writes hardly a word. Go on, "
+            f"or stop with Ctrl-C and start with another --output_dir and --minutes {needed}, which is enough for "
+            f"{FEW_STEPS} steps."
+        )
+    return Length(steps, evaluations, "\n".join(lines))
 
 
 def recipe_for(folder: Path, size: Size) -> dict[str, Any]:
@@ -151,21 +219,22 @@ def recipe_for(folder: Path, size: Size) -> dict[str, Any]:
         "output_dir": str(folder / "run"),
         "global_batch_size": size.global_batch_size,
         "micro_batch_size": size.micro_batch_size,
-        "learning_rate": size.learning_rate,
         "min_lr_ratio": 0.0,
         "max_eval_samples": 128,
         "sample_prompts": held_out_prompts(validation, tokenizer, NUM_PROMPTS),
     }
 
 
-def schedule_for(steps: int) -> dict[str, object]:
-    """The settings that depend on the number of steps."""
+def schedule_for(steps: int, evaluations: int = NUM_EVALUATIONS) -> dict[str, object]:
+    """The settings that depend on the number of steps. Each evaluation is saved, so that the best can be used."""
+    every = math.ceil(steps / evaluations)
     return {
         "max_steps": steps,
         "warmup_steps": min(50, steps // 10),
         "logging_steps": max(1, steps // 100),
-        "eval_steps": math.ceil(steps / NUM_EVALUATIONS),
-        "save_steps": math.ceil(steps / 4),
+        "eval_steps": every,
+        "save_steps": every,
+        "load_best_model_at_end": True,
     }
 
 
@@ -239,19 +308,10 @@ def corpus_options(corpus: CorpusArguments) -> list[str]:
 
 def announce(title: str, name: str, options: Sequence[str]) -> None:
     """Print the next stage and the command that does the same."""
-    command = " ".join(option if option.isprintable() and " " not in option else repr(option) for option in options)
-    print(f"\n=== {title}\n$ {program()} {name} {command}", flush=True)
+    print(f"\n=== {title}\n$ {command_line([name, *options], program() + ' ')}", flush=True)
 
 
-def program() -> str:
-    """`scratch-gpt` as a person can type it: by its path if the virtual environment is not activated."""
-    script = Path(sys.executable).with_name("scratch-gpt")
-    if shutil.which("scratch-gpt") or not script.exists():
-        return "scratch-gpt"
-    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
-
-
-def closing_text(folder: Path) -> str:
+def closing_text(folder: Path, prompt: str) -> str:
     """The files that were written, and commands to try next."""
     run, model = folder / "run", folder / "run" / MODEL_FOLDER
     files = {
@@ -263,17 +323,20 @@ def closing_text(folder: Path) -> str:
         folder / "recipe.yaml": "the settings of the run",
     }
     lines = [f"{path!s:<44}{meaning}" for path, meaning in files.items()]
-    return "\n".join(["\n=== All done", *lines, NEXT_STEPS.format(program=program(), folder=folder, model=model)])
+    return "\n".join(["\n=== All done", *lines, "\nnext:", *closing_commands(folder, model, prompt)])
 
 
-NEXT_STEPS = """
-Try next:
-  {program} generate --model {model} --prompt "class Stack:"
-  {program} evaluate --model {model} --text README.md
-  {program} quickstart --text your_book.txt --output_dir runs/book
-  {program} pretrain {folder}/recipe.yaml --output_dir runs/longer --max_steps 5000
-  {program} publish --folder_path {model} --repo_id my-first-gpt --dry_run
-"""
+def closing_commands(folder: Path, model: Path, prompt: str) -> list[str]:
+    """Command lines to try next."""
+    longer = folder.with_name(f"{folder.name}-longer")
+    steps = [
+        ["generate", "--model", str(model), "--prompt", prompt],
+        ["evaluate", "--model", str(model), "--data_dir", str(folder / "data")],
+        ["quickstart", "--text", "your_book.txt", "--output_dir", str(folder.with_name("book"))],
+        ["pretrain", str(folder / "recipe.yaml"), "--output_dir", str(longer), "--max_steps", "5000"],
+        ["publish", "--folder_path", str(model), "--repo_id", "my-first-gpt", "--dry_run"],
+    ]
+    return [f"  {command_line(step, program() + ' ')}" for step in steps]
 
 
 if __name__ == "__main__":

@@ -8,20 +8,21 @@ It only reads the run folders, so a run may still be training.
 import io
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from .loop.log import JsonLines
 from .loop.status import read_status
 from .metrics.run_comparison import MISSING, LoggedRun, comparison_page
 from .metrics.run_plots import draw_runs, line_style
+from .metrics.thinning import ShortenedLog
 from .settings.command import run_command
 from .settings.recipe import option, option_list, parse_recipe
+from .settings.recipe_file import read_entries
 from .settings.run_folder import METRICS_FILE, RECIPE_FILE, REPORT_FILE, SAMPLES_FILE
+from .settings.run_hints import check_run_folder
 
 
 @dataclass
@@ -73,19 +74,26 @@ def open_runs(folders: Sequence[Path]) -> list[LoggedRun]:
     """
     runs = []
     for number, (folder, name) in enumerate(zip(folders, distinct_names(folders), strict=True)):
-        records = read_metrics(folder)
+        log = read_metrics(folder)
         runs.append(
             LoggedRun(
                 name,
                 line_style(number),
-                metrics=[record for record in records if not record.get("skipped")],
-                skipped=[record for record in records if record.get("skipped")],
-                samples=JsonLines(folder / SAMPLES_FILE).read(),
-                recipe=read_recipe(folder / RECIPE_FILE),
+                metrics=log.metrics,
+                skipped=[dict(record) for record in log.skipped.records()],
+                samples=last_samples_of(JsonLines(folder / SAMPLES_FILE)),
+                recipe=read_entries(folder / RECIPE_FILE) if (folder / RECIPE_FILE).exists() else {},
                 state=str(read_status(folder).get("state", MISSING)),
+                num_skipped=log.skipped.count,
             )
         )
     return runs
+
+
+def last_samples_of(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last sample of each prompt."""
+    texts = (sample for sample in samples if isinstance(sample.get("prompt"), str) and "text" in sample)
+    return list({sample["prompt"]: sample for sample in texts}.values())
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
@@ -106,36 +114,19 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     return [tails(depth)[i] for i, depth in enumerate(depths)]
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.
+def read_metrics(folder: Path) -> ShortenedLog:
+    """The lines of metrics.jsonl; of a long log, the means of neighbouring lines.
 
     Raises:
-        ValueError: the file does not exist, or contains no step yet.
+        ValueError: not a run folder, or it contains no step yet.
     """
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        inside = sorted(str(found.parent) for found in folder.glob(f"*/{path.name}"))
-        hint = f"did you mean {' '.join(inside)}?" if inside else "give the --output_dir of a training run."
-        raise ValueError(f"--output_dir: {path} does not exist; {hint}")
-    records = JsonLines(path).read()
-    if not any("loss" in record and not record.get("skipped") for record in records):
-        raise ValueError(f"{path} has no line with a loss yet: wait for the first one, or remove this run.")
-    return records
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The settings of a run; empty if the file does not exist.
-
-    Raises:
-        ValueError: it is not YAML with lines of name: value.
-    """
-    try:
-        entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} is not valid YAML: {error}") from None
-    if not isinstance(entries, dict):
-        raise ValueError(f"recipe {path} must consist of lines 'name: value', not {entries!r:.80}")
-    return entries
+    check_run_folder(folder)
+    log = ShortenedLog(JsonLines(folder / METRICS_FILE))
+    if not any("loss" in record for record in log.steps.records()):
+        raise ValueError(
+            f"{folder / METRICS_FILE} has no line with a loss yet: wait for the first one, or remove this run."
+        )
+    return log
 
 
 if __name__ == "__main__":

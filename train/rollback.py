@@ -19,7 +19,8 @@ from .loop.skipped_steps import read_skip_windows, write_skip_windows
 from .loop.status import write_status
 from .settings.command import run_command
 from .settings.recipe import option, option_list, parse_recipe, required
-from .settings.run_folder import MODEL_FOLDER
+from .settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER
+from .settings.run_hints import check_run_folder
 
 
 @dataclass
@@ -40,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Rename newer checkpoints, and record the steps to skip."""
     (arguments,) = parse_recipe([RollbackArguments], argv, description=__doc__ or "")
     run = Path(arguments.output_dir)
+    check_run_folder(run)
     checkpoints = {step_of(path): path for path in checkpoint_paths(run)}
     if not checkpoints:
-        raise ValueError(f"--output_dir {run} has no checkpoint to return to.")
+        raise ValueError(f"--output_dir {run} has no checkpoint to return to: it has saved none, or they were deleted.")
     target = max(checkpoints) if arguments.to_step is None else arguments.to_step
     if target not in checkpoints:
         raise ValueError(
@@ -56,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with lock(run):
         verified_manifest(checkpoints[target])
         outdated = [path for step, path in checkpoints.items() if step > target]
-        if (outdated or arguments.skip_steps) and (run / MODEL_FOLDER).exists():
-            outdated.append(run / MODEL_FOLDER)  # it will not be the result of the run
+        if outdated or arguments.skip_steps:  # what the run has written will not be its result
+            outdated += [path for path in (run / MODEL_FOLDER, run / ADAPTER_FOLDER) if path.exists()]
         for path in outdated:
             renamed = free_name(run / f"rolled-back-{path.name}")
             path.rename(renamed)

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.data.conversations import Message
 from train.data.corpora import Document, python_corpus
+from train.data.plain_text import Message
 from train.settings.command import run_command
 from train.settings.recipe import option, parse_recipe
 

@@ -101,7 +101,7 @@ MISTAKES = {
     "missing column": ([*DATA, "--text={place}/table.csv", "--block_size=4"], "text.*title, body"),
     "no tokenizer": ([prepare_data, "--tokenizer={place}/full", "--output_dir={place}/x", GOOD_TEXT], "{place}/full"),
     # the recipe
-    "misspelt setting": ([pretrain, "{place}/typo.yaml"], "typo.yaml.*learning_rat'.*did you mean learning_rate"),
+    "misspelt setting": ([pretrain, "{place}/typo.yaml"], "typo.yaml.*learning_rat: did you mean learning_rate"),
     "setting twice": ([pretrain, "{place}/twice.yaml"], "twice.yaml.*'seed' is set twice"),
     "wrong type": ([pretrain, "{place}/text.yaml"], "learning_rate.*fast"),
     "recipe that is a list": ([pretrain, "{place}/list.yaml"], "list.yaml must consist of lines"),

@@ -1,5 +1,6 @@
 """The console command: its list, what it runs, and what pip installs for it."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from train import cli
+from train.cli import early
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN = REPOSITORY / "train"
@@ -26,6 +28,59 @@ def test_help_lists_the_commands_in_order_without_importing_torch():
     shown = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, text=True, capture_output=True, check=True)
     listed = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ")]
     assert listed == list(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("start", ["console", "module"])
+def test_help_of_a_command_does_not_import_torch(command, start):
+    """As `scratch-gpt COMMAND --help` and as `python -m train.COMMAND --help`; it is the help of the whole command."""
+    if start == "console":
+        program = f"from train.cli import main; main([{command!r}, '--help'], package='train')"
+        arguments = ["-c", program]
+    else:
+        arguments = ["-m", f"train.{command}", "--help"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONPROFILEIMPORTTIME": "1"}
+    shown = subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, env=environment, text=True, capture_output=True, check=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "train.settings.recipe" in imported
+    assert not imported & {"torch", "transformers", "huggingface_hub", "numpy"}
+    assert "examples:\n" in shown.stdout
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_early_help_is_that_of_the_command(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"scratch-gpt {command}"])
+    with pytest.raises(SystemExit):
+        early.check_command_line("train", command, ["--help"])
+    early_help = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"train.{command}").main(["--help"])
+    assert capsys.readouterr().out == early_help
+
+
+def test_a_mistake_is_answered_before_torch_is_imported():
+    program = (
+        "import sys; from train.cli import main; code = main(['pretrain', '--lr', '1'], package='train'); "
+        "assert not {'torch', 'transformers'} & sys.modules.keys(); sys.exit(code)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, text=True, capture_output=True)
+    assert (shown.returncode, shown.stderr) == (2, "error: unknown setting --lr: here it is called --learning_rate.\n")
+
+
+def test_a_package_is_bare_only_during_the_check(tmp_path, monkeypatch):
+    """A stand-in for `hf_scratch_gpt.training`, whose parent imports torch."""
+    (tmp_path / "heavy_parent" / "training").mkdir(parents=True)
+    (tmp_path / "heavy_parent" / "__init__.py").write_text("whole = True\n")
+    (tmp_path / "heavy_parent" / "training" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with early.bare_parents("heavy_parent.training"):
+        importlib.import_module("heavy_parent.training")
+        assert not hasattr(sys.modules["heavy_parent"], "whole")
+    assert importlib.import_module("heavy_parent").whole
+    assert "heavy_parent.training" not in sys.modules
+    del sys.modules["heavy_parent"]
 
 
 def test_a_command_gets_its_arguments_and_its_name(monkeypatch, capsys):
@@ -54,7 +109,7 @@ def test_without_the_training_libraries_it_names_the_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # its import fails
     for name in ("train.pull", "train.hub.client", "train.hub.download"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert cli.main(["pull", "--help"], package="train") == 2
+    assert cli.main(["pull", "--model", "alice/tiny"], package="train") == 2
     assert 'pip install "hf_scratch_gpt[train]"' in capsys.readouterr().err
 
 

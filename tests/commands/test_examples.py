@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from examples.tiny_shakespeare.character_tokenizer import SPECIAL_TOKENS, character_tokenizer
+from hf_scratch_gpt import ScratchGPTConfig
 from train.model.new import build_config, new_model
 from train.settings.finetuning import BaseArguments, ConversationArguments, LabelArguments, TuneArguments
 from train.settings.recipe import parse_recipe
@@ -87,7 +88,7 @@ def test_character_tokenizer_refuses_a_character_it_has_not_seen():
 @pytest.mark.parametrize(
     ("path", "kinds"),
     [
-        ("package_classifier/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
+        ("swapped_lines/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
         ("spam/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
         ("python_assistant/recipe.yaml", (BaseArguments, ConversationArguments, TuneArguments)),
     ],
@@ -95,4 +96,4 @@ def test_character_tokenizer_refuses_a_character_it_has_not_seen():
 def test_the_recipes_of_fine_tuning_are_read(path, kinds):
     line = ["--model=base", "--train_file=rows.csv", "--output_dir=run"]
     settings = parse_recipe(kinds, [str(ROOT / "examples" / path), *line])
-    assert settings[2].for_examples(1000).max_steps > 10
+    assert settings[2].for_examples(1000, 200, ScratchGPTConfig.from_preset("laptop")).max_steps > 10

@@ -14,6 +14,7 @@ from tests.support.tiny_base import TEXTS, chat, options, save_base, write_conve
 from train import finetune, finetune_classifier, pretrain
 from train.loop import train as loop
 from train.loop.language_modeling import next_token_objective
+from train.settings import defaults
 from train.settings.command import run_command
 
 
@@ -40,7 +41,8 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_an_assistant_answers_and_stops(tune, tmp_path):
+def test_an_assistant_answers_and_stops(tune, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # 120 steps suffice with the dropout masks of the CPU
     few = [str(write_conversations(tmp_path / "few.jsonl", 4))]
     run = tune(train_file=few, max_steps=120, learning_rate=0.02, eval_steps=60, logging_steps=40, max_new_tokens=20)
     losses = [record["eval_loss"] for record in read(run / "metrics.jsonl") if "eval_loss" in record]
@@ -49,7 +51,7 @@ def test_an_assistant_answers_and_stops(tune, tmp_path):
     samples = read(run / "samples.jsonl")
     assert {sample["step"] for sample in samples} == {0, 60, 120}
     assert [sample["prompt"] for sample in samples[:3]] == ["What is 0?", "What is 1?", "What is 2?"]
-    talk = pipeline("text-generation", model=str(run / "model"))
+    talk = pipeline("text-generation", model=str(run / "model"), device="cpu")
     answer = talk(chat("What is 1?"), max_new_tokens=40, do_sample=False)[0]["generated_text"][-1]
     assert answer == {"role": "assistant", "content": TEXTS[1]}
     again = talk(chat("What is 0?", TEXTS[0], "Sure?"), max_new_tokens=40, do_sample=False)[0]["generated_text"][-1]
@@ -95,7 +97,7 @@ def test_the_card_has_the_step_of_the_final_weights(tune, tmp_path, is_best):
     assert all(torch.equal(kept[name], saved[name]) for name in kept)
 
 
-def test_packing_changes_rows_but_not_the_evaluation(tune):
+def test_packing_changes_the_rows_but_not_the_evaluation(tune):
     first = [read(tune(str(packing), packing=packing) / "metrics.jsonl")[0]["eval_loss"] for packing in (True, False)]
     assert first[0] == pytest.approx(first[1], abs=1e-5)
 
@@ -113,7 +115,8 @@ def test_lora_trains_the_embeddings_of_control_tokens_too(tune, base):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_a_tokenizer_without_chat_tokens_gets_them_and_the_model_embeddings_for_them(tune, base, tmp_path):
+def test_a_tokenizer_without_chat_tokens_gets_them_and_the_model_embeddings_for_them(tune, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # 150 steps suffice with the dropout masks of the CPU
     folder = save_base(tmp_path / "plain")
     text = (folder / "tokenizer.json").read_text()
     for number, token in enumerate(CHAT_TOKENS):
@@ -127,7 +130,7 @@ def test_a_tokenizer_without_chat_tokens_gets_them_and_the_model_embeddings_for_
     run = tune(model=str(folder), train_file=few, max_steps=150, learning_rate=0.02, eval_steps=150, logging_steps=50)
     old, new = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, run / "model"))
     assert new.config.vocab_size == old.config.vocab_size + len(CHAT_TOKENS)
-    talk = pipeline("text-generation", model=str(run / "model"))
+    talk = pipeline("text-generation", model=str(run / "model"), device="cpu")
     assert talk(chat("What is 1?"), max_new_tokens=40, do_sample=False)[0]["generated_text"][-1]["content"] == TEXTS[1]
 
 
@@ -163,6 +166,29 @@ def test_a_stopped_run_continues_bit_identically(tune, monkeypatch):
     one, other = (load_file(run / "model" / "model.safetensors") for run in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert read(whole / "samples.jsonl") == read(parts / "samples.jsonl")
+
+
+def test_a_continued_run_keeps_the_values_that_it_has_chosen(tune, monkeypatch, capsys):
+    """Also if the rules for them have changed in between."""
+    chosen = dict.fromkeys(("max_steps", "global_batch_size", "micro_batch_size", "learning_rate"))
+    real_step = loop.train_step
+
+    def killed(run, state, wants_stop=False):
+        if state.step == 3:
+            raise KeyboardInterrupt
+        return real_step(run, state, wants_stop)
+
+    monkeypatch.setattr(loop, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(**chosen, save_steps=2)
+    first = capsys.readouterr().out
+    assert "12 conversations x 10 epochs = 30 updates of 4 conversations, peak learning rate 0.0069 (muon)" in first
+    monkeypatch.setattr(loop, "train_step", real_step)
+    for name in ("FEWEST_EPOCHS", "SMALLEST_BATCH"):
+        monkeypatch.setattr(defaults, name, 2 * getattr(defaults, name))
+    monkeypatch.setattr(defaults, "TUNING_RATES", {"muon": 1.0})
+    tune(**chosen, save_steps=2)
+    assert "= 30 updates of 4 conversations, peak learning rate 0.0069 (muon)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [pretrain, finetune, finetune_classifier])

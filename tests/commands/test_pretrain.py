@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch_gpt import ScratchGPTConfig
 from tests.support.tiny_run import SHAPE, records, weights
 from train import pretrain
 from train.loop import train as loop
-from train.model.new import build_config, new_model, parse_overrides
+from train.model.new import build_config, new_model
+from train.settings import defaults
 from train.settings.command import run_command
 from train.settings.finetuning import FinetuneArguments
 from train.settings.training import MAY_CHANGE, ModelArguments, TrainArguments
@@ -50,6 +52,54 @@ def test_the_model_folder_loads_by_itself(recipe, tmp_path):
     assert model.config.eos_token_id == tokenizer.eos_token_id
     saved = weights(tmp_path / "run" / "checkpoint-00000006")
     assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_expected_time_of_a_new_run_is_printed(recipe, capsys):
+    pretrain.main([recipe(max_steps=2)])
+    assert re.search(r"^expected time +about [\d.]+ seconds \(measured", capsys.readouterr().out, re.M)
+    pretrain.main([recipe(max_steps=2)])
+    assert "expected time" not in capsys.readouterr().out
+
+
+def test_pretraining_continues_from_the_weights_of_a_model(recipe, tmp_path, data_dir, capsys):
+    pretrain.main([recipe(learning_rate=1e-2, max_steps=12)])
+    first = [record["loss"] for record in records(tmp_path / "run") if "loss" in record]
+    model = tmp_path / "run" / "model"
+    command = [recipe(learning_rate=1e-4), "--config", "null", "--model", str(model), "--output_dir"]
+    assert run_command(pretrain.main, [*command, str(tmp_path / "longer")]) == 0
+    again = [record["loss"] for record in records(tmp_path / "longer") if "loss" in record]
+    assert again[0] < first[0] - 0.5
+    assert (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "longer" / "model").config.hidden_size == SHAPE["hidden_size"]
+    )
+    card = (tmp_path / "longer" / "model" / "README.md").read_text()
+    assert "the pretraining of a model that is not on the Hub was continued" in card
+    assert "from-scratch" not in card
+    assert str(tmp_path) not in card
+    other = model.rename(tmp_path / "other")  # with other weights, the run is another
+    changed = load_file(other / "model.safetensors")
+    changed["model.norm.weight"] += 1
+    save_file(changed, other / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert run_command(pretrain.main, [*command, str(tmp_path / "longer"), "--model", str(other)]) == 2
+    assert "the weights of --model: other contents than before" in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_the_model_must_be_that_of_the_data(recipe, tmp_path, capsys):
+    pretrain.main([recipe(max_steps=2)])
+    model = tmp_path / "run" / "model"
+    path = model / "tokenizer.json"
+    path.write_text(path.read_text().replace('"def"', '"fed"').replace("<|user|>", "<|human|>"))
+    command = [recipe(), "--config=null", f"--model={model}", f"--output_dir={tmp_path / 'longer'}"]
+    assert run_command(pretrain.main, command) == 2
+    message = capsys.readouterr().err
+    assert "the data was not prepared with the tokenizer of --model" in message
+    assert f"scratch-gpt prepare_data --tokenizer {model}" in message
+
+
+def test_a_shape_and_a_model_exclude_each_other(recipe, capsys):
+    assert run_command(pretrain.main, [recipe(), "--model", "x"]) == 2
+    assert "exactly one of them is required" in capsys.readouterr().err
 
 
 def test_no_file_of_a_run_is_a_pickle(recipe, tmp_path):
@@ -97,6 +147,19 @@ def test_the_same_command_continues_a_stopped_run(recipe, tmp_path, monkeypatch,
     assert "5 of 6 done" in capsys.readouterr().out
     first, second = weights(tmp_path / "whole" / "model"), weights(tmp_path / "parts" / "model")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_continued_run_keeps_the_learning_rate_that_it_has_chosen(recipe, tmp_path, monkeypatch, capsys):
+    """Also if the rule for it has changed in between."""
+    command = [recipe(learning_rate=None)]
+    assert pretrain.main(command) == 0
+    line = "muon, peak learning rate 0.028"  # 8e-3 x sqrt(192 / 16)
+    assert line in capsys.readouterr().out
+    monkeypatch.setitem(defaults.PRETRAINING_RATES, "muon", 1.0)
+    assert pretrain.main(command) == 0
+    assert line in capsys.readouterr().out
+    pretrain.main([recipe(learning_rate=None, output_dir=str(tmp_path / "new"))])
+    assert "muon, peak learning rate 3.5" in capsys.readouterr().out
 
 
 def test_a_changed_recipe_is_refused_with_all_differences(recipe):
@@ -198,18 +261,6 @@ def test_presets_and_overrides_make_the_config(recipe, data_dir):
     assert config.hidden_size == expected.hidden_size
     assert (config.num_hidden_layers, config.rms_norm_eps, config.attention_bias) == (3, 1e-7, False)
     assert config.vocab_size == len(tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("", {}),
-        ("a=1,b=2.5,c=true,d=null,e=text", {"a": 1, "b": 2.5, "c": True, "d": None, "e": "text"}),
-        ("layer_types=[x, y],a=1e-6", {"layer_types": ["x", "y"], "a": 1e-6}),
-    ],
-)
-def test_overrides_are_read_as_yaml(text, values):
-    assert parse_overrides(text) == values
 
 
 def test_the_initial_weights_depend_on_the_seed_alone():

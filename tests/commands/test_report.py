@@ -13,10 +13,11 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from tests.support.tiny_logs import METRICS, step_record
+from tests.support.tiny_logs import METRICS, evaluation, step_record
 from train import report
-from train.metrics.run_comparison import comparison_page
-from train.metrics.run_plots import COLOURS
+from train.metrics import thinning
+from train.metrics.run_comparison import comparison_page, results_of
+from train.metrics.run_plots import COLOURS, draw_runs
 from train.settings.command import run_command
 
 RECIPE = {"config": "laptop", "output_dir": "somewhere", "learning_rate": 0.001, "compile": False, "max_steps": 60}
@@ -191,6 +192,45 @@ def test_a_truncated_line_is_skipped(tmp_path):
     assert tables_of(folder)["results"]["steps"] == ["60"]
 
 
+def test_a_long_log_is_shortened_and_its_results_stay_exact(tmp_path, monkeypatch):
+    monkeypatch.setattr(thinning.ShortenedLog.__init__, "__defaults__", (10, 20))
+    steps = [step_record(step, loss=5 + (step % 2)) for step in range(1, 2001)]
+    evaluations = [evaluation(step, 3 + abs(step - 777) / 1000) for step in range(7, 2001, 10)]
+    skips = [{"step": step, "tokens_seen": 0, "skipped": f"spike {step}"} for step in range(1, 500)]
+    (run,) = report.open_runs([write_run(tmp_path / "a", [*steps, *evaluations, *skips])])
+    assert len(run.metrics) < 100
+    assert len(run.skipped) < 50
+    losses = run.values("loss")
+    assert set(losses[:10]) == {5.5}  # means of neighbours
+    assert losses[-4:] == [6, 5, 6, 5]  # the last ones as logged
+    results = results_of(run)
+    assert results["steps"] == "2,000"
+    assert results["training loss (mean of the last 10 lines)"] == "5.5000"
+    assert results["best validation loss"] == "3.0000 at step 777"
+    assert results["last validation loss"] == "4.2200"
+    assert results["skipped updates"].splitlines()[:2] == ["499", "step 1: spike 1"]
+    assert results["skipped updates"].endswith("and 494 more")
+
+
+def test_the_metrics_of_a_classifier_have_their_units(tmp_path):
+    scores = {"eval_accuracy": 0.5, "eval_precision": 0.25, "eval_recall": 0.75, "eval_f1": 0.4}
+    classifier = [*METRICS[:60], {"step": 60, "tokens_seen": 1, "eval_loss": 0.7} | scores]
+    a, b = write_run(tmp_path / "a", classifier), write_run(tmp_path / "b")
+    rows = tables_of(a)["results"]
+    assert rows["last accuracy"] == ["50.00%"]
+    assert rows["last mean recall of the labels"] == ["0.7500"]
+    assert not [name for name in rows if "perplexity" in name or "bits" in name]
+    assert tables_of(a, b)["results"]["last accuracy"] == ["50.00%", "-"]
+    for folders, unit in (([a], "text"), ([b], "token"), ([a, b], "token or text")):
+        figure = draw_runs(report.open_runs(folders), "step")
+        assert figure.axes[0].get_title(loc="left") == f"loss (nats per {unit})"
+
+
+def test_samples_of_another_shape_are_left_out(tmp_path):
+    samples = [{"step": 1}, {"step": 1, "prompt": ["x"], "text": "t"}, {"step": 2, "prompt": "p", "text": "t"}]
+    assert tables_of(write_run(tmp_path / "a", samples=samples))["samples"] == {"": ["a"], "p": ["step 2\nt"]}
+
+
 def test_folders_of_the_same_name_are_shown_with_their_parents(tmp_path):
     paths = [tmp_path / name for name in ("one/x/run", "two/x/run", "two/y/run", "other")]
     assert report.distinct_names(paths) == ["one/x/run", "two/x/run", "y/run", "other"]
@@ -206,11 +246,12 @@ def test_a_run_given_twice_is_refused(tmp_path, capsys):
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path, capsys):
-    message = refused(capsys, "--output_dir", tmp_path)
-    assert str(tmp_path / "metrics.jsonl") in message
-    assert "--output_dir" in message
-    write_run(tmp_path / "run")
-    assert f"did you mean {tmp_path / 'run'}?" in refused(capsys, "--output_dir", tmp_path)
+    assert f"--output_dir {tmp_path} is not a run folder: give" in refused(capsys, "--output_dir", tmp_path)
+    assert f"{tmp_path / 'no'} does not exist: give" in refused(capsys, "--output_dir", tmp_path / "no")
+    run = write_run(tmp_path / "run")
+    assert f"did you mean {run}?" in refused(capsys, "--output_dir", tmp_path)
+    (run / "model").mkdir()
+    assert f"it is the model of the run {run}: give that folder" in refused(capsys, "--output_dir", run / "model")
 
 
 @pytest.mark.parametrize("metrics", [[], METRICS[60:], [step_record(1, skipped="spike")]])

@@ -75,7 +75,15 @@ def test_refused_options_change_nothing(run, capsys, options, message):
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path, capsys):
     assert rollback_to(tmp_path) == 2
-    assert f"{tmp_path} has no checkpoint" in capsys.readouterr().err
+    assert f"{tmp_path} is not a run folder: give" in capsys.readouterr().err
+    assert rollback_to(tmp_path / "nowhere") == 2
+    assert f"{tmp_path / 'nowhere'} does not exist" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text("{}")
+    assert rollback_to(tmp_path) == 2
+    assert f"did you mean {tmp_path / 'run'}?" in capsys.readouterr().err
+    assert rollback_to(tmp_path / "run") == 2
+    assert "has no checkpoint to return to: it has saved none, or they were deleted" in capsys.readouterr().err
 
 
 def test_a_damaged_target_is_refused(run, capsys):
@@ -83,3 +91,10 @@ def test_a_damaged_target_is_refused(run, capsys):
     assert rollback_to(run, "--to_step=2") == 2
     assert "config.json" in capsys.readouterr().err
     assert steps_of(run) == [2, 4, 6]
+
+
+def test_an_adapter_is_renamed_with_its_model(run):
+    (run / "adapter").mkdir()
+    assert rollback_to(run, "--to_step=2") == 0
+    assert (run / "rolled-back-adapter").is_dir()
+    assert not (run / "adapter").exists()

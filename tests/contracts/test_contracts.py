@@ -23,8 +23,10 @@ from hf_scratch_gpt import (
 from tests.support.tiny import (
     BATCH,
     SEQ,
+    SLIDING,
     VARIANTS,
     assert_same,
+    gradients,
     tiny_config,
     tiny_ids,
     tiny_model,
@@ -103,6 +105,89 @@ def test_resizing_the_embeddings_keeps_the_old_logits():
         assert model(ids, labels=ids).loss.isfinite()
 
 
+@pytest.mark.parametrize("tie", [True, False])
+def test_the_padding_token_is_trained_like_any_other(tie):
+    """Many tokenizers pad with the end-of-text token, which has to be learned."""
+    model = tiny_model(tie_word_embeddings=tie, eos_token_id=0, pad_token_id=0)
+    ids = torch.tensor([[0, 9, 10, 0, 11, 12]])
+    model(ids, labels=ids).loss.backward()
+    assert model.get_input_embeddings().padding_idx is None
+    norms = model.get_input_embeddings().weight.grad.norm(dim=1)
+    assert norms[0] > norms[9:13].min() / 2
+    fresh = ScratchGPTForCausalLM(model.config).get_input_embeddings().weight
+    assert fresh[0].norm() > fresh[1:].norm(dim=1).min() / 2
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.bfloat16()])
+@pytest.mark.parametrize("rope", [{}, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}])
+def test_casting_a_model_keeps_its_rotary_frequencies(cast, rope):
+    rotary = tiny_model(rope_parameters={"rope_theta": 100.0, **rope} if rope else None).model.rotary_emb
+    positions = torch.arange(2000)[None]
+    before = rotary(torch.zeros(1), positions)
+    cast(rotary)
+    assert {buffer.dtype for buffer in rotary.buffers()} == {torch.float32}
+    for actual, expected in zip(rotary(torch.zeros(1), positions), before, strict=True):
+        assert torch.equal(actual, expected)
+    meta = rotary.to("meta", torch.float16)
+    assert {(buffer.device.type, buffer.dtype) for buffer in meta.buffers()} == {("meta", torch.float32)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Changes to a built config or model
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_set_on_a_built_config(tmp_path):
+    """transformers' own tests do this with every model."""
+    config = tiny_config()
+    config.sliding_window = 2
+    model, ids = ScratchGPTForCausalLM(config).eval(), tiny_ids()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.layer_types == ["sliding_attention"] * 4
+    full = tiny_model()
+    full.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+        assert not torch.equal(loaded(ids).logits, full(ids).logits)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_window_set_on_the_config_of_a_model_takes_effect(implementation):
+    model, windowed = (tiny_model(attn_implementation=implementation, **more) for more in ({}, {"sliding_window": 2}))
+    model.config.sliding_window = 2
+    with torch.no_grad():
+        assert_same(model(tiny_ids()).logits, windowed(tiny_ids()).logits)
+    assert [layer.self_attn.sliding_window for layer in model.model.layers] == [2] * 4
+
+
+def test_fewer_layers_than_the_model_has():
+    model, ids = tiny_model(**SLIDING), tiny_ids()
+    states = model(ids, output_hidden_states=True).hidden_states
+    model.config.num_hidden_layers = 2
+    assert_same(model.model(ids).last_hidden_state, model.model.norm(states[2]))
+    model.config.num_hidden_layers = 4
+    assert_same(model.model(ids).last_hidden_state, states[4])
+
+
+def test_gradients_per_example():
+    """torch.func gives tensors without values, so no check may look at them."""
+    from torch.func import functional_call, grad, vmap
+
+    model, ids = tiny_model(attn_implementation="eager"), tiny_ids()
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, row):
+        return functional_call(model, parameters, (row[None],), {"labels": row[None]}).loss
+
+    per_example = vmap(grad(loss), (None, 0))(parameters, ids)
+    for row in range(BATCH):
+        model.zero_grad()
+        model(ids[row : row + 1], labels=ids[row : row + 1]).loss.backward()
+        for name, gradient in gradients(model).items():
+            assert_same(per_example[name][row], gradient)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Auto classes and heads
 # ----------------------------------------------------------------------------------------------------------------------
@@ -143,6 +228,32 @@ def test_question_answering_scores_start_and_end(tmp_path):
     cross_entropy = torch.nn.functional.cross_entropy
     assert_same(output.loss, (cross_entropy(output.start_logits, start) + cross_entropy(output.end_logits, end)) / 2)
     assert_loads_bit_equal(model, tmp_path)
+
+
+@pytest.mark.parametrize("num_items", [None, 7])
+@pytest.mark.parametrize("model_class", [ScratchGPTForSequenceClassification, ScratchGPTForTokenClassification])
+def test_a_batch_without_labels_costs_a_classifier_nothing(model_class, num_items):
+    """The mean over no labels would be NaN."""
+    model, ids = tiny_model(model_class, num_labels=3), tiny_ids()
+    labels = torch.full((BATCH,) if "Sequence" in model_class.__name__ else (BATCH, SEQ), -100)
+    loss = model(ids, labels=labels, num_items_in_batch=num_items).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert all((gradient == 0).all() for gradient in gradients(model).values())
+
+
+def test_an_answer_outside_the_sequence_costs_nothing():
+    model, ids = tiny_model(ScratchGPTForQuestionAnswering), tiny_ids()
+    outside, start, end = torch.full((BATCH,), SEQ), torch.zeros(BATCH, dtype=torch.long), torch.full((BATCH,), 3)
+    nothing = model(ids, start_positions=outside, end_positions=torch.full((BATCH,), -100)).loss
+    nothing.backward()
+    assert nothing.item() == 0
+    assert all((gradient == 0).all() for gradient in gradients(model).values())
+    start[0] = SEQ  # the answer of one row begins outside
+    cross_entropy = torch.nn.functional.cross_entropy
+    output = model(ids, start_positions=start, end_positions=end)
+    expected = cross_entropy(output.start_logits[1:], start[1:]) + cross_entropy(output.end_logits, end)
+    assert_same(output.loss, expected / 2)
 
 
 def assert_loads_bit_equal(model, folder):

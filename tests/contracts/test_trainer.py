@@ -116,6 +116,47 @@ def test_training_and_eval_loss_are_the_mean_per_target(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(token_mean(trainer.model, rows), abs=1e-5)
 
 
+class Subclass(ScratchGPTForCausalLM):
+    """A user's own model, whose name transformers does not know."""
+
+
+def with_lora(model):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM"))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # asked by PEFT
+@pytest.mark.parametrize(("model_class", "wrap"), [
+    (ScratchGPTForCausalLM, lambda model: model), (Subclass, lambda model: model), (ScratchGPTForCausalLM, with_lora),
+])  # fmt: skip
+def test_label_smoothing_predicts_the_next_token(model_class, wrap, tmp_path):
+    """Trainer takes the labels away and shifts them itself if it knows the name of the class."""
+    model = wrap(tiny_model(model_class))
+    trainer = build(tmp_path, model=model, label_smoothing_factor=0.1)
+    batch = stacked([MaskedRows()[index] for index in range(8)])
+    with torch.no_grad():
+        actual = trainer.compute_loss(model.eval(), dict(batch))
+        log_probabilities = model(batch["input_ids"]).logits[:, :-1].log_softmax(-1)
+    targets = batch["labels"][:, 1:]
+    picked = log_probabilities.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    smoothed = 0.9 * -picked + 0.1 * -log_probabilities.mean(-1)
+    assert_same(actual, smoothed[targets != -100].mean())
+
+
+def test_a_subclass_counts_only_targets_too(tmp_path):
+    rows = [MaskedRows()[index] for index in range(16)]
+    expected = token_mean(tiny_model(), rows)
+    trainer = train(tmp_path, model=tiny_model(Subclass), per_device_train_batch_size=16, max_steps=1)
+    assert losses(trainer) == [pytest.approx(expected, abs=1e-5)]
+
+
+def test_the_rotary_frequencies_survive_an_evaluation_in_bfloat16(tmp_path):
+    trainer = build(tmp_path, bf16_full_eval=True)
+    trainer.evaluate()
+    assert trainer.model.lm_head.weight.dtype == torch.bfloat16
+    assert trainer.model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(2, 4), (1, 8)])
 def test_gradient_accumulation_does_not_change_training(batch_size, accumulation, tmp_path):
     whole = train(tmp_path)

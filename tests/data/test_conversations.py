@@ -272,19 +272,19 @@ def test_packing_is_the_simple_algorithm_for_many_rows():
 
 
 def rows_of(tokenizer, packing=True):
-    texts = [("ab", "c"), ("d", "efg hij"), ("klm", "n"), ("o", "pq"), ("rs", "The a number 3.")]
+    texts = [("ab", "c"), ("d", "efg hij"), ("klm", "n"), ("o", "pq"), ("rs", "The a number 3. " * 3)]
     found = [Conversation(str(i), chat(*pair)) for i, pair in enumerate(texts)]
     encoded = encode_conversations(tokenizer, found)
-    lengths = [len(one.ids) - 1 for one in encoded]
-    return PackedConversations(encoded, pack(lengths, 32) if packing else [[i] for i in range(5)], 1)
+    return PackedConversations(encoded, 1, packing)
 
 
 def test_a_batch_shifts_labels_and_restarts_positions(chat_tokenizer):
     rows = rows_of(chat_tokenizer)
     batch = rows.batch(range(len(rows)))
-    assert len({tensor.shape for tensor in batch.values()}) == 1
-    assert batch["input_ids"].shape[0] == len(rows) < 5
-    for number, row in enumerate(rows.rows):
+    lengths = [one.num_inputs for one in rows.encoded]
+    assert {tensor.shape for tensor in batch.values()} == {(3, max(lengths))} == {(3, rows.longest)}
+    assert len(rows) == 5  # conversations, of which short ones share a row
+    for number, row in enumerate(pack(lengths, max(lengths))):
         start = 0
         for index in row:
             one = rows.encoded[index]

@@ -6,16 +6,18 @@ import json
 import re
 import shutil
 import sysconfig
+import textwrap
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from examples.package_classifier import make_data as packages
 from examples.python_assistant import make_data as assistant
+from examples.swapped_lines import make_data as swapped
+from train.data.corpora import python_corpus, split_corpus
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
-MAKERS = pytest.mark.parametrize("maker", [packages, assistant], ids=["packages", "assistant"])
+MAKERS = pytest.mark.parametrize("maker", [swapped, assistant], ids=["swapped", "assistant"])
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def library(tmp_path_factory) -> Path:
 def made(library, tmp_path_factory) -> dict[str, Path]:
     """The folder written by each maker."""
     folders = {}
-    for maker in (packages, assistant):
+    for maker in (swapped, assistant):
         folders[maker.__name__] = tmp_path_factory.mktemp("made")
         maker.main(["--library", str(library), "--output_dir", str(folders[maker.__name__])])
     return folders
@@ -41,7 +43,7 @@ def made(library, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def tables(made) -> dict[str, list[dict[str, str]]]:
-    return {split: read_table(made[packages.__name__] / f"{split}.csv") for split in ("train", "validation", "test")}
+    return {split: read_table(made[swapped.__name__] / f"{split}.csv") for split in ("train", "validation", "test")}
 
 
 @pytest.fixture(scope="module")
@@ -63,87 +65,105 @@ def write(path, text):
     path.write_text(text)
 
 
-def snippets(**sizes):
-    """Snippets of one label; each argument is a file and its number of snippets."""
-    return [packages.Snippet("x", name, f"{name} {number}") for name, size in sizes.items() for number in range(size)]
+# Swapped lines
 
 
-# Which package
+def in_order(row):
+    return row["label"] == "in order"
 
 
-def test_every_label_is_in_every_split_in_the_right_proportion(tables):
-    counts = {split: Counter(row["label"] for row in rows) for split, rows in tables.items()}
-    assert set(counts["train"]) == set(counts["validation"]) == set(counts["test"]) == {"asyncio", "email", "xml"}
-    for label in counts["train"]:
-        total = sum(count[label] for count in counts.values())
-        assert counts["train"][label] / total == pytest.approx(0.7, abs=0.05)
-        assert counts["test"][label] / total == pytest.approx(0.2, abs=0.05)
-    assert counts["train"].total() > 400
+def test_both_rows_of_a_pair_have_the_same_lines(tables):
+    for rows in tables.values():
+        pairs = {}
+        for row in rows:
+            pairs.setdefault(row["place"], []).append(row)
+        for pair in pairs.values():
+            assert len({tuple(sorted(row["text"].split("\n"))) for row in pair}) == 1
+            assert len({row["text"] for row in pair}) == len(pair)
+            assert sum(map(in_order, pair)) == 1
+        assert 2 * sum(map(in_order, rows)) == len(rows) >= 2 * swapped.MIN_PAIRS
 
 
-def test_every_text_is_unique_and_does_not_name_its_package(tables):
-    rows = [row for split in tables.values() for row in split]
-    assert len({row["text"] for row in rows}) == len(rows)
-    assert not [row for row in rows if f" {row['label']}." in row["text"]]
-
-
-def test_every_text_is_one_whole_function_of_few_lines(tables):
+def test_every_row_is_one_function_that_fits(tables):
     for row in tables["train"]:
         (function,) = ast.parse(row["text"]).body
         assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        assert 3 <= len(row["text"].split("\n")) <= 30
+        assert len(row["text"]) <= swapped.MAX_CHARACTERS
 
 
-def test_functions_come_with_decorators_and_without_indentation():
-    source = (
-        "if True:\n    class A:\n        @property\n        def b(self):\n            # why\n            return 1\n"
-    )
-    source += (
-        "\fdef c(x):\n    def inner():\n        a = 1\n        return a\n    return inner\n\n\ndef short():\n    pass\n"
-    )
-    found = list(packages.functions_of(source, "a.py"))
-    assert found[0] == "@property\ndef b(self):\n    # why\n    return 1"
-    assert found[1] == "def c(x):\n    def inner():\n        a = 1\n        return a\n    return inner"
-    assert len(found) == 2
+def test_no_function_and_no_file_is_in_two_splits(tables):
+    for key in (lambda row: row["text"], lambda row: row["place"].rpartition(":")[0]):
+        found = [{key(row) for row in rows} for rows in tables.values()]
+        assert sum(map(len, found)) == len(set.union(*found))
+
+
+def test_pretraining_has_not_read_the_files_of_validation_and_test(tables, library):
+    read, _ = split_corpus(python_corpus(library), 0.2)
+    names = {document.name for document in read}
+    for split, rows in tables.items():
+        assert all((row["place"].rpartition(":")[0] in names) == (split == "train") for row in rows)
+
+
+BEFORE = "def f(a, items):\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
-    [("import json", True), ("JSON_PATH", True), ("a.json.b", True), ("jsonpath", False), ("xjson", False)],
+    ("body", "swaps"),
+    [
+        ("x = 1\nprint(x)", ["print(x)\nx = 1"]),
+        ("x: int = 1\nx += a\ny = x", []),  # `x += a` reads x too, but ast calls it a store
+        ("x = a\ny = 2\nprint(x)", []),  # the statement between does not need x
+        ("a = 1\nprint(a)", []),  # a has a value already
+        ("x = 0\nx = x + 1\nprint(x)", ["x = x + 1\nx = 0\nprint(x)"]),  # only the first value counts
+        ("x = 1\nreturn x", []),
+        ("x = 1\nraise x", []),
+        ("global x\nx = 1\nprint(x)", []),
+        ("import x\nx = 1\nprint(x)", []),
+        ("x = 1\nf = lambda: x", []),  # reads x later
+        ("x = 1\ndef g():\n    return x", []),
+        ("x = 1\nfor x in items:\n    print(x)", []),  # sets x before it reads it
+        ("x = 1\ny = [x for x in items]", []),
+        ("x = 1; print(x)", []),
+        ("x = 1  # one\nprint(x)  # two", ["print(x)  # two\nx = 1  # one"]),
+        ("x = (1,\n     2)\n\nif a:\n    print(x)", ["if a:\n    print(x)\n\nx = (1,\n     2)"]),
+        ("if a:\n    x = 1\n    print(x)", ["if a:\n    print(x)\n    x = 1"]),
+        ("try:\n    pass\nexcept E as x:\n    x = 1\n    print(x)", []),
+        ("match a:\n    case x:\n        x = 1\n        print(x)", []),
+        ("b = 'é'; x = 1\nprint(x)", []),  # a character of two bytes before the statement
+    ],
 )
-def test_only_a_whole_word_names_a_package(text, named):
-    assert packages.names_package(text, "json") is named
+def test_statements_that_cannot_change_places(body, swaps):
+    found = list(swapped.pairs_of_source(BEFORE + textwrap.indent(body, "    "), "a.py"))
+    assert [pair.swapped for pair in found] == [BEFORE + textwrap.indent(swap, "    ") for swap in swaps]
 
 
-def test_copies_and_texts_of_two_packages_are_dropped():
-    rows = [("a", "a/x.py", "one"), ("a", "a/y.py", "one"), ("a", "a/x.py", "two"), ("b", "b/x.py", "two")]
-    kept = packages.without_copies(packages.Snippet(*row) for row in rows)
-    assert kept == [packages.Snippet("a", "a/x.py", "one")]
+def test_a_swapped_function_reads_a_variable_without_a_value():
+    source = BEFORE + "    total = len(items)\n    half = total / 2\n    return half"
+    (pair,) = swapped.pairs_of_source(source, "a.py")
+    functions = {}
+    for text in (pair.original, pair.swapped):
+        exec(text, functions)
+        if text == pair.original:
+            assert functions["f"](0, [1, 2]) == 1
+        else:
+            with pytest.raises(UnboundLocalError, match="total"):
+                functions["f"](0, [1, 2])
 
 
-def test_rows_are_limited_per_file_and_label():
-    found = packages.limit_rows(snippets(one=packages.MAX_ROWS_PER_FILE + 5, two=7))["x"]
-    assert Counter(snippet.file for snippet in found) == {"one": packages.MAX_ROWS_PER_FILE, "two": 7}
-    many = snippets(**{f"file{number}": 50 for number in range(10)})
-    kept = packages.limit_rows(many)["x"]
-    assert len(kept) == packages.MAX_ROWS
-    assert len({snippet.file for snippet in kept}) == 10
-    assert kept == packages.limit_rows(many[::-1])["x"]
+def test_methods_come_without_decorators_and_indentation():
+    source = (
+        "if True:\n    class A:\n        @property\n        def b(self):\n            x = 1\n            print(x)\n"
+    )
+    source += "\f\ndef c(x):\n    def inner():\n        a = 1\n        print(a)\n    return inner\n"
+    found = list(swapped.pairs_of_source(source, "a.py"))
+    assert [pair.original.partition("(")[0] for pair in found] == ["def b", "def c"]
+    assert found[0].swapped == "def b(self):\n    print(x)\n    x = 1"
+    assert [pair.line for pair in found] == [5, 10]
 
 
-def test_a_file_is_in_one_split():
-    parts = packages.split_label(snippets(a=30, b=20, c=20, d=10, e=10, f=5, g=5))
-    files = [{snippet.file for snippet in part} for part in parts.values()]
-    assert sum(map(len, files)) == len(set.union(*files)) == 7
-    assert [len(part) for part in parts.values()] == [70, 10, 20]
-
-
-def test_a_label_that_cannot_be_split_is_dropped():
-    good, one_file = (snippets(a=70, b=20, c=10), snippets(a=100))
-    with pytest.raises(ValueError, match=r"1 packages \(good\) with at least 55 functions in three files"):
-        packages.split_by_file({"good": good, "one_file": one_file})
-    splits = packages.split_by_file({"good": good, "better": good, "one_file": one_file})
-    assert len(splits["train"]) == 2 * 70
+def test_a_long_function_is_skipped():
+    long = "    # " + swapped.MAX_CHARACTERS * "a" + "\n"
+    assert not list(swapped.pairs_of_source(BEFORE + long + "    x = 1\n    print(x)", "a.py"))
 
 
 # Questions and answers

@@ -84,7 +84,7 @@ def test_the_card_has_the_metrics_and_valid_metadata(card_of):
     }  # fmt: skip
     assert "| validation loss (nats per token) | 6.1000 |" in card
     assert "| parameters | 3,100,000 |" in card
-    assert "`scratch-gpt pretrain recipe.yaml ...` computed these metrics after the last step, on 2 of 3 blocks" in card
+    assert "`scratch-gpt pretrain recipe.yaml ...` computed these metrics after step 20, on 2 of 3 blocks" in card
     assert f"`scratch-gpt evaluate --model {MODEL_PLACEHOLDER} --text your.txt`" in card
     assert "- train: a book: 1 document, 9 bytes, 4 tokens\n- validation: a book" in card
     assert "def f():" in card

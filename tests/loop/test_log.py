@@ -1,10 +1,11 @@
 """The log files, trackers and the terminal."""
 
 import json
-import re
 from types import SimpleNamespace
 
-from train.loop.log import JsonLines, RunLog, TrainingDisplay
+import pytest
+
+from train.loop.log import JsonLines, RunLog
 
 
 def test_cutting_back_keeps_the_records_up_to_that_step(tmp_path):
@@ -20,20 +21,13 @@ def test_cutting_back_keeps_the_records_up_to_that_step(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl"]
 
 
-def test_without_a_terminal_progress_is_one_plain_line_per_log(capsys):
-    progress = TrainingDisplay(10, 1000)
-    progress.update(20, "loss 1.0")
-    progress.close()
-    shown = capsys.readouterr()
-    assert re.fullmatch(r"step   20/1000 \| loss 1.0 \| 0:0\d:\d\d left\n", shown.out)
-    assert shown.err == ""
-
-
-def test_only_one_process_shows_progress(capsys):
-    progress = TrainingDisplay(0, 10, is_shown=False)
-    progress.update(1, "loss 1.0")
-    progress.print("text")
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize("line", ["5", "[]", "{}", '{"step": "2"}', "null", "[" * 100_000, '{"step": 1'])
+def test_lines_that_are_no_records_are_skipped(tmp_path, line):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    assert JsonLines(path).read() == [{"step": 1}, {"step": 3}]
+    JsonLines(path).cut_back(2)
+    assert path.read_text() == '{"step": 1}\n'
 
 
 def test_a_run_log_writes_to_files_tracker_and_terminal(tmp_path, capsys):
@@ -45,7 +39,7 @@ def test_a_run_log_writes_to_files_tracker_and_terminal(tmp_path, capsys):
     state = SimpleNamespace(step=2, tokens_seen=1200)
     log.write_step(state, {"loss": 3.0, "grad_norm": 1.0, "learning_rate": 0.1})
     log.write_evaluation(state, {"eval_loss": 2.0, "eval_confusion": [[1]]}, "1.1000 bits per byte")
-    log.write_samples(2, [("def ", "f(x)\n")])
+    log.write_samples(2, [("def ", "f(x)\n"), ("a", "b"), ("c", "d")])
     log.close(2)
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first == {
@@ -53,14 +47,15 @@ def test_a_run_log_writes_to_files_tracker_and_terminal(tmp_path, capsys):
         "tokens_per_second": 400.0, "mfu": 0.25,
     }  # fmt: skip
     assert second["eval_loss"] == 2.0
-    assert json.loads((tmp_path / "samples.jsonl").read_text()) == {
-        "step": 2, "prompt": "def ", "text": "f(x)\n",
-    }  # fmt: skip
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert samples[0] == {"step": 2, "prompt": "def ", "text": "f(x)\n"}
+    assert [sample["prompt"] for sample in samples] == ["def ", "a", "c"]
     assert [step for step, _ in tracked] == [2, 2]
     shown = capsys.readouterr().out
     assert "400 tokens/s" in shown
     assert "1.1000 bits per byte" in shown
-    assert "'def ' -> 'f(x)\\n'" in shown
+    assert "    > def \n    | f(x)\n    > a\n    | b\n" in shown
+    assert f"2 of 3 samples; all are in {tmp_path / 'samples.jsonl'}" in shown
     assert "stopped after step 2 and saved: run the same command again" in shown
 
 
@@ -69,3 +64,13 @@ def test_other_processes_write_no_files(tmp_path):
     log = RunLog(tmp_path, accelerator, first_step=0, last_step=4)
     log.write_step(SimpleNamespace(step=2, tokens_seen=1), {"loss": 3.0, "grad_norm": 1.0, "learning_rate": 0.1})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_evaluation_of_a_continued_run_is_known(tmp_path, capsys):
+    metrics = JsonLines(tmp_path / "metrics.jsonl")
+    for step, loss in enumerate([3.0, 2.0, float("nan"), 2.5]):
+        metrics.write({"step": step, "eval_loss": loss})
+    accelerator = SimpleNamespace(is_main_process=True, log=lambda metrics, step: None)
+    log = RunLog(tmp_path, accelerator, first_step=3, last_step=9)
+    log.write_evaluation(SimpleNamespace(step=4, tokens_seen=1), {"eval_loss": 2.25}, "validation loss 2.25")
+    assert "validation loss 2.25 (best 2.0000)" in capsys.readouterr().out

@@ -184,7 +184,7 @@ def test_gradients_are_clipped_and_the_norm_before_is_reported(build, monkeypatc
         gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
         norms.append(torch.nn.utils.get_total_norm(gradients).item())
 
-    monkeypatch.setattr(run.optimizers[0], "step", remember)
+    monkeypatch.setattr(run.checkpoints.optimizers[0], "step", remember)
     result = loop.train_step(run, TrainState())
     assert result.grad_norm > 0.1
     assert norms[0] == pytest.approx(max_grad_norm or result.grad_norm, rel=1e-3)

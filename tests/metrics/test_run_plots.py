@@ -6,6 +6,7 @@ import math
 import pytest
 
 from tests.support.tiny_logs import METRICS, evaluation, step_record
+from train.metrics.plots import smoothed
 from train.metrics.run_comparison import LoggedRun
 from train.metrics.run_plots import COLOURS, draw_runs, line_style, points, smoothed_between_gaps
 
@@ -60,6 +61,15 @@ def test_values_that_are_not_finite_numbers_leave_gaps():
     assert {x for x, y in curve if math.isnan(y)} == set(bad)
     assert {y for _, y in curve if not math.isnan(y)} == {5.0}
     render(draw_runs([run], "tokens"))
+
+
+def test_a_curve_does_not_end_in_a_single_batch():
+    noisy = [(float(x), 5.0 + (x % 2)) for x in range(400)] + [(400.0, 1.0)]
+    for reach in (4, 8):
+        assert min(y for _, y in smoothed(noisy, reach)) > 4
+        assert smoothed(noisy, reach)[-1][0] > 390
+    short = [(0.0, 3.0), (1.0, 2.0)]
+    assert smoothed(short) == short
 
 
 def test_utilization_is_shown_for_the_runs_that_logged_it():

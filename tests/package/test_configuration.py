@@ -35,14 +35,53 @@ def test_missing_fields_are_derived():
 
 
 def test_nothing_derived_goes_stale():
-    """Overrides are applied before fields are derived; fields that were changed later and conflict are rejected."""
+    """Overrides are applied before fields are derived."""
     assert ScratchGPTConfig.from_preset("tiny", hidden_size=96).head_dim == 24
     assert ScratchGPTConfig.from_preset("tiny", num_hidden_layers=5).layer_types == ["full_attention"] * 5
     assert ScratchGPTConfig.from_preset("gpt2", mlp_type="swiglu").intermediate_size == 2048
+
+
+def test_default_layer_types_follow_a_field_that_is_changed_later():
+    """As for any transformers model, whose tests change the window of a built config."""
     config = tiny_config()
+    config.sliding_window = 2
+    assert config.layer_types == ["sliding_attention"] * 4
+    config.num_hidden_layers = 6
+    assert config.layer_types == ["sliding_attention"] * 6
+    config.validate()
+    config.sliding_window = None
+    assert config.layer_types == ["full_attention"] * 6
+    config.validate()
+
+
+def test_chosen_layer_types_stay():
+    config = tiny_config(**SLIDING)
+    config.sliding_window = 2
+    assert config.layer_types == SLIDING["layer_types"]
+    config.validate()
     config.num_hidden_layers = 5
-    with pytest.raises(StrictDataclassError, match="num_hidden_layers"):
+    with pytest.raises(StrictDataclassError, match=r"(?s)num_hidden_layers.*5.*layer_types.*4"):
         config.validate()
+
+
+def test_a_saved_config_with_another_depth(tmp_path):
+    """Its file contains the layer types, which nobody chose."""
+    tiny_config().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert ScratchGPTConfig.from_values(saved, num_hidden_layers=1).layer_types == ["full_attention"]
+    assert ScratchGPTConfig.from_values(saved, sliding_window=3).layer_types == ["sliding_attention"] * 4
+    assert ScratchGPTConfig.from_pretrained(tmp_path, num_hidden_layers=2).layer_types == ["full_attention"] * 2
+    with pytest.raises(ValueError, match=r"(?s)num_hidden_layers.*1.*layer_types.*4"):
+        ScratchGPTConfig.from_values({**saved, **SLIDING}, num_hidden_layers=1)
+    chosen = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    assert ScratchGPTConfig.from_values(saved, **chosen).layer_types == ["full_attention"]
+
+
+def test_the_inner_width_is_a_multiple_of_64():
+    """Tiles of GPUs and blocks of quantized runtimes have 32 or 64 entries."""
+    expected = {16: 64, 48: 128, 64: 192, 192: 512, 512: 1344, 768: 2048}
+    actual = {size: ScratchGPTConfig(hidden_size=size, head_dim=8).intermediate_size for size in expected}
+    assert actual == expected
 
 
 def test_old_names_of_rotary_options_are_understood():
@@ -62,6 +101,27 @@ MISTAKES = [
         r"hidden_size \(45\) must be even with position_embedding_type='sinusoidal'",
     ),
     ({"rope_parameters": {"rope_type": "linaer"}}, r"rope_type'\] is 'linaer'; .*: default, dynamic, linear"),
+    ({"rope_parameters": {"rope_type": ["linear"]}}, r"rope_type'\] is \['linear'\]; allowed"),
+    ({"rope_parameters": {"rope_type": "linear"}}, r"rope_parameters of rope_type 'linear' must contain factor"),
+    ({"rope_parameters": {"rope_type": "llama3"}}, "must contain factor, high_freq_factor, low_freq_factor"),
+    ({"rope_parameters": {"rope_theta": None}}, "rope_parameters of rope_type 'default' must contain rope_theta"),
+    ({"rope_parameters": {"rope_theta": -5.0}}, r"rope_parameters\['rope_theta'\] is -5.0, .* number above 0"),
+    ({"rope_parameters": {"rope_theta": 0}}, r"rope_parameters\['rope_theta'\] is 0, .* number above 0"),
+    ({"rope_parameters": {"rope_theta": True}}, r"rope_parameters\['rope_theta'\] is True, .* number above 0"),
+    ({"rope_parameters": {"rope_theta": "1e6"}}, r"rope_parameters\['rope_theta'\] is '1e6', .* number above 0"),
+    ({"rope_parameters": {"rope_theta": float("inf")}}, r"rope_parameters\['rope_theta'\] is inf, .* number above 0"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, r"\['factor'\] is 0.5, .* number of at least 1"),
+    ({"rope_parameters": {"partial_rotary_factor": 1.5}}, r"\['partial_rotary_factor'\] is 1.5, .* at most 1"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.1}}, r"\['partial_rotary_factor'\] is 0.1, .* at least one"),
+    ({"rope_parameters": {"rope_thea": 1.0}}, "unknown key 'rope_thea'; known keys: .*rope_theta"),
+    (
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}},
+        r"rope_parameters\['short_factor'\] must be a list of 4 numbers, not \[1.0\]",
+    ),
+    *(
+        ({"pad_token_id": value}, rf"pad_token_id \({value}\) must be the id of a token, between 0 and 96 .*or None")
+        for value in (-1, 97)
+    ),
     (
         {"position_embedding_type": "learned", "rope_parameters": {"rope_theta": 9.0}},
         r"rope_parameters requires position_embedding_type='rope', but it is 'learned'",
@@ -74,6 +134,8 @@ MISTAKES = [
     ({"residual_dropout": -0.1}, r"residual_dropout \(-0.1\) must be at least 0 and below 1"),
     ({"embedding_dropout": 2}, r"embedding_dropout \(2\) must be at least 0 and below 1"),
     ({"final_logit_softcapping": 0.0}, r"final_logit_softcapping \(0.0\) must be positive, or None"),
+    ({"final_logit_softcapping": float("nan")}, r"final_logit_softcapping \(nan\) must be positive, or None"),
+    ({"initializer_range": float("inf")}, r"initializer_range \(inf\) must be positive"),
     ({"layer_types": ["full"] * 4}, r"layer_types.*must be in .*'full_attention'.*got \['full'"),
     ({"layer_types": ["chunked_attention"] * 4}, r"layer_types contains \['chunked_attention'\]; allowed"),
     ({"layer_types": ["sliding_attention"] * 4}, r"sliding_window \(None\) must be at least 1"),
@@ -118,6 +180,13 @@ def test_unknown_keys_are_refused_by_our_loaders(key, hint):
     for build in (ScratchGPTConfig.from_values, lambda values: ScratchGPTConfig.from_preset("tiny", **values)):
         with pytest.raises(ValueError, match=f"unknown config key '{key}'; ({hint})"):
             build({key: 1})
+
+
+def test_names_of_arguments_are_unknown_keys_too():
+    with pytest.raises(ValueError, match="unknown config key 'values'"):
+        ScratchGPTConfig.from_values({}, values=1)
+    with pytest.raises(ValueError, match="unknown config key 'name'"):
+        ScratchGPTConfig.from_preset("tiny", name=1)
 
 
 def test_other_model_types_and_presets_are_refused():

@@ -198,6 +198,15 @@ def test_assisted_decoding_and_prompt_lookup_change_nothing():
     assert torch.equal(model.generate(ids, **GREEDY, prompt_lookup_num_tokens=3), expected)
 
 
+@pytest.mark.parametrize("overrides", [{}, SLIDING, {"position_embedding_type": "learned"}])
+def test_drafting_with_the_first_layers_changes_nothing(overrides):
+    model, ids = tiny_model(**overrides), tiny_ids(1)
+    expected = greedy_by_hand(model, ids)
+    assert torch.equal(model.generate(ids, **GREEDY, assistant_early_exit=1), expected)
+    assert model.config.num_hidden_layers == 4
+    assert torch.equal(model.generate(ids, **GREEDY), expected)
+
+
 class Collect(BaseStreamer):
     def __init__(self):
         self.ids = []

@@ -121,6 +121,16 @@ def test_num_items_in_batch_replaces_the_number_of_targets(skip_logits, make_num
     assert_same(actual, mean * targets / 100)
 
 
+@pytest.mark.parametrize("skip_logits", [False, True])
+@pytest.mark.parametrize("wrong", [-1, -99, -101, VOCAB])
+def test_a_label_that_is_no_token_is_refused(skip_logits, wrong):
+    """-1 is the ignored label of other programs; it must not be learned as token 0."""
+    model, ids, labels = tiny_model(), tiny_ids(), ragged_labels()
+    labels[3, 2] = wrong
+    with pytest.raises(ValueError, match=f"labels contains {wrong}, .* between 0 and 96 .* use -100 to exclude"):
+        model(ids, labels=labels, skip_logits=skip_logits)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # skip_logits: the same loss and gradients without the logits
 # ----------------------------------------------------------------------------------------------------------------------

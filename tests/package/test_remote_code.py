@@ -48,6 +48,8 @@ def load_first(name):
         assert torch.equal(model.generate(tensors["ids"], max_new_tokens=5, do_sample=False), tensors["generated"])
     if name == "AutoModel":
         assert torch.equal(output.last_hidden_state, tensors["hidden"])
+    if name == "AutoModelForCausalLM":
+        check_label_smoothing(model, tensors["ids"])
     again = Path(name)
     model.save_pretrained(again)
     assert (again / "modeling_scratch_gpt.py").exists() and (again / "configuration_scratch_gpt.py").exists()
@@ -55,6 +57,15 @@ def load_first(name):
     assert config["auto_map"] == json.loads((saved / "config.json").read_text())["auto_map"]
     for expected, actual in zip(output.to_tuple(), load(name, again)(tensors["ids"]).to_tuple()):
         assert not isinstance(expected, torch.Tensor) or torch.equal(actual, expected)
+
+def check_label_smoothing(model, ids):
+    arguments = transformers.TrainingArguments(label_smoothing_factor=0.1, use_cpu=True, report_to=[])
+    trainer = transformers.Trainer(model, arguments)
+    with torch.no_grad():
+        actual = trainer.compute_loss(model, {"input_ids": ids, "labels": ids})
+        terms = -model(ids).logits[:, :-1].log_softmax(-1)
+    expected = 0.9 * terms.gather(-1, ids[:, 1:, None]).mean() + 0.1 * terms.mean()
+    assert abs(actual - expected) < 1e-5, (actual, expected)
 
 def load_without_trust():
     try:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
+from hf_scratch_gpt import ScratchGPTForQuestionAnswering
 from hf_scratch_gpt import modeling_scratch_gpt as modeling
 from tests.support.tiny import BATCH, GPT2, SEQ, tiny_ids, tiny_model
 
@@ -189,6 +190,8 @@ def runs():
     yield learned, {"input_ids": ids}, True
     yield learned, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, False
     yield sinusoidal, {"input_ids": ids, "labels": ids, "skip_logits": True}, False
+    spans = tiny_model(ScratchGPTForQuestionAnswering, **base, **PARTIAL)
+    yield spans, {"input_ids": ids, "start_positions": ids[:, 0] % SEQ, "end_positions": ids[:, 1] % SEQ}, False
     rope.set_attn_implementation("sdpa")
     yield rope, {"input_ids": ids, "position_ids": positions % 3}, False  # packed documents
     yield rope, {"input_ids": ids}, True

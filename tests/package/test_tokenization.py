@@ -1,4 +1,4 @@
-"""The tokenizer: training and encoding against an oracle, exact decoding, chat template, files, BPE-dropout."""
+"""The tokenizer: training and encoding against an oracle, exact decoding, files, BPE-dropout."""
 
 import itertools
 import json
@@ -8,12 +8,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 import hf_scratch_gpt
 from hf_scratch_gpt.tokenization_scratch_gpt import (
@@ -257,30 +256,6 @@ def test_training_streams_and_passes_errors_on():
     assert seen == 2000
 
 
-CHAT = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "\nHello!"},
-]
-
-
-def test_chat_template_and_assistant_mask(tokenizer):
-    text = "<|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>\nHello!<|end|>"
-    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == text
-    encoded = tokenizer.apply_chat_template(CHAT, return_dict=True, return_assistant_tokens_mask=True)
-    answer = np.array(encoded["input_ids"])[np.array(encoded["assistant_masks"], bool)]
-    assert tokenizer.decode(answer) == "\nHello!<|end|>"
-    prompt = tokenizer.apply_chat_template(CHAT[:-1], add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert encoded["input_ids"][: len(prompt)] == prompt
-
-
-def test_chat_template_forces_no_system_prompt_and_refuses_unknown_roles(tokenizer):
-    assert tokenizer.apply_chat_template(CHAT[1:2], tokenize=False) == "<|user|>Hi<|end|>"
-    for message in ({"role": "tool", "content": "x"}, {"role": "user", "content": None}):
-        with pytest.raises(Exception, match="must be"):
-            tokenizer.apply_chat_template([message], tokenize=False)
-
-
 def test_saved_files_hold_what_transformers_4_needs_and_nothing_of_this_machine(folder):
     assert {path.name for path in folder.iterdir()} == {
         "tokenizer.json",
@@ -292,6 +267,7 @@ def test_saved_files_hold_what_transformers_4_needs_and_nothing_of_this_machine(
         entries
         == {
             "tokenizer_class": "PreTrainedTokenizerFast",  # TokenizersBackend is unknown to 4.x
+            "preferred_tokenizer_class": "ScratchGPTTokenizer",  # where this package is imported
             "additional_special_tokens": list(SPECIAL_TOKENS[2:]),  # a list of extra_special_tokens breaks 4.x
             "bos_token": "<|endoftext|>",
             "eos_token": "<|endoftext|>",
@@ -323,13 +299,13 @@ def test_auto_tokenizer_loads_our_class_next_to_our_config(tokenizer, folder):
     assert len(loaded) == len(tokenizer)
 
 
-def test_a_folder_without_config_loads_with_both_classes(tokenizer, folder):
+def test_a_folder_without_config_loads_as_our_class_too(tokenizer, folder):
     text = TEXTS[2] + "<|user|>"
     for loaded in (ScratchGPTTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)):
-        assert isinstance(loaded, PreTrainedTokenizerFast)
+        assert type(loaded) is ScratchGPTTokenizer
         assert loaded.encode(text) == tokenizer.encode(text)
         assert loaded.all_special_tokens == tokenizer.all_special_tokens
-        assert loaded.apply_chat_template(CHAT, tokenize=False) == tokenizer.apply_chat_template(CHAT, tokenize=False)
+        assert loaded.chat_template == tokenizer.chat_template
 
 
 PLAIN = """
@@ -341,8 +317,10 @@ print(json.dumps([type(tokenizer).__name__, tokenizer.encode(sys.argv[2]), token
 """
 
 
-def test_a_model_folder_loads_without_the_package_and_without_remote_code(tokenizer, folder, tmp_path):
-    hf_scratch_gpt.ScratchGPTConfig().save_pretrained(folder)
+@pytest.mark.parametrize("has_config", [True, False])
+def test_a_folder_loads_without_the_package_and_without_remote_code(tokenizer, folder, tmp_path, has_config):
+    if has_config:
+        hf_scratch_gpt.ScratchGPTConfig().save_pretrained(folder)
     command = [sys.executable, "-I", "-c", PLAIN, str(folder), TEXTS[2]]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert json.loads(result.stdout) == ["TokenizersBackend", tokenizer.encode(TEXTS[2]), 1]

@@ -1,25 +1,81 @@
-"""The settings of fine-tuning: the length of a run, and values out of range."""
+"""The settings of fine-tuning: what is chosen by the amount of data, and values out of range."""
 
 import pytest
 
+from hf_scratch_gpt import ScratchGPTConfig
+from train.settings.defaults import tuning_rate_for
 from train.settings.finetuning import BaseArguments, TuneArguments
+
+LAPTOP = ScratchGPTConfig.from_preset("laptop")
+
+
+def chosen(num_examples, longest=200, num_processes=1, trainable="all", **settings):
+    return TuneArguments("run", **settings).for_examples(num_examples, longest, LAPTOP, trainable, num_processes)
 
 
 @pytest.mark.parametrize(
     ("settings", "steps", "every"),
     [
-        ({}, 75, 8),  # 3 epochs of 200 / 8 steps
+        ({"num_train_epochs": 3.0}, 75, 8),  # 3 epochs of 200 / 8 steps
         ({"num_train_epochs": 0.5}, 13, 2),
         ({"max_steps": 7}, 7, 1),
         ({"max_steps": 100, "eval_steps": 30}, 100, 30),
     ],
 )
 def test_the_length_of_a_run_follows_from_its_examples(settings, steps, every):
-    tuning = TuneArguments("run", global_batch_size=8, micro_batch_size=8, **settings)
-    arguments = tuning.for_examples(200)
+    settings |= {"global_batch_size": 8, "micro_batch_size": 8}
+    arguments = chosen(200, **settings)
     assert (arguments.max_steps, arguments.eval_steps, arguments.save_steps) == (steps, every, every)
     assert arguments.num_warmup_steps == steps // 10
-    assert (tuning.for_examples(999) == arguments) == ("max_steps" in settings)
+    assert (chosen(999, **settings) == arguments) == ("max_steps" in settings)
+
+
+def test_options_that_are_given_are_kept():
+    given = {"num_train_epochs": 2.0, "global_batch_size": 10, "micro_batch_size": 5, "learning_rate": 0.5}
+    arguments = chosen(1100, **given)
+    assert arguments.max_steps == 220
+    assert {name: getattr(arguments, name) for name in given if name != "num_train_epochs"} == {
+        name: value for name, value in given.items() if name != "num_train_epochs"
+    }
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_examples", [1, 7, 200, 1100, 50_000])
+def test_the_batch_fits_the_processes_and_the_memory(num_examples, num_processes):
+    for longest in (10, 1024, 100_000):
+        arguments = chosen(num_examples, longest, num_processes)
+        arguments.check_processes(num_processes)
+        assert arguments.micro_batch_size == 1 or arguments.micro_batch_size * longest <= 8192
+    assert chosen(num_examples, micro_batch_size=3, num_processes=num_processes).check_processes(num_processes) is None
+
+
+def test_the_rate_falls_with_the_width_and_rises_for_adapters():
+    wide = ScratchGPTConfig.from_preset("gpt2")
+    for optimizer in ("muon", "adamw"):
+        assert tuning_rate_for(optimizer, "all", wide) < tuning_rate_for(optimizer, "all", LAPTOP)
+    assert tuning_rate_for("adamw", "lora", LAPTOP) > tuning_rate_for("adamw", "all", LAPTOP)
+
+
+def test_what_is_chosen_is_described():
+    (line,) = chosen(1100, num_train_epochs=3.0, global_batch_size=16, learning_rate=2e-3).describe(1100, "rows")
+    assert line == "1,100 rows x 3.01 epochs = 207 updates of 16 rows, peak learning rate 0.002 (muon)"
+
+
+def test_too_few_updates_are_a_warning():
+    _, warning = chosen(1100, num_train_epochs=3.0, global_batch_size=128).describe(1100, "texts")
+    assert warning.startswith("WARNING: 26 updates are too few to learn much: aim at 50 or more, with more texts, ")
+    assert len(chosen(20).describe(20, "texts")) == 1 + (chosen(20).max_steps < 50)
+
+
+def test_a_run_keeps_what_it_has_chosen():
+    recorded = {"global_batch_size": 2, "micro_batch_size": 1, "learning_rate": 0.25, "max_steps": 9, "seed": 5}
+    tuning = TuneArguments("run").continued(recorded)
+    arguments = tuning.for_examples(1100, 200, LAPTOP)
+    assert {name: getattr(arguments, name) for name in recorded} == recorded | {"seed": 0}
+    given = TuneArguments("run", learning_rate=0.125, num_train_epochs=1.0).continued(recorded)
+    arguments = given.for_examples(1100, 200, LAPTOP)
+    assert (arguments.learning_rate, arguments.max_steps) == (0.125, 550)
+    assert TuneArguments("run").continued({}) == TuneArguments("run")
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from hf_scratch_gpt import PRESETS
 from train.settings.command import run_command
 from train.settings.corpus import CorpusArguments, TokenizerArguments
-from train.settings.recipe import option, option_list, parse_recipe, recipe_text
-from train.settings.training import DataArguments, ModelArguments, TrainArguments
+from train.settings.finetuning import TuneArguments
+from train.settings.recipe import option, option_list, parse_recipe, recipe_text, required
+from train.settings.training import PRESET_NAMES, DataArguments, ModelArguments, TrainArguments
 
 NEEDED = ["--output_dir=run"]
 
@@ -49,6 +51,11 @@ def test_the_command_line_wins(read):
     assert read("steps: 7\ntexts: [a, b]\n", "--steps", "8", "--texts", "c") == Few(steps=8, texts=["c"])
 
 
+def test_the_last_of_several_values_wins():
+    """As scripts rely on it that append their own arguments."""
+    assert parse_recipe([Few], ["--steps", "1", "--steps=2", "--fast", "--no_fast"])[0] == Few(steps=2)
+
+
 def test_later_recipes_win(tmp_path):
     for name, steps in (("a", 1), ("b", 2)):
         (tmp_path / f"{name}.yaml").write_text(f"steps: {steps}")
@@ -84,25 +91,67 @@ def test_lists_become_several_values(read, texts):
     assert read(recipe_text(Few(texts=texts))).texts == texts
 
 
-def test_text_that_looks_like_an_option_is_refused_among_several(read):
-    with pytest.raises(ValueError, match="'-x' starts with '-'"):
-        read("texts: [a, -x]")
+def test_text_that_looks_like_an_option_is_text_in_a_recipe(read):
+    assert read("texts: [a, -x, --steps=9]").texts == ["a", "-x", "--steps=9"]
+
+
+@pytest.mark.parametrize(
+    ("line", "argv", "expected"),
+    [
+        ("maybe: 4", ["--maybe", "null"], Few()),
+        ("steps: 7", ["--steps=null"], Few()),
+        ("fast: true", ["--fast", "null"], Few()),
+        ("mode: last", ["--mode", "null"], Few()),
+        ("texts: [a, b]", ["--texts", "null"], Few()),
+        ("name: x", ["--name", "null"], Few()),
+        ("maybe: 4", ["--maybe", "null", "--steps", "4"], Few(steps=4)),
+    ],
+)
+def test_the_command_line_can_remove_what_a_recipe_sets(read, line, argv, expected):
+    assert read(line, *argv) == expected
+
+
+def test_one_of_two_settings_that_exclude_each_other_can_be_removed(read):
+    recipe = "output_dir: run\nnum_train_epochs: 2\n"
+    with pytest.raises(ValueError, match="exclude each other"):
+        read(recipe, "--max_steps", "7", kind=TuneArguments)
+    assert read(recipe, "--max_steps", "7", "--num_train_epochs", "null", kind=TuneArguments).max_steps == 7
+
+
+def test_without_a_recipe_null_is_a_text():
+    assert parse_recipe([Few], ["--name", "null", "--texts", "null"]) == (Few(name="null", texts=["null"]),)
+
+
+def test_a_required_setting_cannot_be_removed(read):
+    with pytest.raises(ValueError, match="required: --output_dir"):
+        read("output_dir: run", "--output_dir", "null", kind=TrainArguments)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("step: 1", r"recipe.yaml: unknown setting 'step': did you mean steps\?"),
-        ("xyz: 1", "unknown setting 'xyz': --help"),
-        ("steps: 10.5", "--steps: invalid int value: '10.5'"),
-        ("steps: 1e3", "--steps: invalid int value: '1e3'"),
+        ("step: 1", r"recipe.yaml: unknown setting step: did you mean steps\?"),
+        ("xyz: 1", "unknown setting xyz: --help"),
+        ("steps: 10.5", r"recipe.yaml: steps takes a whole number, not '10.5'\."),
+        ("steps: 1e3", "steps takes a whole number, not '1e3'"),
+        ("steps: 9223372036854775808", r"steps takes a number below 2\^63"),
+        ("rate: .nan", "rate is nan: it must be a finite number"),
+        ("rate: 1e999", "rate is 1e999: it must be a finite number"),
+        ("maybe: [1]", "maybe takes one value"),
         ("steps: true", "steps does not take True"),
         ("name: no", "name does not take False; text needs quotation marks"),
-        ("rate: fast", "--rate: invalid float value: 'fast'"),
+        ("rate: fast", "rate takes a number, not 'fast'"),
         ("rate: [1, 2]", "rate takes one value"),
         ("rate: {a: 1}", "rate does not take"),
-        ("fast: maybe", "--fast: Truthy value expected"),
-        ("mode: worst", r"--mode: invalid choice: 'worst'"),
+        ("fast: maybe", "fast takes true or false, not 'maybe'"),
+        ("mode: worst", "mode takes best or last, not 'worst'"),
+        ("texts: [a, {b: c}]", r"texts does not take \{'b': 'c'\}"),
+        ("texts: [a, null]", "texts does not take None"),
+        ("? [a]\n: 1", "a name must be a word"),
+        ("a: &x 1\nb: *x", r"it has an alias \(\*x\)"),
+        ("texts: " + "[" * 50_000, "nested too deeply"),
+        ("name: " + "x" * 2_000_000, r"has 2,000,006 bytes: a recipe is a list of settings"),
+        ("steps: " + "x" * 900_000, r"steps takes a whole number, not 'x{79} \.\.\."),
         ("steps: 1\nsteps: 2", "'steps' is set twice"),
         ("- 1", "must consist of lines 'name: value'"),
         ("a: b: c", "not valid YAML"),
@@ -116,11 +165,21 @@ def test_mistakes_in_a_recipe_are_named(read, text, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--step=1"], r"unknown setting '--step=1': did you mean --steps\?"),
-        (["--ste", "1"], "unknown setting '--ste'"),  # no abbreviations
-        (["--steps", "x"], "--steps: invalid int value"),
-        (["--steps", "1", "stray"], "unknown setting 'stray'"),
+        (["--step=1"], r"unknown setting --step: did you mean --steps\?"),
+        (["--ste", "1"], "unknown setting --ste:"),  # no abbreviations
+        (["-s", "1"], "unknown setting -s: options have the form --name value"),
+        (["--steps", "x"], r"^--steps takes a whole number, not 'x'\.$"),
+        (["--rate", "nan"], "--rate is nan: it must be a finite number"),
+        (["--rate=-inf"], "--rate is -inf: it must be"),
+        (["--steps"], "--steps needs a value"),
+        (["--texts", "--steps", "1"], "--texts needs a value"),
+        (["--texts", "-x"], "--texts needs a value; one that begins with a dash is written --texts=VALUE"),
+        (["--no_packing=true"], "--no_packing takes no value: write --packing followed by true or false"),
+        (["--texts", "a", "--texts", "b"], "--texts is given twice, with a and b: write all values after one --texts"),
+        (["--name", "two", "words"], r"'words' belongs to no option: .* quotation marks, --name \"\.\.\.\""),
+        (["--steps", "1", "recipe.yaml"], "recipe recipe.yaml must come before the options"),
         (["recipe.json"], "neither a recipe"),
+        (["nowhere.yaml"], r"recipe nowhere.yaml does not exist"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(argv, message):
@@ -151,7 +210,7 @@ def test_what_is_written_is_read_back(read):
         (["--micro_batch_size=0"], "--micro_batch_size is 0: it must be a number of at least 1"),
         (["--learning_rate=-1"], "--learning_rate is -1.0"),
         (["--learning_rate=0"], "learning rate of 0"),
-        (["--learning_rate=nan"], "--learning_rate is nan"),
+        (["--learning_rate=nan"], "--learning_rate is nan: it must be a finite number"),
         (["--learning_rate=inf"], "--learning_rate is inf"),
         (["--adam_beta2=1"], "--adam_beta2 is 1.0: it must be at most"),
         (
@@ -164,7 +223,7 @@ def test_what_is_written_is_read_back(read):
         (["--max_steps=10", "--warmup_steps=6", "--lr_scheduler_type=wsd", "--decay_fraction=0.5"], r"\(5 steps\)"),
         (["--max_steps=10", "--warmup_steps=9", "--lr_scheduler_type=wsd"], r"\(2 steps\)"),
         (["--save_total_limit=0"], "--save_total_limit is 0"),
-        (["--optimizer=sgd"], "--optimizer: invalid choice: 'sgd'"),
+        (["--optimizer=sgd"], "--optimizer takes muon or adamw, not 'sgd'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(argv, message):
@@ -193,14 +252,45 @@ def test_a_batch_is_shared_equally_by_all_processes():
         arguments.check_processes(2)
 
 
-def test_missing_settings_are_named():
-    with pytest.raises(ValueError, match="required: --output_dir"):
-        parse_recipe([TrainArguments], [])
+def test_missing_settings_are_named_and_described():
+    with pytest.raises(ValueError, match="required: ") as error:
+        parse_recipe([ModelArguments, DataArguments, TrainArguments], [], description="Does.\n\n    pretrain --now\n")
+    first, *lines, example = str(error.value).splitlines()
+    assert first == "required: --config or --model, --data_dir, --output_dir."
+    assert lines[1] == "  --data_dir           Folder written by scratch-gpt prepare_data."
+    assert example == "Example: pretrain --now"
+
+
+def test_a_setting_can_be_required_unless_another_is_given():
+    @dataclass
+    class Source:
+        model: str | None = option("A model.")
+        config: str | None = required("A shape.", unless="model")
+
+    assert parse_recipe([Source], ["--model", "m"]) == (Source(model="m"),)
+    assert parse_recipe([Source], ["--config", "c"]) == (Source(config="c"),)
+    with pytest.raises(ValueError, match="required: --config or --model"):
+        parse_recipe([Source], [])
+
+
+def test_a_recipe_with_100_000_entries_is_refused_at_once(read):
+    with pytest.raises(ValueError, match="unknown setting"):
+        read("".join(f"a{i}: 1\n" for i in range(90_000)))
+
+
+def test_a_misspelt_recipe_gets_the_nearest_file(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"recipe \S+/recipy.yaml does not exist: did you mean \S+/recipe.yaml\?"):
+        parse_recipe([Few], [str(tmp_path / "recipy.yaml")])
+
+
+def test_the_named_presets_are_those_of_the_package():
+    assert tuple(PRESETS) == PRESET_NAMES
 
 
 def test_pretrain_has_few_options_and_each_is_described():
     entries = [entry for kind in (ModelArguments, DataArguments, TrainArguments) for entry in fields(kind)]
-    assert len(entries) <= 40
+    assert len(entries) <= 42
     assert all(entry.metadata["help"].endswith(".") for entry in entries)
     names = [entry.name for kind in (CorpusArguments, TokenizerArguments) for entry in fields(kind)]
     assert not set(names) & {entry.name for entry in entries}
@@ -209,13 +299,34 @@ def test_pretrain_has_few_options_and_each_is_described():
 def test_help_says_each_default_once(capsys):
     with pytest.raises(SystemExit) as end:
         parse_recipe([TrainArguments], ["--help"], description="Trains.")
-    text = capsys.readouterr().out
+    shown = capsys.readouterr().out
+    text = " ".join(shown.split())
     assert end.value.code == 0
     assert "[recipe.yaml ...] [--name value ...]" in text
     assert "(default: 1000)" in text
-    assert text.count("--max_steps MAX_STEPS") == 1
+    assert text.count("--max_steps N") == 1
     assert "--max-steps" not in text
-    assert re.search(r"--no_reshard_after_forward\s+Set --reshard_after_forward to False\.\n", text)
+    assert "--no_" not in text
+    assert "--reshard_after_forward {true,false}" in text
+    assert "(default: true)" in text
+    assert text.index("length and batch:") < text.index("optimizer:") < text.index("logging:")
+    assert not re.search(r"^options:", shown, re.MULTILINE)  # each option has a group
+
+
+def test_help_ends_with_the_examples(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe(
+            [Few], ["--help"], description="Does it.\n\n    it --now\n    it --later\n\nMore about 100 % of it.\n"
+        )
+    text = capsys.readouterr().out
+    assert text.index("Does it.") < text.index("More about 100 % of it.") < text.index("--rate X")
+    assert text.endswith("examples:\n  it --now\n  it --later\n")
+
+
+def test_the_options_of_a_short_command_are_not_grouped(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe([Few], ["--help"])
+    assert re.findall(r"^\S+:", capsys.readouterr().out, re.MULTILINE) == ["usage:", "options:"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from train.settings.command import run_command
 from train.settings.recipe import parse_recipe
-from train.settings.renamed import RENAMED, RENAMED_VALUES
+from train.settings.renamed import ANSWERS, HABITS, OLD_VALUES, RENAMED, RENAMED_VALUES
 from train.settings.training import TrainArguments
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
@@ -55,6 +55,39 @@ def test_some_command_knows_every_new_name(capsys):
     used = {pair for command in COMMANDS for pair in renamed_in(command, capsys).items()}
     assert used == {(old, new) for old, news in RENAMED.items() for new in news}
     assert RENAMED_VALUES.keys() <= {new for _, new in used}
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "message"),
+    [
+        ("pretrain", "lr", "unknown setting --lr: here it is called --learning_rate."),
+        ("pretrain", "epochs", "here it is called --max_steps"),
+        ("finetune", "epochs", "here it is called --num_train_epochs"),
+        ("pretrain", "resume", "run the same command again"),
+        ("generate", "max_tokens", "here it is called --max_new_tokens"),
+        ("finetune", "push_to_hub", "run scratch-gpt publish"),
+        ("pretrain", "n_layer", "--config_overrides"),
+    ],
+)
+def test_names_of_other_tools_are_answered(command, name, message, capsys):
+    assert run_command(main_of(command), [f"--{name}", "1"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_names_of_other_tools_are_no_options_of_ours(capsys):
+    options = set()
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main_of(command)(["--help"])
+        options |= set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.MULTILINE))
+    assert {new for news in HABITS.values() for new in news} <= options
+    assert not set(ANSWERS) & set(RENAMED)
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [(name, old, new) for (name, old), new in OLD_VALUES.items()])
+def test_an_old_value_is_answered_with_the_new_one(name, old, new, capsys):
+    assert run_command(main_of("finetune"), [f"--{name}", old]) == 2
+    assert f"; {old!r} is now called {new!r}." in capsys.readouterr().err
 
 
 def test_a_value_that_looks_like_an_old_name_is_text():

@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .early import check_command_line
+
 PROGRAM = "scratch-gpt"
 # in the order in which a user meets them
 COMMANDS = {
@@ -49,13 +51,15 @@ def main(argv: Sequence[str] | None = None, package: str = "hf_scratch_gpt.train
     if name not in COMMANDS:
         print(f"error: unknown command {arguments[0]!r}{suggestion(name)}", file=sys.stderr)
         return 2
+    sys.argv[0] = f"{PROGRAM} {name}"  # the name in `--help`
+    if (code := check_command_line(package, name, arguments[1:])) is not None:
+        return code
     try:
         command = importlib.import_module(f"{package}.{name}")
         run_command = importlib.import_module(f"{package}.settings.command").run_command
     except ModuleNotFoundError as error:
         print(f'error: {error.name} is not installed: pip install "hf_scratch_gpt[train]"', file=sys.stderr)
         return 2
-    sys.argv[0] = f"{PROGRAM} {name}"  # the name in `--help`
     exit_code: int = run_command(command.main, arguments[1:])
     return exit_code
 

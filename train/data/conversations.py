@@ -333,43 +333,48 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class PackedConversations:
-    """Rows of one or several conversations."""
+    """Conversations as examples; those of a micro-batch share rows of tokens."""
 
     encoded: Sequence[Encoded]
-    rows: Sequence[Sequence[int]]  # the numbers of the conversations of each row
     pad_id: int
+    packing: bool = True  # else one conversation per row
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.encoded)
 
     @property
     def mean_length(self) -> float:
-        """Input tokens per row."""
-        return sum(one.num_inputs for one in self.encoded) / len(self.rows)
+        """Input tokens per conversation."""
+        return sum(one.num_inputs for one in self.encoded) / len(self.encoded)
+
+    @property
+    def longest(self) -> int:
+        """Input tokens of the longest conversation."""
+        return max(one.num_inputs for one in self.encoded)
 
     @property
     def sha256(self) -> str:
-        """Hash of all tokens, their masks, and their division into rows."""
-        digest = hashlib.sha256()
-        for row in self.rows:
-            for number in row:
-                one = self.encoded[number]
-                digest.update(one.ids.astype("<i4").tobytes() + one.is_answer.tobytes())
-            digest.update(b"row")
+        """Hash of all tokens and their masks, and of whether they are packed."""
+        digest = hashlib.sha256(b"packed" if self.packing else b"single")
+        for one in self.encoded:
+            digest.update(one.ids.astype("<i4").tobytes() + one.is_answer.tobytes() + b"end")
         return digest.hexdigest()
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """`input_ids`, `position_ids` and `shift_labels`, each (rows, longest); labels outside of answers are -100.
 
-        Positions count from 0 in each conversation, and are 0 in the padding at the end.
+        A row is as long as the longest conversation; short ones share it. Positions count from 0 in each
+        conversation, and are 0 in the padding at the end.
         """
-        parts = [[self.encoded[number] for number in self.rows[index]] for index in indices]
-        shape = (len(parts), max(sum(one.num_inputs for one in row) for row in parts))
+        chosen = [self.encoded[index] for index in indices]
+        lengths = [one.num_inputs for one in chosen]
+        rows = pack(lengths, max(lengths)) if self.packing else [[number] for number in range(len(chosen))]
+        shape = (len(rows), max(lengths))
         ids, positions = torch.full(shape, self.pad_id), torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORE_INDEX)
-        for row, conversations in enumerate(parts):
+        for row, numbers in enumerate(rows):
             start = 0
-            for one in conversations:
+            for one in (chosen[number] for number in numbers):
                 end = start + one.num_inputs
                 tokens = torch.from_numpy(one.ids).long()
                 ids[row, start:end] = tokens[:-1]

@@ -94,6 +94,11 @@ class LabelledTexts:
         return sum(map(len, self.ids)) / len(self.ids)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(map(len, self.ids))
+
+    @property
     def sha256(self) -> str:
         """Hash of all tokens and labels."""
         digest = hashlib.sha256(b"[")  # of json.dumps([ids, labels]), without its text in memory

@@ -3,18 +3,15 @@
 import json
 import math
 import os
-import sys
-import time
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from ..checkpoint.state import TrainState
 from ..settings.run_folder import METRICS_FILE, SAMPLES_FILE
+from .display import MAX_SAMPLES, Pace, TrainingDisplay
 
 
 class JsonLines:
@@ -29,70 +26,30 @@ class JsonLines:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete records; skips a line that a kill has truncated."""
+        """All records."""
+        return list(self)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Read the records one by one; skips lines that are none, such as one that a kill has truncated."""
         if not self.path.exists():
-            return []
-        records = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return records
+            return
+        with self.path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    yield record
 
     def cut_back(self, step: int) -> None:
         """Remove records after `step`: the continued run writes them again."""
-        kept = [record for record in self.read() if record["step"] <= step]
         partial = self.path.with_suffix(".partial")
-        partial.write_text(
-            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept),
-            encoding="utf-8",
-        )
+        with partial.open("w", encoding="utf-8") as file:
+            for record in self:
+                if record["step"] <= step:
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
         os.replace(partial, self.path)
-
-
-class TrainingDisplay:
-    """The terminal output of a run: a progress bar, or one line per log when the output is not a terminal.
-
-    Args:
-        is_shown: False for all processes but the main one.
-    """
-
-    def __init__(self, first_step: int, last_step: int, *, is_shown: bool = True) -> None:
-        self.is_shown = is_shown
-        self.first_step, self.last_step = first_step, last_step
-        self.started = time.monotonic()
-        self.has_bar = is_shown and sys.stdout.isatty()
-        self.bar = tqdm(
-            total=last_step,
-            initial=first_step,
-            desc="training",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.has_bar,
-        )
-
-    def print(self, text: str) -> None:
-        """Print a line, above the bar if there is one."""
-        if self.has_bar:
-            tqdm.write(text)
-        elif self.is_shown:
-            print(text, flush=True)
-
-    def update(self, step: int, text: str) -> None:
-        """Show progress; `text` has the metrics of the last step."""
-        if self.has_bar:
-            self.bar.set_postfix_str(text.replace(" | ", ", "), refresh=False)
-            self.bar.update(step - self.bar.n)
-            return
-        seconds_per_step = (time.monotonic() - self.started) / max(1, step - self.first_step)
-        left = timedelta(seconds=round((self.last_step - step) * seconds_per_step))
-        width = len(str(self.last_step))
-        self.print(f"step {step:>{width}}/{self.last_step} | {text} | {left} left")
-
-    def close(self) -> None:
-        """End the bar."""
-        self.bar.close()
 
 
 def cut_back_logs(run: Path, step: int) -> None:
@@ -102,7 +59,12 @@ def cut_back_logs(run: Path, step: int) -> None:
 
 
 class RunLog:
-    """Writes metrics and samples to the run folder, the trackers and the terminal."""
+    """Writes metrics and samples to the run folder, the trackers and the terminal.
+
+    Args:
+        peak_tokens_per_second: for the MFU.
+        pace: with the intervals of evaluations and checkpoints, to estimate the time left.
+    """
 
     def __init__(
         self,
@@ -111,17 +73,28 @@ class RunLog:
         first_step: int,
         last_step: int,
         peak_tokens_per_second: float = math.inf,
+        pace: Pace | None = None,
     ) -> None:
         self.accelerator, self.peak_tokens_per_second = accelerator, peak_tokens_per_second
         self.metrics, self.samples = JsonLines(folder / METRICS_FILE), JsonLines(folder / SAMPLES_FILE)
         self.last_step = last_step
-        self.display = TrainingDisplay(first_step, last_step, is_shown=accelerator.is_main_process)
+        is_shown = accelerator.is_main_process
+        best = best_eval_loss(self.metrics) if is_shown else None
+        self.display = TrainingDisplay(first_step, pace or Pace(last_step), is_shown=is_shown, best=best)
         self.tokens, self.seconds = 0, 0.0  # since the last log line
+        self.num_samplings = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.display.close()  # so that an error message begins on a new line
 
     def count(self, tokens: int, seconds: float) -> None:
         """Add a step's tokens and training time to the throughput of the next line."""
         self.tokens += tokens
         self.seconds += seconds
+        self.display.count(tokens, seconds)
 
     def write_step(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Log loss, grad_norm and learning_rate of a step, and the throughput since the last line.
@@ -138,7 +111,7 @@ class RunLog:
             f"loss {metrics['loss']:.4f} | grad_norm {metrics['grad_norm']:.2f} | lr {metrics['learning_rate']:.2e} | "
             f"{speed:,.0f} tokens/s"
         )
-        self.display.update(state.step, text + (f" | MFU {mfu:.0%}" if utilization else ""))
+        self.display.show_step(metrics["loss"], text + (f" | MFU {mfu:.0%}" if utilization else ""))
 
     def write_skip(self, state: TrainState, reason: str) -> None:
         """Log that the update of a step was skipped, and why."""
@@ -149,19 +122,20 @@ class RunLog:
     def write_evaluation(self, state: TrainState, metrics: dict[str, Any], text: str) -> None:
         """Log the metrics of an evaluation and print `text`; trackers take numbers only."""
         self._write(state, metrics)
-        self.display.print(f"step {state.step}: {text}")
+        self.display.show_evaluation(metrics.get("eval_loss"), text)
 
     def write_samples(self, step: int, samples: Iterable[tuple[str, str]]) -> None:
         """Log (prompt, completion) pairs; with a split model all processes have them, and the main one writes."""
+        samples = list(samples) if self.accelerator.is_main_process else []
         for prompt, text in samples:
-            if not self.accelerator.is_main_process:
-                continue
             self.samples.write({"step": step, "prompt": prompt, "text": text})
-            self.display.print(f"  {prompt!r} -> {text[:120]!r}")
+        self.display.show_samples(samples)
+        self.num_samplings += 1
+        if len(samples) > MAX_SAMPLES and self.num_samplings == 1:
+            self.display.print(f"    {MAX_SAMPLES} of {len(samples)} samples; all are in {self.samples.path}")
 
     def close(self, step: int) -> None:
-        """End the display; say how to continue a run that was stopped early."""
-        self.display.close()
+        """Say how to continue a run that was stopped early."""
         if step < self.last_step:
             self.display.print(f"stopped after step {step} and saved: run the same command again to continue")
 
@@ -171,3 +145,9 @@ class RunLog:
         if self.accelerator.is_main_process:
             record = {"step": state.step, "tokens_seen": state.tokens_seen}
             self.metrics.write(record | metrics)
+
+
+def best_eval_loss(metrics: JsonLines) -> float | None:
+    """The lowest validation loss that a log contains; None if it has none."""
+    losses = (record["eval_loss"] for record in metrics if isinstance(record.get("eval_loss"), float))
+    return min((loss for loss in losses if math.isfinite(loss)), default=None)

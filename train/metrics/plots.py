@@ -59,9 +59,13 @@ def draw_loss_curve(
 
 
 def smoothed(points: list[tuple[float, float]], reach: int = 4) -> list[tuple[float, float]]:
-    """Replace each y by the mean over up to `reach` neighbours on each side, equally many on both sides."""
+    """Replace each y by the mean over up to `reach` neighbours on each side, equally many on both sides.
+
+    The last points of a long curve are left out: with hardly any neighbours they would be as noisy as single batches.
+    """
     means = []
-    for i, (x, _) in enumerate(points):
+    end = len(points) - reach // 2 if len(points) > 4 * reach else len(points)
+    for i, (x, _) in enumerate(points[:end]):
         width = min(reach, i, len(points) - 1 - i)
         means.append((x, statistics.fmean(y for _, y in points[i - width : i + width + 1])))
     return means

@@ -12,6 +12,8 @@ from typing import Any
 
 import jinja2
 
+from .thinning import finite_or_nan
+
 MISSING = "-"  # in a table
 LAST_LINES = 10  # the final training loss is the mean of this many lines, as a single batch is noisy
 MAX_SKIPS = 5  # number of skipped updates that are listed
@@ -20,7 +22,9 @@ EVALUATION_METRICS = {
     "perplexity": ("perplexity (per token)", ",.2f"),
     "bits_per_byte": ("bits per byte", ".4f"),
     "accuracy": ("accuracy", ".2%"),
-    "f1": ("mean F1", ".4f"),
+    "precision": ("mean precision of the labels", ".4f"),
+    "recall": ("mean recall of the labels", ".4f"),
+    "f1": ("mean F1 of the labels", ".4f"),
 }
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -42,15 +46,11 @@ class LoggedRun:
     samples: list[dict[str, Any]]
     recipe: dict[str, Any]
     state: str  # running, stopped, complete or failed
+    num_skipped: int | None = None  # of a long log, `skipped` has only some
 
     def values(self, name: str) -> list[float]:
         """All values of a metric in the order of the log; nan if not a finite number."""
         return [finite_or_nan(record[name]) for record in self.metrics if name in record]
-
-
-def finite_or_nan(value: Any) -> float:
-    """The value if it is a finite number, else nan, which leaves a gap in a curve."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
 
 def comparison_page(runs: Sequence[LoggedRun], picture: bytes) -> str:
@@ -63,10 +63,16 @@ def comparison_page(runs: Sequence[LoggedRun], picture: bytes) -> str:
     return TEMPLATES.get_template("run_comparison.html.jinja").render(
         runs=runs,
         picture=base64.b64encode(picture).decode(),
-        results={name: [own[name] for own in results] for name in results[0]},
+        results=without_empty_rows({name: [own[name] for own in results] for name in results[0]}),
         settings=differing_settings(runs),
         samples=last_samples(runs),
     )
+
+
+def without_empty_rows(rows: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The rows without the metrics of another kind of model, such as the perplexity of classifiers."""
+    optional = {f"last {title}" for name, (title, _) in EVALUATION_METRICS.items() if name != "loss"}
+    return {name: cells for name, cells in rows.items() if name not in optional or {*cells} != {MISSING}}
 
 
 def results_of(run: LoggedRun) -> dict[str, str]:
@@ -75,11 +81,12 @@ def results_of(run: LoggedRun) -> dict[str, str]:
     best = min(evaluations, key=lambda record: record["eval_loss"], default=None)
     final_loss = statistics.fmean(run.values("loss")[-LAST_LINES:])
     skips = [f"\nstep {record.get('step', MISSING)}: {record['skipped']}" for record in run.skipped]
-    more = [f"\nand {len(skips) - MAX_SKIPS} more"] if len(skips) > MAX_SKIPS else []
+    num_skips = len(skips) if run.num_skipped is None else run.num_skipped
+    more = [f"\nand {num_skips - MAX_SKIPS:,} more"] if num_skips > MAX_SKIPS else []
     return {
         "state": run.state,
-        "steps": format_last(run.values("step"), ",.0f"),
-        "tokens seen": format_last(run.values("tokens_seen"), ",.0f"),
+        "steps": format_last(sorted(run.values("step")), ",.0f"),
+        "tokens seen": format_last(sorted(run.values("tokens_seen")), ",.0f"),
         f"training loss (mean of the last {LAST_LINES} lines)": f"{final_loss:.4f}",
         "best validation loss": f"{best['eval_loss']:.4f} at step {best.get('step', MISSING)}" if best else MISSING,
         **{
@@ -88,7 +95,7 @@ def results_of(run: LoggedRun) -> dict[str, str]:
         },
         "tokens per second (median)": format_median(run.values("tokens_per_second"), ",.0f"),
         "MFU (median)": format_median(run.values("mfu"), ".1%"),
-        "skipped updates": "".join([str(len(skips)), *skips[:MAX_SKIPS], *more]),
+        "skipped updates": "".join([str(num_skips), *skips[:MAX_SKIPS], *more]),
     }
 
 

@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .plots import TEXT_COLOUR, VALIDATION_COLOUR, smoothed
-from .run_comparison import MISSING, LoggedRun, finite_or_nan, format_median
+from .run_comparison import MISSING, LoggedRun, format_median
+from .thinning import finite_or_nan
 
 COLOURS = ("#2f6fad", VALIDATION_COLOUR, "#3c8d5a", "#8a5fb0", "#c2932a", "#35a0a5", "#8b5a3c", "#77808c")
 LINE_STYLES = ("-", "--", ":")  # the next one when the colours are used up
@@ -117,9 +118,7 @@ def smoothed_between_gaps(curve: Points) -> Iterator[tuple[float, float]]:
     """The curve smoothed between its gaps, a long curve more than a short one."""
     reach = min(50, max(4, len(curve) // 50))
     for _, stretch in itertools.groupby(curve, key=lambda point: math.isnan(point[1])):
-        line = [*stretch]
-        # the last points have hardly any neighbours to average with
-        yield from smoothed(line, reach)[: -3 if len(line) > 4 * reach else None]
+        yield from smoothed([*stretch], reach)
 
 
 def after_steep_start(curve: Points) -> list[float]:

@@ -13,6 +13,7 @@ from ..hub.download import pull_or_cached
 from ..settings.json_files import read_json
 from ..settings.run_folder import ADAPTER_CONFIG_FILE, CHECKPOINT_PREFIX, CONFIG_FILE, MODEL_FILE, MODEL_INDEX_FILE
 from .hints import about_folder, about_missing, about_unfinished, is_run, near_paths, tokenizer_of_run
+from .vocabulary import check_tokenizer
 
 
 def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
@@ -22,7 +23,8 @@ def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
         option: the option that `name` was given with, for the error messages.
 
     Raises:
-        ValueError: no such model, or a folder without a known config or without weights.
+        ValueError: no such model, or a folder without a known config or without weights, or with the tokenizer of
+            another model.
         OSError: the Hub cannot be reached, or the disk is full.
     """
     folder = Path(name)
@@ -38,6 +40,7 @@ def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
     model_type = read_json(folder / CONFIG_FILE).get("model_type")
     if model_type is None:
         raise ValueError(f"{place} is not a model folder: its {CONFIG_FILE} has no model_type.")
+    check_tokenizer(place, folder)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"{place} has the unknown model_type {model_type}: it must be scratch_gpt or one of transformers' "

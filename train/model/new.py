@@ -1,5 +1,6 @@
 """Build a new model from a preset or a config.json."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) 
     }
     for name in overrides.keys() & from_tokenizer.keys():
         raise ValueError(f"--config_overrides sets {name}, which comes from the tokenizer: remove it.")
-    if arguments.config in PRESETS:
-        return ScratchGPTConfig.from_preset(arguments.config, **overrides, **from_tokenizer)
-    return ScratchGPTConfig.from_values(read_config(arguments.config) | overrides | from_tokenizer)
+    name = arguments.config or ""
+    if name in PRESETS:
+        return ScratchGPTConfig.from_preset(name, **overrides, **from_tokenizer)
+    return ScratchGPTConfig.from_values(read_config(name), **overrides, **from_tokenizer)
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -46,7 +48,13 @@ def read_config(name: str) -> dict[str, Any]:
     path = Path(name)
     path = path / CONFIG_FILE if path.is_dir() else path
     if path.suffix != ".json":
-        raise ValueError(f"--config {name} is neither a preset ({', '.join(PRESETS)}) nor a config.json.")
+        nearest = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"--config {name} is neither a preset ({', '.join(PRESETS)}) nor a config.json.{hint}")
+    if not path.exists():
+        inside = sorted(str(found.parent) for found in path.parent.glob(f"*/{CONFIG_FILE}"))
+        hint = f"did you mean {inside[-1]}?" if inside else "give a preset, a config.json, or the folder of a model."
+        raise ValueError(f"--config {name}: {path} does not exist; {hint}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -63,16 +71,37 @@ def parse_overrides(text: str) -> dict[str, Any]:
         ValueError: the text has another form.
     """
     try:
-        values = yaml.safe_load("{" + text.replace("=", ": ") + "}")
+        values = yaml.load("{" + text.replace("=", ": ") + "}", _OverrideLoader)
     except yaml.YAMLError:
-        values = {None: None}
-    if None in values.values() and "null" not in text:
-        raise ValueError(f'--config_overrides {text!r} must look like "name=value,name=value".')
-    return {name: _number_or_same(value) for name, value in values.items()}
+        raise ValueError(f'--config_overrides {text!r} must look like "name=value,name=value".') from None
+    return {str(name): _numbers_or_same(value) for name, value in values.items()}
 
 
-def _number_or_same(value: Any) -> Any:
-    try:  # YAML reads 1e-6 as text
+class _OverrideLoader(yaml.SafeLoader):
+    """Reads mappings in which each name has a value and occurs once; no aliases."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"--config_overrides sets {name} twice: remove one of them.")
+        if any(isinstance(value, yaml.ScalarNode) and not value.value and not value.style for _, value in node.value):
+            raise yaml.YAMLError("a name without a value")
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+def _numbers_or_same(value: Any) -> Any:
+    """The value with all numbers as numbers, at any depth: YAML reads 1e6 as text."""
+    if isinstance(value, dict):
+        return {key: _numbers_or_same(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_numbers_or_same(entry) for entry in value]
+    try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value

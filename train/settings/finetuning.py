@@ -1,15 +1,16 @@
 """Options of fine-tuning: the base model, the parameters to train, the rows, and for how long."""
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from .checks import check_bounds, check_fraction, requires
+from .defaults import FEWEST_UPDATES, batch_size_for, epochs_for, micro_batch_size_for, tuning_rate_for
 from .reading import COLUMNS, ENCODING, KEEP_CRLF, Reading, require_files
 from .recipe import option, option_list, required
 from .training import LoopArguments, TrainArguments
 
-DEFAULT_EPOCHS = 3.0
 DEFAULT_FRACTION = 0.1  # of the rows, held out for validation and for the test
 NUM_EVALUATIONS = 10  # per run, unless --eval_steps is given
 # options that require one value of --trainable
@@ -67,13 +68,21 @@ class TuneArguments(LoopArguments):
     """How a pretrained model is fine-tuned, and for how long."""
 
     num_train_epochs: float | None = option(
-        "Passes over the training examples (default: 3, unless --max_steps is given)."
+        "Passes over the training examples (default: by their number, 3 for 150 or more; none with --max_steps)."
     )
     max_steps: int | None = option("Optimizer steps of the whole run, instead of --num_train_epochs.")
-    optimizer: Literal["muon", "adamw"] = option(
-        "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "adamw"
+    global_batch_size: int | None = option(
+        "Conversations or texts per step, over all processes (default: by their number, from 4 to 64)."
     )
-    learning_rate: float = option("Peak learning rate.", 3e-4)
+    micro_batch_size: int | None = option(
+        "Conversations or texts per forward pass of one process (default: by the longest one)."
+    )
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "muon"
+    )
+    learning_rate: float | None = option(
+        "Peak learning rate (default: by optimizer, trained parameters and width of the model)."
+    )
     weight_decay: float = option("Decoupled weight decay of matrices and embeddings.", 0.01)
     adam_beta2: float = option("AdamW's beta2.", 0.98)
     eval_steps: int | None = option(
@@ -98,21 +107,48 @@ class TuneArguments(LoopArguments):
         if self.max_steps is not None:
             self.check_schedule(self.max_steps)
 
-    def for_examples(self, num_examples: int) -> "FinetuneArguments":
-        """The settings of the run, with everything that follows from the number of training examples."""
-        steps = self.max_steps
-        if steps is None:
-            epochs = DEFAULT_EPOCHS if self.num_train_epochs is None else self.num_train_epochs
-            steps = max(1, math.ceil(epochs * num_examples / self.global_batch_size))
+    def continued(self, recorded: Mapping[str, Any]) -> "TuneArguments":
+        """With the values that an earlier start of this run has chosen, where none are given.
+
+        Args:
+            recorded: the settings in its checkpoint; empty for a new run.
+        """
+        chosen = ["global_batch_size", "micro_batch_size", "learning_rate"]
+        chosen += ["max_steps"] if self.num_train_epochs is None else []
+        return replace(
+            self, **{name: recorded[name] for name in chosen if name in recorded and not getattr(self, name)}
+        )
+
+    def for_examples(
+        self, num_examples: int, longest: int, config: Any, trainable: str = "all", num_processes: int = 1
+    ) -> "FinetuneArguments":
+        """The settings of the run, with everything that follows from the training examples and the model.
+
+        Args:
+            longest: tokens of the longest example.
+            config: of the model.
+            trainable: the parameters that are trained, as in `BaseArguments`.
+            num_processes: that read different examples.
+
+        Raises:
+            ValueError: a warmup that is longer than the run.
+        """
+        at_once = (self.micro_batch_size or 1) * num_processes
+        batch_size = self.global_batch_size or batch_size_for(num_examples, at_once)
+        epochs = self.num_train_epochs or epochs_for(num_examples, batch_size)
+        steps = self.max_steps or max(1, math.ceil(epochs * num_examples / batch_size))
         eval_steps = math.ceil(steps / NUM_EVALUATIONS) if self.eval_steps is None else self.eval_steps
         shared: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(LoopArguments)}
-        return FinetuneArguments(
-            **shared,
-            max_steps=steps,
-            eval_steps=eval_steps,
-            save_steps=eval_steps if self.save_steps is None else self.save_steps,
-            load_best_model_at_end=self.load_best_model_at_end,
-        )
+        chosen = {
+            "global_batch_size": batch_size,
+            "micro_batch_size": self.micro_batch_size or micro_batch_size_for(batch_size, longest, num_processes),
+            "learning_rate": self.learning_rate or tuning_rate_for(self.optimizer, trainable, config),
+            "max_steps": steps,
+            "eval_steps": eval_steps,
+            "save_steps": eval_steps if self.save_steps is None else self.save_steps,
+            "load_best_model_at_end": self.load_best_model_at_end,
+        }
+        return FinetuneArguments(**shared | chosen)
 
 
 @dataclass
@@ -122,6 +158,24 @@ class FinetuneArguments(TrainArguments):
     is_finetuning: ClassVar[bool] = True
 
     load_best_model_at_end: bool = True
+
+    def describe(self, num_examples: int, name: str) -> list[str]:
+        """What was chosen, for the terminal; the second line is a warning, if there is one.
+
+        Args:
+            name: of the examples, in the plural.
+        """
+        epochs = self.max_steps * self.global_batch_size / num_examples
+        lines = [
+            f"{num_examples:,} {name} x {epochs:.3g} epochs = {self.max_steps:,} updates of {self.global_batch_size} "
+            f"{name}, peak learning rate {self.learning_rate:g} ({self.optimizer})"
+        ]
+        if self.max_steps < FEWEST_UPDATES:
+            lines.append(
+                f"WARNING: {self.max_steps} updates are too few to learn much: aim at {FEWEST_UPDATES} or more, with "
+                f"more {name}, a higher --num_train_epochs or a lower --global_batch_size."
+            )
+        return lines
 
 
 @dataclass

@@ -7,13 +7,34 @@ from typing import ClassVar, Literal
 from .checks import check_bounds, requires
 from .recipe import option, option_list, required
 
+# of hf_scratch_gpt.PRESETS, which cannot be imported without torch
+PRESET_NAMES = ("tiny", "laptop", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama3-1b")
+
 
 @dataclass
 class ModelArguments:
     """The model to build."""
 
-    config: str = required("Shape of the model: a preset name, a config.json, or its folder.", is_path=True)
-    config_overrides: str | None = option('Changes to --config, such as "num_hidden_layers=4,qk_norm=false".')
+    config: str | None = required(
+        f"Shape of a new model: a preset ({', '.join(PRESET_NAMES)}), a config.json, or its folder.",
+        is_path=True,
+        unless="model",
+    )
+    config_overrides: str | None = option(
+        'Changes to the config, such as "num_hidden_layers=4,qk_norm=false" or "residual_dropout=0.1".'
+    )
+    model: str | None = option(
+        "Instead of --config: start from the weights of this model, a folder or a name on the Hugging Face Hub. The "
+        "data must have been prepared with its tokenizer.",
+        is_path=True,
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.config) == bool(self.model):
+            raise ValueError(
+                f"--config ({self.config or 'not set'}) and --model ({self.model or 'not set'}): exactly one of them "
+                "is required."
+            )
 
 
 @dataclass
@@ -29,12 +50,14 @@ class LoopArguments:
 
     output_dir: str = required("Run folder. If it contains a run, that run is continued.", is_path=True)
     seed: int = option("Seed of initial weights, order of examples and dropout.", 0)
-    global_batch_size: int = option("Sequences per step, over all processes and micro-batches.", 32)
-    micro_batch_size: int = option("Sequences per forward pass of one process.", 8)
+    global_batch_size: int | None = option("Sequences per step, over all processes and micro-batches.", 32)
+    micro_batch_size: int | None = option("Sequences per forward pass of one process.", 8)
     optimizer: Literal["muon", "adamw"] = option(
         "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "muon"
     )
-    learning_rate: float = option("Peak learning rate.", 1e-3)
+    learning_rate: float | None = option(
+        "Peak learning rate (default: by optimizer and width of the model; laptop with muon: 8e-3)."
+    )
     matrix_learning_rate: float | None = option("Peak learning rate of Muon (default: --learning_rate).")
     weight_decay: float = option("Decoupled weight decay of matrices and embeddings.", 0.1)
     adam_beta1: float = option("AdamW's beta1.", 0.9)
@@ -119,6 +142,8 @@ class LoopArguments:
         Raises:
             ValueError: global_batch_size is not a multiple of micro_batch_size x processes.
         """
+        if self.global_batch_size is None or self.micro_batch_size is None:
+            return  # will be chosen to fit
         if self.global_batch_size % (self.micro_batch_size * num_processes):
             raise ValueError(
                 f"--global_batch_size ({self.global_batch_size}) must be a multiple of --micro_batch_size "
@@ -133,9 +158,14 @@ class TrainArguments(LoopArguments):
 
     is_finetuning: ClassVar[bool] = False  # whether training starts from a pretrained model
 
+    global_batch_size: int = option("Sequences per step, over all processes and micro-batches.", 32)
+    micro_batch_size: int = option("Sequences per forward pass of one process.", 8)
     max_steps: int = option("Optimizer steps of the whole run.", 1000)
     eval_steps: int = option("Steps between evaluations; 0: only after the last step.", 250)
     save_steps: int = option("Steps between checkpoints; 0: only after the last step.", 250)
+    load_best_model_at_end: bool = option(
+        "Finish with the weights with the lowest validation loss instead of the last ones.", False
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0})
@@ -168,13 +198,18 @@ MAY_CHANGE = {
 }
 
 
+def allowable(kind: type[TrainArguments] = TrainArguments) -> set[str]:
+    """The names that --allow_change takes: settings of the loop, the shape of the model, and the data."""
+    return {entry.name for entry in fields(kind)} - MAY_CHANGE | {"precision", "model", "data"}
+
+
 def check_allow_change(names: Sequence[str], kind: type[TrainArguments]) -> None:
     """Refuse unknown names.
 
     Raises:
         ValueError: the name, and the known ones.
     """
-    known = sorted({entry.name for entry in fields(kind)} - MAY_CHANGE | {"precision", "model", "data"})
+    known = sorted(allowable(kind))
     for name in names:
         if name in MAY_CHANGE:
             raise ValueError(f"--allow_change {name} has no effect: this setting may always change.")

@@ -22,6 +22,7 @@ def write_pretrained_card(
     records: list[dict[str, Any]],
     samples: list[dict[str, Any]],
     max_eval_samples: int,
+    base: str | None = None,
 ) -> None:
     """Write the README.md of a pretrained model.
 
@@ -33,10 +34,11 @@ def write_pretrained_card(
         records: the lines of metrics.jsonl.
         samples: the lines of samples.jsonl; the card shows those of the last evaluation.
         max_eval_samples: validation blocks per evaluation; 0: all.
+        base: the model whose pretraining was continued, by its name on the Hub or in words; None: a new model.
     """
     num_parameters, last = model.num_parameters(), last_evaluation(records)
     name = f"scratch-gpt-{num_parameters / 1e6:.1f}M"
-    tags = model_tags(str(model.config.model_type), folder, "from-scratch")
+    tags = model_tags(str(model.config.model_type), folder, *([] if base else ["from-scratch"]))
     metrics = {metric: last[f"eval_{metric}"] for metric in LANGUAGE_METRICS}
     trained_on, measured_on = (corpus_source(data, split) for split in SPLITS)
     final_samples = [sample for sample in samples if sample["step"] == last["step"]]
@@ -45,6 +47,8 @@ def write_pretrained_card(
         model_metadata(name, "text-generation", tags, trained_on, measured_on, metrics),
         title=name,
         corpus=trained_on.description,
+        base=base,
+        step=last["step"],
         metrics={"parameters": f"{num_parameters:,}"} | run_metrics(records),
         measured=evaluated_blocks(data, max_eval_samples),
         recipe=recipe,
@@ -65,7 +69,7 @@ def run_metrics(records: list[dict[str, Any]]) -> dict[str, str]:
         "validation bits per byte": f"{last['eval_bits_per_byte']:.4f}",
         "steps": f"{last['step']:,}",
         "tokens seen": f"{last['tokens_seen']:,}",
-        "tokens per second (median)": f"{statistics.median(speeds):,.0f}",
+        **({"tokens per second (median)": f"{statistics.median(speeds):,.0f}"} if speeds else {}),
         "trained with": hardware(),
     }
 

@@ -1,0 +1,104 @@
+"""Disturb commands at every file-system call, and run them again: `python -m benchmarks.faults`.
+
+A C library (shim.c) counts the calls below the output folder. At each of them, in turn, the call fails (no space, I/O
+error, no permission; once, or all from there on), the process is killed (before, after or within it), or the power is
+lost: what was not flushed with fsync is then gone, in six ways. Afterwards the folder must contain no half result, exit
+code and status.json must agree, and the same command must end with the same files.
+"""
+
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .shim import forget_shim, restart_with_shim
+
+if __name__ == "__main__":
+    restart_with_shim()  # before the long imports
+
+from train.settings.command import run_command
+from train.settings.recipe import option, option_list, parse_recipe
+
+from ..report import print_table
+from .campaign import CONTINUED, FAULT, REFUSED, Campaign
+from .operations import build_operations
+from .trial import import_everything
+
+FAULTS = ["error", "errors from there", "kill", "lost power"]
+
+
+@dataclass
+class FaultArguments:
+    """What to disturb."""
+
+    operations: list[str] = option_list("Numbers of the operations, from 1 (default: all).")
+    parts: list[str] = option_list("Parts of an operation (default: all), such as checkpoint or model.")
+    faults: list[str] = option_list("Kinds of faults (default: all): " + ", ".join(FAULTS))
+    every: int = option("Try only every N-th call.", 1)
+    findings: str = option("JSON Lines file for the points that are not continued.", "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table; returns 1 if there are faults."""
+    (arguments,) = parse_recipe([FaultArguments], argv, description=__doc__ or "")
+    forget = tempfile.TemporaryDirectory(prefix="faults-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+    with forget as name:
+        import_everything()
+        operations = build_operations(Path(name))
+        numbers = [int(number) - 1 for number in arguments.operations] or range(len(operations))
+        rows, faults = [], Counter[str]()
+        for number in numbers:
+            words = [word + ":" for word in arguments.faults or FAULTS]
+            campaign = Campaign(operations[number], Path(name), words, arguments.parts, arguments.every)
+            try:
+                faults += disturb(campaign, arguments.findings)
+            except ValueError as error:
+                faults[f"{campaign.operation.name} | {error}"] += 1
+            rows += table_rows(campaign)
+    forget_shim()
+    header = ["operation", "part", "calls", *FAULTS, "folders run again", CONTINUED, REFUSED, "faults"]
+    print_table("A fault at every file-system call", header, rows)
+    for text, count in faults.most_common():
+        print(f"{count:6} x {text}")
+    return int(any(row[-1] for row in rows))
+
+
+def disturb(campaign: Campaign, findings: str) -> Counter[str]:
+    """Run a campaign; returns how often each finding occurred."""
+    campaign.record()
+    name = campaign.operation.name
+    print(f"{name}: {len(campaign.calls)} calls", flush=True)
+    counts: Counter[str] = Counter()
+    for number, (point, part, verdict) in enumerate(campaign.try_all(), start=1):
+        if number % 200 == 0:
+            print(f"{number} points, at call {point.call}", file=sys.stderr, flush=True)
+        if verdict.kind == CONTINUED:
+            continue
+        call = campaign.calls[point.call]
+        where = f"call {point.call} ({call.kind.name} {campaign.paths[point.call]})"
+        key = f"{name} | {part} | {point.fault} | {verdict.kind} | {verdict.text}"
+        if not counts[key]:
+            print(f"{key} | first: {where}", flush=True)
+        counts[key] += 1
+        if findings:
+            facts = {"operation": name, "part": part, "fault": point.fault, "call": point.call, "where": where}
+            with Path(findings).open("a") as file:
+                file.write(json.dumps(facts | {"verdict": verdict.kind, "text": verdict.text}) + "\n")
+    return counts
+
+
+def table_rows(campaign: Campaign) -> list[list[object]]:
+    """One row for each part of the operation."""
+    rows: list[list[object]] = []
+    for part, counts in campaign.table.items():
+        tried = [counts[fault] for fault in FAULTS]
+        outcomes = [counts[kind] for kind in (CONTINUED, REFUSED, FAULT)]
+        rows.append([campaign.operation.name, part, counts["calls"], *tried, len(campaign.states), *outcomes])
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,150 @@
+"""The options of a command: their types, and how a value is read from text."""
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .renamed import OLD_VALUES
+
+PATH = "PATH"  # the placeholder of a path in `--help`, which also marks the field
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+LARGEST_INT = 2**63  # exclusive; torch and numpy take no larger ones
+# what the last recipe and command line have set; read after a command has succeeded, to say what to do next
+GIVEN_OPTIONS: ContextVar[Mapping[str, Any]] = ContextVar("GIVEN_OPTIONS", default=MappingProxyType({}))
+
+
+class Unset(Enum):
+    """The value of an option that is given as null."""
+
+    UNSET = "null"
+
+
+UNSET = Unset.UNSET
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a command, made from a dataclass field.
+
+    Args:
+        kind: the type of one value: str, int, float or bool.
+        choices: the allowed values; empty: all of the type.
+        is_list: whether it takes several values.
+        required: "always", the name of an option that can be given instead, or "" if it has a default.
+    """
+
+    name: str
+    kind: type
+    choices: tuple[str, ...]
+    is_list: bool
+    is_path: bool
+    required: str
+    default: Any
+    help: str
+
+    def is_missing(self, values: Mapping[str, Any]) -> bool:
+        """Whether it must be given, but is not among `values`."""
+        return bool(self.required) and self.name not in values and self.required not in values
+
+    def convert(self, text: str) -> Any:
+        """One value from text.
+
+        Raises:
+            ValueError: the text, and what is allowed.
+        """
+        if self.choices:
+            return self._choice(text)
+        if self.kind is bool:
+            if text.lower() not in BOOLEANS:
+                raise ValueError(f"takes true or false, not {shortened(text)}")
+            return BOOLEANS[text.lower()]
+        if self.kind is int:
+            return whole_number(text)
+        if self.kind is float:
+            return finite_number(text)
+        if self.is_path and text.startswith("~"):
+            return str(Path(text).expanduser())
+        return text
+
+    def _choice(self, text: str) -> str:
+        if text in self.choices:
+            return text
+        new = OLD_VALUES.get((self.name, text))
+        hint = f"; {text!r} is now called {new!r}" if new in self.choices else ""
+        raise ValueError(f"takes {' or '.join(self.choices)}, not {shortened(text)}{hint}")
+
+
+def whole_number(text: str) -> int:
+    """An int from text.
+
+    Raises:
+        ValueError: the text.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        raise ValueError(f"takes a whole number, not {shortened(text)}") from None
+    if abs(number) >= LARGEST_INT:
+        raise ValueError(f"takes a number below 2^63, not {shortened(text)}")
+    return number
+
+
+def finite_number(text: str) -> float:
+    """A float from text.
+
+    Raises:
+        ValueError: the text.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"takes a number, not {shortened(text)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"is {text}: it must be a finite number")
+    return number
+
+
+def shortened(value: Any) -> str:
+    """A value as it can be shown in one line of an error message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]} ..."
+
+
+def options_of(dataclasses: Sequence[Any]) -> dict[str, Option]:
+    """The options of a command by their names, in the order of the fields."""
+    options = {}
+    for kind in dataclasses:
+        hints = get_type_hints(kind)
+        for entry in fields(kind):
+            if entry.init:
+                options[entry.name] = _option(entry, hints[entry.name])
+    return options
+
+
+def _option(entry: Any, hint: Any) -> Option:
+    is_list, choices = get_origin(hint) is list, ()
+    if is_list:
+        (hint,) = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not types.NoneType)
+    if get_origin(hint) is Literal:
+        choices, hint = get_args(hint), str
+    has_factory = entry.default_factory is not MISSING
+    default = entry.default_factory() if has_factory else None if entry.default is MISSING else entry.default
+    must = "always" if entry.default is MISSING and not has_factory else ""
+    return Option(
+        name=entry.name,
+        kind=hint,
+        choices=choices,
+        is_list=is_list,
+        is_path=entry.metadata.get("metavar") == PATH,
+        required=entry.metadata.get("required", must),
+        default=default,
+        help=entry.metadata.get("help", ""),
+    )
