@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from .data.labelled_texts import label_of, text_of
 from .data.plain_text import encode_texts
 from .data.rows import Row
-from .data.tables import place_of, read_rows
+from .data.tables import place_of, read_rows, shown_names
 from .metrics.label_scores import shortened
 from .model.generation import max_positions
 from .model.inference import load_for_inference
@@ -34,7 +34,7 @@ from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
 from .settings.reading import COLUMNS, ENCODING, Reading, require_files
 from .settings.recipe import option, option_list, parse_recipe, required
-from .settings.words import counted, few
+from .settings.words import counted
 
 LABEL, PROBABILITY = "predicted_label", "probability"
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
@@ -139,7 +139,7 @@ def check_columns(place: str, cells: dict[str, Any], arguments: ClassifyArgument
     for column, name in ((text_column, "--text_column"), (arguments.label_column, "--label_column")):
         if column is not None and column not in cells:
             raise ValueError(
-                f"{place} has no column {column!r}; its columns are {few(list(cells)) or 'none'}. "
+                f"{place} has no column {column!r}; its columns are {shown_names(list(cells)) or 'none'}. "
                 f"Name one of them with {name}."
             )
     for column in (LABEL, PROBABILITY):
@@ -251,7 +251,7 @@ def format_accuracy(predictions: Sequence[Prediction], truth: Sequence[str], nam
         f"majority rate   {count / len(truth):.2%} ({label})",
     ]
     if unknown := sorted(set(truth) - set(names)):
-        lines.append(f"unknown labels  {few(unknown)}")
+        lines.append(f"unknown labels  {shown_names(unknown)}")
     return "\n".join(lines)
 
 

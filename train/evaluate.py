@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--pairs."
         )
     model, _ = load_for_inference(str(folder))
-    tokenizer = load_data_tokenizer(str(tokenizer_folder(folder)))
+    tokenizer = load_data_tokenizer(str(tokenizer_folder(folder)), "--model")
     data = None if data_dir is None else open_checked(data_dir, tokenizer)
     block_size, reason = choose_block_size(model, arguments.block_size, data, trained_on)
     rows = encode_pairs(pairs, tokenizer, block_size)  # errors in the pairs must not wait for the text
@@ -126,7 +126,9 @@ def open_checked(data_dir: str | Path, tokenizer: ScratchGPTTokenizer) -> Prepar
         OSError: it cannot be read.
     """
     data = open_data(data_dir, verify=["validation"])
-    num_different = num_different_ids(tokenizer, load_data_tokenizer(str(Path(data_dir) / TOKENIZER_FOLDER)))
+    num_different = num_different_ids(
+        tokenizer, load_data_tokenizer(str(Path(data_dir) / TOKENIZER_FOLDER), "--data_dir")
+    )
     if num_different:
         raise ValueError(
             f"--data_dir {data_dir} was encoded with another tokenizer than that of the model: {num_different:,} "

@@ -31,7 +31,7 @@ def test_upper_case_suffixes_are_read_and_all_else_is_counted(folder, capsys):
     said = capsys.readouterr().err
     assert said == (
         f"note: --text {folder}: left out 1 hidden folder, 1 hidden file, 1 empty file, 3 files with other suffixes "
-        "(1 without suffix, 1 .py, 1 .rst: choose them with --suffixes).\n"
+        "(1 without suffix, 1 .py, 1 .rst): --suffixes chooses what is read.\n"
     )
 
 

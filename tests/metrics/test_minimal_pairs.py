@@ -1,5 +1,6 @@
 """Minimal pairs: a model with known answers, sums by hand, and files with mistakes."""
 
+import gzip
 import json
 import math
 from types import SimpleNamespace
@@ -150,7 +151,7 @@ def test_refuses_files_and_folders_without_pairs(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"empty\.jsonl has no pairs"):
         read_pairs([tmp_path])
-    with pytest.raises(ValueError, match=r"folder has no \*\.jsonl file"):
+    with pytest.raises(ValueError, match=r"folder has no \.jsonl file"):
         read_pairs([tmp_path / "folder"])
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
         read_pairs([tmp_path / "gone"])
@@ -188,3 +189,14 @@ def test_refuses_damaged_weights(tokenizer, favours_a):
     favours_a.logits[7] = float("nan")
     with pytest.raises(ValueError, match="not finite: its weights are damaged"):
         sum_log_probs(favours_a, [[1, 8], [1, 7]], batch_size=1)
+
+
+def test_what_a_folder_of_pairs_has_besides_is_counted(tmp_path, capsys):
+    folder = tmp_path / "blimp"
+    folder.mkdir()
+    write(folder / "a.JSONL", GOOD_AND_BAD := ("a", "b"))
+    (folder / "deep").mkdir()
+    (folder / "deep/b.jsonl.gz").write_bytes(gzip.compress(write(tmp_path / "x.jsonl", GOOD_AND_BAD).read_bytes()))
+    (folder / "c.csv").write_text("sentence_good,sentence_bad")
+    assert [pair.path.name for pair in read_pairs([folder])] == ["a.JSONL", "b.jsonl.gz"]
+    assert f"note: --pairs {folder}: left out 1 file with other suffixes (1 .csv)." in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_at_most_five_names_are_listed(base, files, tmp_path, capsys):
     message = refusal(generate, ["--model", str(folder)], capsys)
     assert " lacks 6 weights (" in message
     assert sum(name in message for name in names) == 5
-    assert " and 1 more)" in message
+    assert ", ... (6 in all))" in message
 
 
 def test_a_classifier_is_no_language_model(classifier, files, tmp_path, capsys):

@@ -21,16 +21,22 @@ class FolderFiles:
     other_suffixes: Counter[str] = field(default_factory=Counter)
 
     @property
-    def note(self) -> str:
-        """What is left out, in words; empty if everything is read."""
+    def reasons(self) -> str:
+        """The numbers of files that are left out, by reason; empty if there are none."""
         reasons = [counted(count, reason) for reason, count in self.left_out.items()]
         if self.other_suffixes:
             common = self.other_suffixes.most_common(NUM_SHOWN)
             shown = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in common)
             more = ", ..." if len(self.other_suffixes) > NUM_SHOWN else ""
             total = counted(sum(self.other_suffixes.values()), "file")
-            reasons.append(f"{total} with other suffixes ({shown}{more}: choose them with --suffixes)")
-        return f"left out {', '.join(reasons)}." if reasons else ""
+            reasons.append(f"{total} with other suffixes ({shown}{more})")
+        return ", ".join(reasons)
+
+    @property
+    def note(self) -> str:
+        """What is left out, as a sentence, and how to choose other files; empty if everything is read."""
+        remedy = ": --suffixes chooses what is read" if self.other_suffixes else ""
+        return f"left out {self.reasons}{remedy}." if self.reasons else ""
 
 
 def files_of(folder: Path, suffixes: Sequence[str]) -> FolderFiles:

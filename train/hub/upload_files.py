@@ -23,6 +23,7 @@ from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 
 from ..checkpoint.manifest import sha256_of
 from ..checkpoint.weights import safetensors_shapes
+from ..data.tables import shown_names
 from ..settings.json_files import read_json
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,
@@ -32,7 +33,7 @@ from ..settings.run_folder import (
     CONFIG_FILE,
     MODEL_INDEX_FILE,
 )
-from ..settings.words import counted, few
+from ..settings.words import counted
 from .client import HubName
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", ADAPTER_FILE)
@@ -198,7 +199,7 @@ def _check_weights(folder: Path) -> None:
         return  # the caller says that there are no weights at all
     if missing := [name for name in wrong if name not in found]:
         number = counted(len(missing), "weight")
-        raise ValueError(f"--folder_path {folder} lacks {number} ({few(missing)}): its files are incomplete.")
+        raise ValueError(f"--folder_path {folder} lacks {number} ({shown_names(missing)}): its files are incomplete.")
     if wrong:
         name = wrong[0]
         raise ValueError(

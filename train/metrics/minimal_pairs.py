@@ -7,6 +7,7 @@ a text. EleutherAI's harness computes the same with `target_delimiter: ""`; by d
 
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.examples import IGNORE_INDEX
+from ..data.folders import files_of
 from ..data.plain_text import plain_ids
-from ..data.tables import read_rows
+from ..data.tables import place_of, read_rows
 from .evaluate_metrics import score_targets
 from .text_scores import ending
 
@@ -59,7 +61,7 @@ class Accuracy:
 
 
 def read_pairs(paths: Sequence[str | Path]) -> list[Pair]:
-    """The pairs in all files, and in all *.jsonl files of folders in alphabetical order.
+    """The pairs in all files, and in all .jsonl files of folders in alphabetical order; a note counts the others.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -83,14 +85,16 @@ def _files(path: Path) -> list[Path]:
         raise FileNotFoundError(f"--pairs {path} does not exist.")
     if not path.is_dir():
         return [path]
-    files = sorted(path.glob("*.jsonl"))
-    if not files:
-        raise ValueError(f"--pairs {path} has no *.jsonl file: give files with other suffixes one by one.")
-    return files
+    found = files_of(path, (".jsonl",))
+    if not found.files:
+        raise ValueError(f"--pairs {path} has no .jsonl file: give files with other suffixes one by one.")
+    if found.left_out or found.other_suffixes:
+        print(f"note: --pairs {path}: left out {found.reasons}.", file=sys.stderr)
+    return sorted(found.files)
 
 
 def _checked_pair(path: Path, line: int, row: dict[str, Any]) -> Pair:
-    place = f"{path}:{line}"
+    place = place_of(path, line)
     for field in FIELDS:
         if field not in row:
             raise ValueError(f"{place} has no {field!r} (found: {', '.join(row) or 'nothing'}).")

@@ -25,9 +25,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoint.weights import safetensors_names
+from ..data.tables import shown_names
 from ..settings.json_files import read_json
 from ..settings.run_folder import MODEL_INDEX_FILE
-from ..settings.words import counted, few
+from ..settings.words import counted
 
 USES = {AutoModelForCausalLM: "language model", AutoModelForSequenceClassification: "classifier"}
 LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
@@ -190,13 +191,13 @@ def _check_loaded(place: str, model: PreTrainedModel, info: Any, new_head: bool,
     missing = sorted(key for key in absent if tied.get(key) not in absent and (not new_head or key.startswith(prefix)))
     if missing:
         raise ValueError(
-            f"{place} lacks {counted(len(missing), 'weight')} ({few(missing)}). Its files are "
+            f"{place} lacks {counted(len(missing), 'weight')} ({shown_names(missing)}). Its files are "
             f"incomplete, or it is not a {type(model).__name__}."
         )
     unused = sorted(key for key in info["unexpected_keys"] if key.startswith(prefix))
     if unused and all_used:
         raise ValueError(
-            f"{place}: its config.json has no place for {counted(len(unused), 'weight')} ({few(unused)}): "
+            f"{place}: its config.json has no place for {counted(len(unused), 'weight')} ({shown_names(unused)}): "
             "it is the config of another model."
         )
 
