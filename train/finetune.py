@@ -292,7 +292,7 @@ def before_and_after(
     """Each prompt that was also asked before training, with both answers and the one in the data."""
     answers_before: dict[str, list[str]] = {}
     for record in samples:
-        if record["step"] == 0:
+        if record["step"] == 0 and {"prompt", "text"} <= record.keys():
             answers_before.setdefault(record["prompt"], []).append(record["text"])
     references = {before_answer(one)[-1]["content"]: one.messages for one in data.shown}
     shown = []

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import stat
@@ -19,6 +20,7 @@ from tests.support.tiny_checkpoint import SETTINGS, save, tiny_model
 from train.checkpoint import manifest, write
 from train.checkpoint.find import best_checkpoint, checkpoint_paths, newest_checkpoint
 from train.checkpoint.state import TrainState
+from train.loop.log import JsonLines
 
 ROOT = Path(__file__).parents[2]
 
@@ -327,3 +329,26 @@ def test_logs_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monke
         (tmp_path / name).touch()
     save(tmp_path, 1)
     assert order == ["metrics.jsonl", "samples.jsonl", "checkpoint-00000001", tmp_path.name]
+
+
+def test_a_file_is_replaced_when_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+    path, order = tmp_path / "log.jsonl", []
+    real_flush, real_replace = manifest.flush, os.replace
+    monkeypatch.setattr(manifest, "flush", lambda path: (order.append(path.name), real_flush(path)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (order.append("replace"), real_replace(old, new)))
+    manifest.replace_text(path, "old")
+    assert order == [".tmp-log.jsonl", "replace", tmp_path.name]
+    with pytest.raises(OSError, match="full"), manifest.replaced(path) as file:  # noqa: PT012
+        file.write("new")
+        raise OSError("full")
+    assert path.read_text() == "old"
+
+
+def test_a_log_is_cut_back_durably(tmp_path, monkeypatch):
+    """Otherwise a lost power costs the log of all earlier steps."""
+    flushed = []
+    monkeypatch.setattr(manifest, "flush", lambda path: flushed.append(path.name))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    JsonLines(tmp_path / "metrics.jsonl").cut_back(1)
+    assert flushed == [".tmp-metrics.jsonl", tmp_path.name]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import accelerate
 import torch
@@ -144,8 +145,16 @@ def sha256_of(path: Path) -> str:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file at once: a kill or a lost power leaves the old content or the new one."""
+    with replaced(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[TextIO]:
+    """Yield a new text file that replaces `path`, once it is on the disk, if the block ends without an error."""
     partial = path.with_name(f".tmp-{path.name}")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        yield file
     flush(partial)
     os.replace(partial, path)
     flush(path.parent)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from accelerate import Accelerator
 
+from ..checkpoint.manifest import replaced
 from ..checkpoint.state import TrainState
 from ..settings.run_folder import METRICS_FILE, SAMPLES_FILE
 from .display import MAX_SAMPLES, Pace, TrainingDisplay
@@ -44,12 +45,10 @@ class JsonLines:
 
     def cut_back(self, step: int) -> None:
         """Remove records after `step`: the continued run writes them again."""
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
+        with replaced(self.path) as file:
             for record in self:
                 if record["step"] <= step:
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        os.replace(partial, self.path)
 
 
 def cut_back_logs(run: Path, step: int) -> None:
