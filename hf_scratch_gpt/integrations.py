@@ -1,25 +1,30 @@
-"""Default adapter targets for PEFT, which may be imported before this package, after it, or never.
+"""What PEFT must know about our models. It may be imported before this package, after it, or never.
 
-PEFT has no function to register them, only one dictionary per adapter type. Importing PEFT here would add more than a
-second to the import of this package, so an import hook waits for the module that defines these dictionaries.
+PEFT has no function to register a model, only dictionaries: one per adapter type with its default target modules, and
+one with the functions of AdaptionPrompt. Importing PEFT here would add more than a second to the import of this
+package, so an import hook waits for the modules that define these dictionaries.
 """
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-PEFT_DEFAULTS = "peft.utils.constants"
+import torch
+
+from .modeling_scratch_gpt import ScratchGPTAttention, rotate
 
 
 def register_with_peft() -> None:
-    """Give ScratchGPT the default targets of PEFT's adapters: now if PEFT is loaded, else when it is imported."""
-    if PEFT_DEFAULTS in sys.modules:
-        _add_targets(sys.modules[PEFT_DEFAULTS])
-    else:
-        sys.meta_path.insert(0, _PeftHook())
+    """Add our entries to PEFT's dictionaries: now if PEFT is loaded, else when it is imported."""
+    for name, add_entries in PEFT_MODULES.items():
+        if name in sys.modules:
+            add_entries(sys.modules[name])
+        else:
+            sys.meta_path.insert(0, _PeftHook(name, add_entries))
 
 
 def _add_targets(peft_defaults: ModuleType) -> None:
@@ -29,13 +34,48 @@ def _add_targets(peft_defaults: ModuleType) -> None:
             targets.setdefault("scratch_gpt", targets["llama"])
 
 
+def _add_adaption_prompt(adaption_prompt: ModuleType) -> None:
+    """Copy the names of Llama's projections, but compute queries as our attention does."""
+    entries = adaption_prompt.TRANSFORMERS_MODEL_CONFIG
+    entries.setdefault("scratch_gpt", entries["llama"]._replace(compute_query_states=compute_query_states))
+
+
+def compute_query_states(
+    model: ScratchGPTAttention,
+    hidden_states: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """The queries of an attention module, (batch, heads, seq, head_dim), from its input, (batch, seq, hidden).
+
+    Raises:
+        ValueError: the module has biases; PEFT would add that of the output projection twice, even before training.
+    """
+    if model.o_proj.bias is not None:
+        raise ValueError("AdaptionPrompt requires a model with attention_bias=False; use another adapter, such as LoRA")
+    batch, seq, _ = hidden_states.shape
+    query: torch.Tensor = model.q_norm(model.q_proj(hidden_states).view(batch, seq, -1, model.head_dim))
+    if position_embeddings is not None:
+        query = rotate(query, *position_embeddings)
+    return query.transpose(1, 2)
+
+
+PEFT_MODULES: dict[str, Callable[[ModuleType], None]] = {
+    "peft.utils.constants": _add_targets,
+    "peft.tuners.adaption_prompt.config": _add_adaption_prompt,
+}
+
+
 class _PeftHook(MetaPathFinder, Loader):
-    """Loads one module as usual, then adds our targets; the hook removes itself before that."""
+    """Loads one module as usual, then adds our entries; the hook removes itself before that."""
+
+    def __init__(self, name: str, add_entries: Callable[[ModuleType], None]) -> None:
+        self.name, self.add_entries = name, add_entries
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != PEFT_DEFAULTS:
+        if fullname != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -48,4 +88,4 @@ class _PeftHook(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        _add_targets(module)
+        self.add_entries(module)

@@ -250,9 +250,12 @@ class ScratchGPTAttention(nn.Module):
 
     @property
     def sliding_window(self) -> int | None:
-        """Number of positions that a token attends to; None: all. Read from the config, which may change later."""
-        is_sliding = self.config.layer_types[self.layer_idx] == "sliding_attention"
-        return self.config.sliding_window if is_sliding else None
+        """Number of positions that a token attends to; None: all. Read from the config, which may change later.
+
+        A layer that PEFT has replicated may have a copy of the config from before, with fewer layers of one type.
+        """
+        is_full = self.config.layer_types[self.layer_idx :][:1] == ["full_attention"]
+        return None if is_full else self.config.sliding_window
 
     def forward(
         self,

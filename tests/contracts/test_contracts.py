@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from transformers import (
     AutoModel,
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.modelcard import TrainingSummary
 
 from hf_scratch_gpt import (
     ScratchGPTForCausalLM,
@@ -191,6 +193,38 @@ def test_gradients_per_example():
 # ----------------------------------------------------------------------------------------------------------------------
 # Auto classes and heads
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+TASKS = [
+    ("text-generation", ScratchGPTForCausalLM),
+    ("text-classification", ScratchGPTForSequenceClassification),
+    ("token-classification", ScratchGPTForTokenClassification),
+]
+
+
+@pytest.mark.parametrize(("task", "model_class"), TASKS)
+def test_pipelines_and_model_cards_know_the_names_of_our_classes(task, model_class, tokenizer, tmp_path, caplog):
+    """Pipelines log an error about a class that they do not know, and Trainer's card then has no task."""
+    model = tiny_model(model_class, vocab_size=len(tokenizer))
+    transformers.utils.logging.enable_propagation()
+    try:
+        transformers.pipeline(task, model, tokenizer=tokenizer, device="cpu")
+    finally:
+        transformers.utils.logging.disable_propagation()
+    assert "is not supported" not in caplog.text
+    arguments = transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
+    trainer = transformers.Trainer(model, arguments)
+    trainer.create_model_card(dataset_args="some text", dataset="some text", dataset_tags="some-text")
+    trainer.state.log_history = [{"eval_loss": 1.0}]
+    summary = TrainingSummary.from_trainer(trainer, model_name="tiny", dataset="some text")
+    assert summary.tasks == task
+
+
+def test_a_subclass_has_the_name_by_which_trainer_knows_it():
+    class Other(ScratchGPTForCausalLM):
+        pass
+
+    assert Other(tiny_config())._get_name() == "ScratchGPTForCausalLM"
 
 
 @pytest.mark.parametrize(("auto_class", "model_class"), AUTO_CLASSES)

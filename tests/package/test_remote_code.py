@@ -105,6 +105,8 @@ def check_lora_targets():
     import peft
     adapted = peft.get_peft_model(build(), peft.LoraConfig(task_type="CAUSAL_LM"))
     assert adapted.peft_config["default"].target_modules == {"q_proj", "v_proj"}
+    config = peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1)
+    assert peft.get_peft_model(build(), config).peft_config["default"].target_modules == "self_attn"
     assert not [finder for finder in sys.meta_path if "hf_scratch_gpt" in type(finder).__module__]
 
 def import_before_peft():
