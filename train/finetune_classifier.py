@@ -46,7 +46,13 @@ from .loop.train import train
 from .metrics.plots import draw_confusion_matrix, draw_loss_curve
 from .model.pretrained import BaseModel, choose_trained, load_base, trained_settings, write_tuned_model
 from .settings.command import run_command
-from .settings.finetuning import DEFAULT_FRACTION, BaseArguments, FinetuneArguments, LabelArguments, TuneArguments
+from .settings.finetuning import (
+    DEFAULT_FRACTION,
+    BaseArguments,
+    FinetuneArguments,
+    LabelArguments,
+    TuneClassifierArguments,
+)
 from .settings.recipe import parse_recipe, recipe_text
 from .settings.run_folder import (
     ADAPTER_FOLDER,
@@ -74,7 +80,7 @@ class LabelledData:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
-    kinds = (BaseArguments, LabelArguments, TuneArguments)
+    kinds = (BaseArguments, LabelArguments, TuneClassifierArguments)
     settings = base_arguments, labels, tuning = parse_recipe(kinds, argv, description=__doc__ or "")
     base_arguments.check_engine(tuning)
     if tuning.sample_prompts:
