@@ -17,7 +17,8 @@ WIDTH_EXPONENTS = {"muon": 0.5, "adamw": 1.0}
 # change like the square root, between the two bounds. They fall faster with the width than those of pretraining, since
 # wider models have been trained on more: AdamW's reach the usual 1e-4 for GPT-2 (768) and 3e-5 for Llama 1B (2048).
 TUNING_RATES = {"muon": 2e-3, "adamw": 1e-3}
-REFERENCE_EXAMPLES, FEWEST_EXAMPLES, MOST_EXAMPLES = 1_100, 200, 17_600
+REFERENCE_EXAMPLES = 1_100
+SMALLEST_FACTOR, LARGEST_FACTOR = 0.5, 4.0
 TUNING_EXTRA_EXPONENT = 0.5
 PART_FACTORS = {"lora": {"muon": 5, "adamw": 10}, "head": {"muon": 5, "adamw": 10}}
 
@@ -39,7 +40,7 @@ def tuning_rate_for(optimizer: str, trainable: str, num_examples: int, config: A
     Where only adapters or a head are trained it is higher, and does not rise above that on the reference examples.
     """
     part = PART_FACTORS.get(trainable, {}).get(optimizer, 1)
-    amount = math.sqrt(min(max(num_examples, FEWEST_EXAMPLES), MOST_EXAMPLES) / REFERENCE_EXAMPLES)
+    amount = min(max(math.sqrt(num_examples / REFERENCE_EXAMPLES), SMALLEST_FACTOR), LARGEST_FACTOR)
     factor = part * (amount if part == 1 else min(amount, 1))
     exponent = WIDTH_EXPONENTS[optimizer] + TUNING_EXTRA_EXPONENT
     return _two_digits(TUNING_RATES[optimizer] * factor * _relative_width(config) ** -exponent)
