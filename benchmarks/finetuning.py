@@ -3,7 +3,7 @@
 First it makes conversations about the packages installed here (from their docstrings, like examples/python_assistant),
 and descriptions labelled with their package. Then each job fine-tunes MODEL with other settings, several at a time, and
 appends its validation losses to a file; run the same command again to continue. Finally it prints one table per task
-and number of rows, in which the default of `scratch-gpt finetune` and `finetune_classifier` is marked.
+and number of rows.
 """
 
 import ast
@@ -41,19 +41,13 @@ from .report import print_table
 from .sweep import Job, compared, read_results, run_jobs
 
 NUM_VALIDATION = 1_000  # rows
+NUM_SHOWN = 8  # rows of a printed table
 NUM_LABELS = 8  # the packages with most descriptions
 LARGEST_HELD_OUT = 0.01  # of the objects; larger packages are for training
 MAX_FILE_SIZE = 2_000_000  # bytes; larger files are generated
 
 
-TRAINABLE: dict[str, Any] = {  # of each task
-    "assistant": "all",
-    "lora": "lora",
-    "layers": "layers",
-    "classifier": "all",
-    "classifier-lora": "lora",
-    "classifier-head": "head",
-}
+TRAINABLE: dict[str, Any] = {"assistant": "all", "lora": "lora", "classifier": "all"}  # of each task
 TASKS = tuple(TRAINABLE)
 
 
@@ -90,81 +84,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 # Jobs
+# (task, optimizer, rows, batches, epochs, learning rates)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+GRID: tuple[tuple[str, str, int, tuple[int, ...], tuple[int, ...], tuple[float, ...]], ...] = (
+    ("assistant", "muon", 200, (4, 8, 16), (3, 6), RATES),
+    ("assistant", "muon", 200, (4,), (3, 6), (5e-4,)),
+    ("assistant", "adamw", 200, (4,), (3,), (3e-4, 1e-3)),
+    ("assistant", "muon", 1_100, (8, 16, 32), (3,), RATES),
+    ("assistant", "muon", 1_100, (8, 16), (3,), (5e-4,)),
+    ("assistant", "muon", 1_100, (16,), (5,), (1e-3,)),
+    ("assistant", "adamw", 1_100, (16,), (3,), (3e-4, 1e-3, 3e-3)),
+    ("lora", "muon", 1_100, (16,), (3,), (1e-3, 3e-3, 1e-2)),
+    ("lora", "adamw", 1_100, (16,), (3,), (1e-3, 3e-3, 1e-2)),
+    ("classifier", "muon", 200, (4,), (3,), (5e-4, 1e-3, 2e-3)),
+    ("classifier", "muon", 1_100, (16,), (3,), (5e-4, 1e-3, 2e-3)),
+    ("classifier", "adamw", 1_100, (16,), (3,), (3e-4, 1e-3)),
+    ("assistant", "muon", 50_000, (64,), (3,), RATES),
+    ("assistant", "adamw", 50_000, (64,), (3,), (4e-3,)),
+)
+
+
 def all_jobs() -> list[Job]:
-    """The jobs of every task, the most informative first."""
-    found = [job for task in TASKS for job in jobs_of(task)]
-    return sorted(found, key=lambda job: job["wave"])
-
-
-# (rows, batches, epochs, learning rates) of each wave; a wave is finished before the next one starts
-MUON_GRID = (
-    (0, 50000, (64,), (3,), (1e-3, 2e-3, 4e-3, 8e-3)),
-    (0, 1100, (8, 16, 32), (3,), (1e-3, 2e-3, 4e-3, 8e-3)),
-    (0, 200, (4, 8, 16), (3, 6), (1e-3, 2e-3, 4e-3, 8e-3)),
-    (1, 50000, (64,), (1, 2), (2e-3, 4e-3, 8e-3)),
-    (1, 50000, (128,), (3,), (2e-3, 4e-3, 8e-3)),
-    (1, 1100, (8, 16, 32), (2, 6), (1e-3, 2e-3, 4e-3, 8e-3)),
-    (1, 200, (2, 4, 8), (10,), (1e-3, 2e-3, 4e-3)),
-    (2, 50000, (32,), (2, 3), (1e-3, 2e-3, 4e-3)),
-    (3, 50000, (256,), (3,), (4e-3, 8e-3)),
-    (3, 50000, (16,), (2,), (1e-3, 2e-3)),
-    (3, 50000, (64,), (5,), (2e-3, 4e-3)),
-)
-ADAMW_GRID = (
-    (0, 50000, (64,), (3,), (3e-4, 1e-3, 2e-3, 4e-3)),
-    (0, 1100, (8, 16), (3,), (3e-4, 1e-3, 2e-3, 4e-3)),
-    (0, 200, (4, 8), (3, 6), (3e-4, 1e-3, 2e-3, 4e-3)),
-    (1, 1100, (8, 16), (6,), (3e-4, 1e-3, 2e-3, 4e-3)),
-    (2, 200, (2,), (10,), (1e-3, 2e-3)),
-    (3, 50000, (32,), (2,), (1e-3, 2e-3)),
-)
-PART_RATES = {  # where only a part of the weights is trained
-    "lora": (1e-3, 3e-3, 1e-2, 3e-2),
-    "layers": (1e-3, 2e-3, 4e-3, 8e-3),
-    "classifier-lora": (1e-3, 3e-3, 1e-2, 3e-2),
-    "classifier-head": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-}
-SHARED_GRID = ((200, (4,), (3, 6)), (1100, (16,), (3, 6)), (50000, (64,), (1,)))
-LABEL_GRID = (
-    (0, 200, (4, 8, 16), (3, 6)),
-    (0, 1100, (16, 32), (3, 6)),
-    (1, 20000, (64,), (3,)),
-    (2, 200, (4, 8), (10,)),
-    (2, 1100, (8,), (3,)),
-    (2, 20000, (32, 128), (2,)),
-)
-LABEL_RATES = {"muon": (5e-4, 1e-3, 2e-3, 4e-3), "adamw": (3e-4, 1e-3, 2e-3)}
-
-
-def jobs_of(task: str) -> list[Job]:
-    """The grid of one task."""
-    if task == "assistant":
-        grids = {"muon": MUON_GRID, "adamw": ADAMW_GRID}
-        cells = [(optimizer, *line) for optimizer, grid in grids.items() for line in grid]
-    elif task == "classifier":
-        cells = [(optimizer, *line, LABEL_RATES[optimizer]) for optimizer in LABEL_RATES for line in LABEL_GRID]
-    else:
-        labelled = task.startswith("classifier")
-        optimizers = ("adamw",) if task == "classifier-head" else ("muon", "adamw")
-        grid = [(min(rows, 20000) if labelled else rows, *rest) for rows, *rest in SHARED_GRID]
-        waves = [1 if rows < 2000 else 2 for rows, *_ in grid]
-        cells = [
-            (optimizer, wave, *line, PART_RATES[task])
-            for optimizer in optimizers
-            for wave, line in zip(waves, grid, strict=True)
-        ]
+    """The jobs of the grid, the short ones first."""
     return [
-        {
-            "task": task,
-            "rows": rows,
-            "optimizer": optimizer,
-            "batch": batch,
-            "epochs": epochs,
-            "rate": rate,
-            "wave": wave,
-        }
-        for optimizer, wave, rows, batches, all_epochs, rates in cells
-        for batch, epochs, rate in itertools.product(batches, all_epochs, rates)
+        {"task": task, "rows": rows, "optimizer": optimizer, "batch": batch, "epochs": epochs, "rate": rate}
+        for task, optimizer, rows, *choices in GRID
+        for batch, epochs, rate in itertools.product(*choices)
     ]
 
 
@@ -303,9 +248,9 @@ def print_tables(results: Path) -> None:
     for task, rows in sorted({(line["job"]["task"], line["job"]["rows"]) for line in lines}):
         some = [line for line in lines if (line["job"]["task"], line["job"]["rows"]) == (task, rows)]
         print_table(
-            f"{task}, {rows:,} rows",
+            f"{task}, {rows:,} rows: the best of {len(some)} settings",
             ["optimizer", "batch", "epochs", "learning rate", "updates", "validation loss", "above the best"],
-            compared(some, ("optimizer", "batch", "epochs", "rate")),
+            compared(some, ("optimizer", "batch", "epochs", "rate"))[:NUM_SHOWN],
         )
 
 

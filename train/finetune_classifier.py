@@ -53,7 +53,7 @@ from .settings.finetuning import (
     BaseArguments,
     FinetuneArguments,
     LabelArguments,
-    TuneArguments,
+    TuneClassifierArguments,
     checked_max_length,
 )
 from .settings.recipe import parse_recipe, recipe_text
@@ -84,7 +84,7 @@ class LabelledData:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
-    kinds = (BaseArguments, LabelArguments, TuneArguments)
+    kinds = (BaseArguments, LabelArguments, TuneClassifierArguments)
     settings = base_arguments, labels, tuning = parse_recipe(kinds, argv, description=__doc__ or "")
     base_arguments.check_engine(tuning)
     if tuning.sample_prompts:

@@ -10,7 +10,13 @@ import pytest
 from examples.tiny_shakespeare.character_tokenizer import SPECIAL_TOKENS, character_tokenizer
 from hf_scratch_gpt import ScratchGPTConfig
 from train.model.new import build_config, new_model
-from train.settings.finetuning import BaseArguments, ConversationArguments, LabelArguments, TuneArguments
+from train.settings.finetuning import (
+    BaseArguments,
+    ConversationArguments,
+    LabelArguments,
+    TuneArguments,
+    TuneClassifierArguments,
+)
 from train.settings.recipe import parse_recipe
 from train.settings.run_folder import MODEL_FOLDER
 from train.settings.training import DataArguments, ModelArguments, TrainArguments
@@ -88,8 +94,8 @@ def test_character_tokenizer_refuses_a_character_it_has_not_seen():
 @pytest.mark.parametrize(
     ("path", "kinds"),
     [
-        ("swapped_lines/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
-        ("spam/recipe.yaml", (BaseArguments, LabelArguments, TuneArguments)),
+        ("swapped_lines/recipe.yaml", (BaseArguments, LabelArguments, TuneClassifierArguments)),
+        ("spam/recipe.yaml", (BaseArguments, LabelArguments, TuneClassifierArguments)),
         ("python_assistant/recipe.yaml", (BaseArguments, ConversationArguments, TuneArguments)),
     ],
 )

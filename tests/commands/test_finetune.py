@@ -182,13 +182,13 @@ def test_a_continued_run_keeps_the_values_that_it_has_chosen(tune, monkeypatch, 
     with pytest.raises(KeyboardInterrupt):
         tune(**chosen, save_steps=2)
     first = capsys.readouterr().out
-    assert "12 conversations x 10 epochs = 30 updates of 4 conversations, peak learning rate 0.0069 (muon)" in first
+    assert "12 conversations x 10 epochs = 30 updates of 4 conversations, peak learning rate 0.021 (adamw)" in first
     monkeypatch.setattr(loop, "train_step", real_step)
-    for name in ("FEWEST_EPOCHS", "SMALLEST_BATCH"):
+    for name in ("MOST_EPOCHS", "SMALLEST_BATCH"):
         monkeypatch.setattr(defaults, name, 2 * getattr(defaults, name))
-    monkeypatch.setattr(defaults, "TUNING_RATES", {"muon": 1.0})
+    monkeypatch.setattr(defaults, "TUNING_RATES", {"adamw": 1.0})
     tune(**chosen, save_steps=2)
-    assert "= 30 updates of 4 conversations, peak learning rate 0.0069 (muon)" in capsys.readouterr().out
+    assert "= 30 updates of 4 conversations, peak learning rate 0.021 (adamw)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [pretrain, finetune, finetune_classifier])

@@ -115,7 +115,8 @@ def test_a_stopped_run_continues_bit_identically(tune, monkeypatch, trainable):
 
 
 def test_the_best_weights_are_kept(tune, capsys):
-    run = tune(max_steps=6, eval_steps=1, learning_rate=0.5, save_total_limit=1)  # bound to get worse
+    settings = {"max_steps": 6, "eval_steps": 1, "optimizer": "adamw", "learning_rate": 0.5, "save_total_limit": 1}
+    run = tune(**settings)  # bound to get worse
     evaluations = {record["step"]: record["eval_loss"] for record in records(run) if record.get("eval_loss")}
     best = min((loss, step) for step, loss in evaluations.items() if step)[1]
     assert best != 6
@@ -123,7 +124,7 @@ def test_the_best_weights_are_kept(tune, capsys):
     checkpoint = load_file(run / f"checkpoint-{best:08d}" / "model.safetensors")
     assert torch.equal(load_file(run / "model" / "model.safetensors")["score.weight"], checkpoint["score.weight"])
     shutil.rmtree(run / "model")
-    tune(max_steps=6, eval_steps=1, learning_rate=0.5, save_total_limit=1, load_best_model_at_end=False)
+    tune(**settings, load_best_model_at_end=False)
     checkpoint = load_file(run / "checkpoint-00000006" / "model.safetensors")
     assert torch.equal(load_file(run / "model" / "model.safetensors")["score.weight"], checkpoint["score.weight"])
 

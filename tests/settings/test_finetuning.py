@@ -3,8 +3,8 @@
 import pytest
 
 from hf_scratch_gpt import ScratchGPTConfig
-from train.settings.defaults import tuning_rate_for
-from train.settings.finetuning import BaseArguments, TuneArguments
+from train.settings.defaults import learning_rate_for, tuning_rate_for
+from train.settings.finetuning import BaseArguments, TuneArguments, TuneClassifierArguments
 
 LAPTOP = ScratchGPTConfig.from_preset("laptop")
 
@@ -23,7 +23,7 @@ def chosen(num_examples, longest=200, num_processes=1, trainable="all", **settin
     ],
 )
 def test_the_length_of_a_run_follows_from_its_examples(settings, steps, every):
-    settings |= {"global_batch_size": 8, "micro_batch_size": 8}
+    settings |= {"global_batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3}
     arguments = chosen(200, **settings)
     assert (arguments.max_steps, arguments.eval_steps, arguments.save_steps) == (steps, every, every)
     assert arguments.num_warmup_steps == steps // 10
@@ -49,16 +49,52 @@ def test_the_batch_fits_the_processes_and_the_memory(num_examples, num_processes
     assert chosen(num_examples, micro_batch_size=3, num_processes=num_processes).check_processes(num_processes) is None
 
 
-def test_the_rate_falls_with_the_width_and_rises_for_adapters():
-    wide = ScratchGPTConfig.from_preset("gpt2")
-    for optimizer in ("muon", "adamw"):
-        assert tuning_rate_for(optimizer, "all", wide) < tuning_rate_for(optimizer, "all", LAPTOP)
-    assert tuning_rate_for("adamw", "lora", LAPTOP) > tuning_rate_for("adamw", "all", LAPTOP)
+@pytest.mark.parametrize(  # each the best of a sweep in benchmarks/README.md, or next to it
+    ("num_examples", "batch", "rate", "steps"),
+    [(200, 4, 5e-4, 150), (1_100, 16, 1e-3, 207), (50_000, 64, 4e-3, 2344)],
+)
+def test_the_defaults_are_those_of_the_sweep(num_examples, batch, rate, steps):
+    arguments = chosen(num_examples)
+    assert (arguments.optimizer, arguments.global_batch_size) == ("adamw", batch)
+    assert (arguments.learning_rate, arguments.max_steps) == (rate, steps)
+
+
+def test_a_classifier_is_trained_with_muon():
+    for num_examples, rate, batch in ((200, 1e-3, 4), (1_100, 2e-3, 16)):
+        arguments = TuneClassifierArguments("run").for_examples(num_examples, 50, LAPTOP)
+        assert (arguments.optimizer, arguments.learning_rate, arguments.global_batch_size) == ("muon", rate, batch)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "trainable", "num_examples", "preset", "rate"),
+    [
+        ("adamw", "all", 1, "laptop", 5e-4),
+        ("adamw", "all", 10**9, "laptop", 4e-3),
+        ("adamw", "all", 1_100, "gpt2", 1.3e-4),
+        ("adamw", "all", 1_100, "llama3-1b", 2.9e-5),
+        ("muon", "all", 1_100, "gpt2", 5e-4),
+        ("adamw", "lora", 1_100, "laptop", 1e-2),
+        ("adamw", "lora", 50_000, "laptop", 1e-2),
+        ("muon", "lora", 1_100, "laptop", 1e-2),
+        ("adamw", "layers", 1_100, "laptop", 1e-3),
+        ("muon", "head", 1_100, "laptop", 1e-2),
+    ],
+)
+def test_the_rate_follows_from_the_model_and_the_rows(optimizer, trainable, num_examples, preset, rate):
+    assert tuning_rate_for(optimizer, trainable, num_examples, ScratchGPTConfig.from_preset(preset)) == rate
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "preset", "rate"),
+    [("muon", "tiny", 1.4e-2), ("muon", "laptop", 8e-3), ("muon", "gpt2", 4e-3), ("adamw", "gpt2", 5e-4)],
+)
+def test_the_rate_of_pretraining_follows_from_the_width(optimizer, preset, rate):
+    assert learning_rate_for(optimizer, ScratchGPTConfig.from_preset(preset)) == rate
 
 
 def test_what_is_chosen_is_described():
     (line,) = chosen(1100, num_train_epochs=3.0, global_batch_size=16, learning_rate=2e-3).describe(1100, "rows")
-    assert line == "1,100 rows x 3.01 epochs = 207 updates of 16 rows, peak learning rate 0.002 (muon)"
+    assert line == "1,100 rows x 3.01 epochs = 207 updates of 16 rows, peak learning rate 0.002 (adamw)"
 
 
 def test_too_few_updates_are_a_warning():

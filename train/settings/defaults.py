@@ -1,21 +1,28 @@
 """Default values that follow from the model and from the amount of data.
 
-They come from the sweeps of benchmarks/learning_rates.py and benchmarks/finetuning.py; the tables are in
+The rates come from the sweeps of benchmarks/learning_rates.py and benchmarks/finetuning.py, whose tables are in
 benchmarks/README.md.
 """
 
 import math
 from typing import Any
 
-REFERENCE_WIDTH = 192  # hidden_size of the preset laptop, at which the rates below were measured
+REFERENCE_WIDTH = 192  # hidden_size of the preset laptop
+# Peak rates of pretraining at that width. Muon's updates have a spectral norm of rate x sqrt(width); AdamW's have the
+# same size in every entry, so that their norm grows with the width itself (https://huggingface.co/papers/2203.03466).
 PRETRAINING_RATES = {"muon": 8e-3, "adamw": 2e-3}
-TUNING_RATES = {"muon": 2e-3, "adamw": 1e-3}
-# How a good rate falls with the width. Muon's updates have a spectral norm of rate x sqrt(width); AdamW's have the same
-# size in every entry, so that their norm grows with the width itself (https://huggingface.co/papers/2203.03466).
 WIDTH_EXPONENTS = {"muon": 0.5, "adamw": 1.0}
-PART_FACTORS = {"all": 1.0, "layers": 1.0, "lora": 5.0, "head": 5.0}  # the rate where only a part is trained
 
-UPDATES_PER_EPOCH = 64  # that fine-tuning aims at, within the two bounds
+# Peak rates of fine-tuning all weights at that width, on the reference number of examples. With other numbers they
+# change like the square root, between the two bounds. They fall faster with the width than those of pretraining, since
+# wider models have been trained on more: AdamW's reach the usual 1e-4 for GPT-2 (768) and 3e-5 for Llama 1B (2048).
+TUNING_RATES = {"muon": 2e-3, "adamw": 1e-3}
+REFERENCE_EXAMPLES = 1_100
+SMALLEST_FACTOR, LARGEST_FACTOR = 0.5, 4.0
+TUNING_EXTRA_EXPONENT = 0.5
+PART_FACTORS = {"lora": {"muon": 5, "adamw": 10}, "head": {"muon": 5, "adamw": 10}}
+
+UPDATES_PER_EPOCH = 64  # that fine-tuning aims at, within the bounds of the batch
 SMALLEST_BATCH, LARGEST_BATCH = 4, 64  # examples
 FEWEST_UPDATES = 50  # fewer teach a model hardly anything
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 10
@@ -24,17 +31,27 @@ MICRO_BATCH_TOKENS = 8192  # of a forward pass in fine-tuning, if all its exampl
 
 def learning_rate_for(optimizer: str, config: Any) -> float:
     """Peak learning rate of pretraining for a model with `config`, to two digits."""
-    return _scaled(PRETRAINING_RATES[optimizer], optimizer, config)
+    return _two_digits(PRETRAINING_RATES[optimizer] * _relative_width(config) ** -WIDTH_EXPONENTS[optimizer])
 
 
-def tuning_rate_for(optimizer: str, trainable: str, config: Any) -> float:
-    """Peak learning rate of fine-tuning, to two digits."""
-    return _scaled(TUNING_RATES[optimizer] * PART_FACTORS[trainable], optimizer, config)
+def tuning_rate_for(optimizer: str, trainable: str, num_examples: int, config: Any) -> float:
+    """Peak learning rate of fine-tuning, to two digits.
+
+    Where only adapters or a head are trained it is higher, and does not rise above that on the reference examples.
+    """
+    part = PART_FACTORS.get(trainable, {}).get(optimizer, 1)
+    amount = min(max(math.sqrt(num_examples / REFERENCE_EXAMPLES), SMALLEST_FACTOR), LARGEST_FACTOR)
+    factor = part * (amount if part == 1 else min(amount, 1))
+    exponent = WIDTH_EXPONENTS[optimizer] + TUNING_EXTRA_EXPONENT
+    return _two_digits(TUNING_RATES[optimizer] * factor * _relative_width(config) ** -exponent)
 
 
-def _scaled(rate: float, optimizer: str, config: Any) -> float:
-    width = config.get_text_config().hidden_size
-    return float(f"{rate * (REFERENCE_WIDTH / width) ** WIDTH_EXPONENTS[optimizer]:.1e}")
+def _relative_width(config: Any) -> float:
+    return float(config.get_text_config().hidden_size / REFERENCE_WIDTH)
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.1e}")
 
 
 def batch_size_for(num_examples: int, num_processes: int = 1) -> int:

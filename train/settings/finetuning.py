@@ -68,7 +68,7 @@ class TuneArguments(LoopArguments):
     """How a pretrained model is fine-tuned, and for how long."""
 
     num_train_epochs: float | None = option(
-        "Passes over the training examples (default: by their number, 3 for 150 or more; none with --max_steps)."
+        "Passes over the training examples (default: 3, or up to 10 if there are few of them; none with --max_steps)."
     )
     max_steps: int | None = option("Optimizer steps of the whole run, instead of --num_train_epochs.")
     global_batch_size: int | None = option(
@@ -78,10 +78,10 @@ class TuneArguments(LoopArguments):
         "Conversations or texts per forward pass of one process (default: by the longest one)."
     )
     optimizer: Literal["muon", "adamw"] = option(
-        "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "muon"
+        "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "adamw"
     )
     learning_rate: float | None = option(
-        "Peak learning rate (default: by optimizer, trained parameters and width of the model)."
+        "Peak learning rate (default: by optimizer, trained parameters, number of examples and width of the model)."
     )
     weight_decay: float = option("Decoupled weight decay of matrices and embeddings.", 0.01)
     adam_beta2: float = option("AdamW's beta2.", 0.98)
@@ -142,13 +142,22 @@ class TuneArguments(LoopArguments):
         chosen = {
             "global_batch_size": batch_size,
             "micro_batch_size": self.micro_batch_size or micro_batch_size_for(batch_size, longest, num_processes),
-            "learning_rate": self.learning_rate or tuning_rate_for(self.optimizer, trainable, config),
+            "learning_rate": self.learning_rate or tuning_rate_for(self.optimizer, trainable, num_examples, config),
             "max_steps": steps,
             "eval_steps": eval_steps,
             "save_steps": eval_steps if self.save_steps is None else self.save_steps,
             "load_best_model_at_end": self.load_best_model_at_end,
         }
         return FinetuneArguments(**shared | chosen)
+
+
+@dataclass
+class TuneClassifierArguments(TuneArguments):
+    """`TuneArguments` with the optimizer that suits classifiers."""
+
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "muon"
+    )
 
 
 @dataclass
