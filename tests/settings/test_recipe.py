@@ -56,6 +56,13 @@ def test_the_last_of_several_values_wins():
     assert parse_recipe([Few], ["--steps", "1", "--steps=2", "--fast", "--no_fast"])[0] == Few(steps=2)
 
 
+def test_a_list_given_twice_has_the_values_of_both(read):
+    assert parse_recipe([Few], ["--texts", "a", "b", "--texts=c"])[0].texts == ["a", "b", "c"]
+    assert read("texts: [x]", "--texts", "a", "--texts", "b").texts == ["a", "b"]  # not those of the recipe
+    assert read("texts: [x]", "--texts", "a", "--texts", "null").texts == []
+    assert read("texts: [x]", "--texts", "a", "null", "--texts", "b", "c").texts == ["b", "c"]
+
+
 def test_later_recipes_win(tmp_path):
     for name, steps in (("a", 1), ("b", 2)):
         (tmp_path / f"{name}.yaml").write_text(f"steps: {steps}")
@@ -175,7 +182,6 @@ def test_mistakes_in_a_recipe_are_named(read, text, message):
         (["--texts", "--steps", "1"], "--texts needs a value"),
         (["--texts", "-x"], "--texts needs a value; one that begins with a dash is written --texts=VALUE"),
         (["--no_packing=true"], "--no_packing takes no value: write --packing followed by true or false"),
-        (["--texts", "a", "--texts", "b"], "--texts is given twice, with a and b: write all values after one --texts"),
         (["--name", "two", "words"], r"'words' belongs to no option: .* quotation marks, --name \"\.\.\.\""),
         (["--steps", "1", "recipe.yaml"], "recipe recipe.yaml must come before the options"),
         (["recipe.json"], "neither a recipe"),
