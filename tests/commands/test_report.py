@@ -249,6 +249,7 @@ def test_a_folder_without_metrics_is_refused(tmp_path, capsys):
     assert f"--output_dir {tmp_path} is not a run folder: give" in refused(capsys, "--output_dir", tmp_path)
     assert f"{tmp_path / 'no'} does not exist: give" in refused(capsys, "--output_dir", tmp_path / "no")
     run = write_run(tmp_path / "run")
+    (tmp_path / "recipe.yaml").write_text("")  # as in a folder of quickstart
     assert f"did you mean {run}?" in refused(capsys, "--output_dir", tmp_path)
     (run / "model").mkdir()
     assert f"it is the model of the run {run}: give that folder" in refused(capsys, "--output_dir", run / "model")

@@ -64,7 +64,7 @@ class CommandLineParser:
             "help": help_text(option).replace("%", "%%"),
         }
         if option.is_list:
-            settings |= {"nargs": "+", "action": _StoreList}
+            settings |= {"nargs": "+", "action": "extend"}  # given twice, it has the values of both
         elif option.kind is bool:
             settings |= {"nargs": "?", "const": True}
         group.add_argument(f"--{option.name}", **settings)
@@ -84,7 +84,7 @@ class CommandLineParser:
         namespace, stray = self.parser.parse_known_args(arguments)
         if stray:
             raise ValueError(self._stray_text(stray[0], arguments))
-        return recipes, {name: UNSET if value == [UNSET] else value for name, value in vars(namespace).items()}
+        return recipes, {name: after_null(value) for name, value in vars(namespace).items()}
 
     def missing_text(self, missing: Sequence[Option]) -> str:
         """The message about options that must be given."""
@@ -147,18 +147,6 @@ class _Parser(argparse.ArgumentParser):
             raise ValueError(f"{name} {message}") from None
 
 
-class _StoreList(argparse.Action):
-    """Stores several values. Giving them in two places is an error, as argparse would silently drop the first ones."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        if (before := getattr(namespace, self.dest, values)) != values:
-            together = f"write all values after one {option_string}"
-            raise argparse.ArgumentError(
-                self, f"is given twice, with {_shown(before)} and {_shown(values)}: {together}"
-            )
-        setattr(namespace, self.dest, values)
-
-
 def _shown(values: Any) -> str:
     return " ".join(str(value) for value in values) if isinstance(values, list) else str(values)
 
@@ -178,6 +166,13 @@ class _HelpFormatter(argparse.HelpFormatter):
         if not action.metavar:
             return super()._format_action_invocation(action)
         return f"{action.option_strings[0]} {action.metavar}{' ...' if action.nargs == '+' else ''}"
+
+
+def after_null(value: Any) -> Any:
+    """The values that are given after the last null; UNSET if there are none."""
+    if not isinstance(value, list) or UNSET not in value:
+        return value
+    return value[len(value) - value[::-1].index(UNSET) :] or UNSET
 
 
 def is_text(option: Option) -> bool:

@@ -158,8 +158,8 @@ def program() -> str:
 
 def python() -> str:
     """The Python of this process as a person can type it."""
-    found = shutil.which("python")
-    return "python" if found and Path(found).samefile(sys.executable) else shortest(Path(sys.executable))
+    is_first = shutil.which("python") == sys.executable  # the link of a virtual environment is not what it points to
+    return "python" if is_first else shortest(Path(sys.executable))
 
 
 def shortest(path: Path) -> str:

@@ -14,7 +14,7 @@ from .renamed import OLD_VALUES
 
 PATH = "PATH"  # the placeholder of a path in `--help`, which also marks the field
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-LARGEST_INT = 2**63  # exclusive; torch and numpy take no larger ones
+LARGEST_INT = 2**63 - 1  # torch and numpy take no larger ones
 # what the last recipe and command line have set; read after a command has succeeded, to say what to do next
 GIVEN_OPTIONS: ContextVar[Mapping[str, Any]] = ContextVar("GIVEN_OPTIONS", default=MappingProxyType({}))
 
@@ -90,8 +90,10 @@ def whole_number(text: str) -> int:
         number = int(text)
     except ValueError:
         raise ValueError(f"takes a whole number, not {shortened(text)}") from None
-    if abs(number) >= LARGEST_INT:
-        raise ValueError(f"takes a number below 2^63, not {shortened(text)}")
+    if number > LARGEST_INT:
+        raise ValueError(f"is {text:.80}: it must be at most {LARGEST_INT}")
+    if number < -LARGEST_INT:
+        raise ValueError(f"is {text:.80}: it must be at least {-LARGEST_INT}")
     return number
 
 

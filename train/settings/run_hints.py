@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from .run_folder import METRICS_FILE, MODEL_FOLDER, RECIPE_FILE, STATUS_FILE
+from .run_folder import METRICS_FILE, MODEL_FOLDER, STATUS_FILE
 
-MARKS = (METRICS_FILE, STATUS_FILE, RECIPE_FILE)  # each run folder has one of them
+MARKS = (METRICS_FILE, STATUS_FILE)  # each run folder has one of them, and no other folder
 
 
 def check_run_folder(folder: Path) -> None:
