@@ -14,7 +14,7 @@ import pytest
 
 from examples.python_assistant import make_data as assistant
 from examples.swapped_lines import make_data as swapped
-from train.data.corpora import python_corpus, split_corpus
+from train.data.corpora import Corpus, Document, python_corpus, split_corpus
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 MAKERS = pytest.mark.parametrize("maker", [swapped, assistant], ids=["swapped", "assistant"])
@@ -129,7 +129,7 @@ BEFORE = "def f(a, items):\n"
         ("if a:\n    x = 1\n    print(x)", ["if a:\n    print(x)\n    x = 1"]),
         ("try:\n    pass\nexcept E as x:\n    x = 1\n    print(x)", []),
         ("match a:\n    case x:\n        x = 1\n        print(x)", []),
-        ("b = 'é'; x = 1\nprint(x)", []),  # a character of two bytes before the statement
+        ("x = 1\nprint(x, 'éééééééé'); b = 2", []),  # the columns of ast count bytes
     ],
 )
 def test_statements_that_cannot_change_places(body, swaps):
@@ -159,6 +159,27 @@ def test_methods_come_without_decorators_and_indentation():
     assert [pair.original.partition("(")[0] for pair in found] == ["def b", "def c"]
     assert found[0].swapped == "def b(self):\n    print(x)\n    x = 1"
     assert [pair.line for pair in found] == [5, 10]
+
+
+def test_a_function_of_two_splits_stays_in_the_first(monkeypatch):
+    monkeypatch.setattr(swapped, "MIN_PAIRS", 1)
+
+    def corpus(**files):
+        return Corpus("", "", lambda: (Document(f"{name}.py", text) for name, text in files.items()))
+
+    def function(number):
+        return f"def f(a):\n    x = {number}\n    print(x)\n"
+
+    held_out = {f"file{number}": function(number) for number in range(8)}
+    parts = swapped.split(corpus(read=function(3) + function(9)), corpus(**held_out))
+    texts = {name: [pair.original for pair in pairs] for name, pairs in parts.items()}
+    assert len(texts["train"]) == 2
+    assert sorted(text for some in texts.values() for text in some) == sorted(
+        function(number).strip() for number in [*range(8), 9]
+    )
+    monkeypatch.setattr(swapped, "MIN_PAIRS", 5)
+    with pytest.raises(ValueError, match=r"The library has 2 pairs of statements for train\.csv, and at least 5"):
+        swapped.split(corpus(read=function(3) + function(9)), corpus(**held_out))
 
 
 def test_a_long_function_is_skipped():
