@@ -73,7 +73,7 @@ def accuracies(test: Any, scores: Sequence[float]) -> list[str]:
 def format_accuracy(values: Sequence[float], independent: int) -> str:
     """The mean and its standard error."""
     mean = sum(values) / len(values)
-    return f"{mean:.1%} ± {math.sqrt(mean * (1 - mean) / independent):.1%}"
+    return f"{mean:.1%} +- {math.sqrt(mean * (1 - mean) / independent):.1%}"
 
 
 def linear_scores(train: Any, test: Any, vectors: dict[str, Any]) -> Any:
