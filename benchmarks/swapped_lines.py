@@ -39,6 +39,13 @@ class SwappedLinesArguments:
     base: str = option("The pretrained model.", "runs/swapped_lines/base/run/model", is_path=True)
     model: str = option("The trained classifier.", "runs/swapped_lines/run/model", is_path=True)
 
+    def __post_init__(self) -> None:
+        for name, folder in vars(self).items():
+            if not Path(folder).is_dir():
+                raise ValueError(
+                    f"--{name} {folder} is not a folder: run the commands of examples/swapped_lines/README.md first."
+                )
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""

@@ -2,8 +2,10 @@
 
 import textwrap
 
+import pandas
 import pytest
 
+from benchmarks import swapped_lines as benchmark
 from examples.swapped_lines import make_data as swapped
 from train.data.corpora import Corpus, Document
 
@@ -88,3 +90,17 @@ def test_a_function_of_two_splits_stays_in_the_first(monkeypatch):
 def test_a_long_function_is_skipped():
     long = "    # " + swapped.MAX_CHARACTERS * "a" + "\n"
     assert not list(swapped.pairs_of_source(BEFORE + long + "    x = 1\n    print(x)", "a.py"))
+
+
+def test_accuracy_of_rows_and_pairs():
+    test = pandas.DataFrame({"label": 3 * ["in order", "swapped"], "place": ["a", "a", "b", "b", "c", "c"]})
+    # a: the right order, one row on the wrong side of 0; b: equal; c: the wrong order, both rows wrong
+    rows, pairs = benchmark.accuracies(test, [1.0, 2.0, 0.0, 0.0, 3.0, -1.0])
+    assert rows == "33.3% +- 27.2%"  # a swapped, b in order; sqrt(1/3 * 2/3 / 3 pairs)
+    assert pairs == "50.0% +- 28.9%"
+
+
+def test_the_benchmark_names_the_folder_that_is_missing(tmp_path):
+    line = ["--data_dir", str(tmp_path), "--base", str(tmp_path / "base"), "--model", str(tmp_path)]
+    with pytest.raises(ValueError, match=rf"--base {tmp_path}/base is not a folder: run the commands of"):
+        benchmark.main(line)
