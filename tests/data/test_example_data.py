@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import sysconfig
-import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -102,68 +101,6 @@ def test_pretraining_has_not_read_the_files_of_validation_and_test(tables, libra
     names = {document.name for document in read}
     for split, rows in tables.items():
         assert all((row["place"].rpartition(":")[0] in names) == (split == "train") for row in rows)
-
-
-BEFORE = "def f(a, items):\n"
-
-
-@pytest.mark.parametrize(
-    ("body", "swaps"),
-    [
-        ("x = 1\nprint(x)", ["print(x)\nx = 1"]),
-        ("x: int = 1\nx += a\ny = x", []),  # `x += a` reads x too, but ast calls it a store
-        ("x = a\ny = 2\nprint(x)", []),  # the statement between does not need x
-        ("a = 1\nprint(a)", []),  # a has a value already
-        ("x = 0\nx = x + 1\nprint(x)", ["x = x + 1\nx = 0\nprint(x)"]),  # only the first value counts
-        ("x = 1\nreturn x", []),
-        ("x = 1\nraise x", []),
-        ("global x\nx = 1\nprint(x)", []),
-        ("import x\nx = 1\nprint(x)", []),
-        ("x = 1\nf = lambda: x", []),  # reads x later
-        ("x = 1\ndef g():\n    return x", []),
-        ("x = 1\nfor x in items:\n    print(x)", []),  # sets x before it reads it
-        ("x = 1\ny = [x for x in items]", []),
-        ("x = 1; print(x)", []),
-        ("x = 1  # one\nprint(x)  # two", ["print(x)  # two\nx = 1  # one"]),
-        ("x = (1,\n     2)\n\nif a:\n    print(x)", ["if a:\n    print(x)\n\nx = (1,\n     2)"]),
-        ("if a:\n    x = 1\n    print(x)", ["if a:\n    print(x)\n    x = 1"]),
-        ("try:\n    pass\nexcept E as x:\n    x = 1\n    print(x)", []),
-        ("match a:\n    case x:\n        x = 1\n        print(x)", []),
-        ("b = 'é'; x = 1\nprint(x)", []),  # a character of two bytes before the statement
-    ],
-)
-def test_statements_that_cannot_change_places(body, swaps):
-    found = list(swapped.pairs_of_source(BEFORE + textwrap.indent(body, "    "), "a.py"))
-    assert [pair.swapped for pair in found] == [BEFORE + textwrap.indent(swap, "    ") for swap in swaps]
-
-
-def test_a_swapped_function_reads_a_variable_without_a_value():
-    source = BEFORE + "    total = len(items)\n    half = total / 2\n    return half"
-    (pair,) = swapped.pairs_of_source(source, "a.py")
-    functions = {}
-    for text in (pair.original, pair.swapped):
-        exec(text, functions)
-        if text == pair.original:
-            assert functions["f"](0, [1, 2]) == 1
-        else:
-            with pytest.raises(UnboundLocalError, match="total"):
-                functions["f"](0, [1, 2])
-
-
-def test_methods_come_without_decorators_and_indentation():
-    source = (
-        "if True:\n    class A:\n        @property\n        def b(self):\n            x = 1\n            print(x)\n"
-    )
-    source += "\f\ndef c(x):\n    def inner():\n        a = 1\n        print(a)\n    return inner\n"
-    found = list(swapped.pairs_of_source(source, "a.py"))
-    assert [pair.original.partition("(")[0] for pair in found] == ["def b", "def c"]
-    assert found[0].swapped == "def b(self):\n    print(x)\n    x = 1"
-    assert [pair.line for pair in found] == [5, 10]
-
-
-def test_a_long_function_is_skipped():
-    long = "    # " + swapped.MAX_CHARACTERS * "a" + "\n"
-    assert not list(swapped.pairs_of_source(BEFORE + long + "    x = 1\n    print(x)", "a.py"))
 
 
 # Questions and answers
