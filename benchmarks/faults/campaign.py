@@ -142,6 +142,7 @@ class Campaign:
             return Verdict(FAULT, problem)
         key = fingerprint(left)
         if key not in self.states:
+            self.table[operation.part_of(self.paths[point.call])]["run again"] += 1
             self.states[key] = self._run_again(point, left)
         return self.states[key]
 
