@@ -132,7 +132,7 @@ def data_options(folder: Path, count: int, base: Path) -> dict[str, Any]:
 
 def evaluate_options(folder: Path, count: int, base: Path) -> dict[str, Any]:
     """The rows as documents."""
-    return {"model": base / "run" / "model", "text": documents(folder, count), "block_size": 32}
+    return {"model": base / "run" / "model", "text": documents(folder, count), "block_size": 64, "micro_batch_size": 64}
 
 
 def finetune_options(folder: Path, count: int, base: Path) -> dict[str, Any]:

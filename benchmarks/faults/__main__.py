@@ -24,7 +24,7 @@ from train.settings.recipe import option, option_list, parse_recipe
 
 from ..report import print_table
 from .campaign import CONTINUED, FAULT, REFUSED, Campaign
-from .operations import build_operations
+from .operations import OPERATIONS, Inputs, operation
 from .trial import import_everything
 
 FAULTS = ["error", "errors from there", "kill", "lost power"]
@@ -34,7 +34,7 @@ FAULTS = ["error", "errors from there", "kill", "lost power"]
 class FaultArguments:
     """What to disturb."""
 
-    operations: list[str] = option_list("Numbers of the operations, from 1 (default: all).")
+    operations: list[str] = option_list("What to disturb (default: all): " + ", ".join(OPERATIONS))
     parts: list[str] = option_list("Parts of an operation (default: all), such as checkpoint or model.")
     faults: list[str] = option_list("Kinds of faults (default: all): " + ", ".join(FAULTS))
     every: int = option("Try only every N-th call.", 1)
@@ -44,26 +44,26 @@ class FaultArguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; returns 1 if there are faults."""
     (arguments,) = parse_recipe([FaultArguments], argv, description=__doc__ or "")
-    forget = tempfile.TemporaryDirectory(prefix="faults-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-    with forget as name:
+    rows, findings, failed = [], Counter[str](), False
+    with tempfile.TemporaryDirectory(prefix="faults-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         import_everything()
-        operations = build_operations(Path(name))
-        numbers = [int(number) - 1 for number in arguments.operations] or range(len(operations))
-        rows, faults = [], Counter[str]()
-        for number in numbers:
+        inputs = Inputs(Path(name) / "inputs")
+        for chosen in arguments.operations or OPERATIONS:
             words = [word + ":" for word in arguments.faults or FAULTS]
-            campaign = Campaign(operations[number], Path(name), words, arguments.parts, arguments.every)
             try:
-                faults += disturb(campaign, arguments.findings)
-            except ValueError as error:
-                faults[f"{campaign.operation.name} | {error}"] += 1
-            rows += table_rows(campaign)
+                one = operation(chosen, Path(name), inputs)
+                campaign = Campaign(one, Path(name), words, arguments.parts, arguments.every)
+                findings += disturb(campaign, arguments.findings)
+                rows += table_rows(campaign)
+            except ValueError as error:  # it fails without any fault
+                findings[f"{chosen} | {error}"] += 1
+                failed = True
     forget_shim()
     header = ["operation", "part", "calls", *FAULTS, "folders run again", CONTINUED, REFUSED, "faults"]
     print_table("A fault at every file-system call", header, rows)
-    for text, count in faults.most_common():
+    for text, count in findings.most_common():
         print(f"{count:6} x {text}")
-    return int(any(row[-1] for row in rows))
+    return int(failed or any(row[-1] for row in rows))
 
 
 def disturb(campaign: Campaign, findings: str) -> Counter[str]:
@@ -96,7 +96,7 @@ def table_rows(campaign: Campaign) -> list[list[object]]:
     for part, counts in campaign.table.items():
         tried = [counts[fault] for fault in FAULTS]
         outcomes = [counts[kind] for kind in (CONTINUED, REFUSED, FAULT)]
-        rows.append([campaign.operation.name, part, counts["calls"], *tried, len(campaign.states), *outcomes])
+        rows.append([campaign.operation.name, part, counts["calls"], *tried, counts["run again"], *outcomes])
     return rows
 
 

@@ -49,6 +49,7 @@ class Verdict:
 
     kind: str
     text: str = ""
+    first_step: int | None = None  # of the second run
 
 
 @dataclass
@@ -142,8 +143,9 @@ class Campaign:
             return Verdict(FAULT, problem)
         key = fingerprint(left)
         if key not in self.states:
-            self.states[key] = self._run_again(point, left)
-        return self.states[key]
+            self.table[operation.part_of(self.paths[point.call])]["run again"] += 1
+            self.states[key] = self._run_again(left)
+        return self._check_progress(point, self.states[key])
 
     @property
     def is_repeatable(self) -> bool:
@@ -198,7 +200,7 @@ class Campaign:
             return "" if is_hit else f"exit code {ending.code}, but status.json says {state!r}"
         return ""
 
-    def _run_again(self, point: Point, left: Tree) -> Verdict:
+    def _run_again(self, left: Tree) -> Verdict:
         """Start the command again after a fault."""
         operation = self.operation
         ending = run(operation.trial())
@@ -206,7 +208,8 @@ class Campaign:
         if ending.code == 0:
             if problem := differences(self.expected, found):
                 return Verdict(FAULT, f"run again: exit code 0, but {problem}")
-            return self._check_progress(point, ending)
+            done = re.search(r"^steps\s+(\d+) of", ending.text, re.MULTILINE)
+            return Verdict(CONTINUED, first_step=int(done[1]) if done else None)
         if ending.code != 2 or "error: " not in ending.text or "Traceback" in ending.text:
             return Verdict(FAULT, f"run again: exit code {ending.code}: {ending.text.strip()[-300:]}")
         before, after = digests(left), digests(found)
@@ -214,15 +217,14 @@ class Campaign:
             return Verdict(FAULT, f"run again: refused, and {lost[0]} is lost")
         return Verdict(REFUSED, ending.text.partition("error: ")[2].strip().replace("\n", " ")[:300])
 
-    def _check_progress(self, point: Point, ending: Ending) -> Verdict:
+    def _check_progress(self, point: Point, verdict: Verdict) -> Verdict:
         """A checkpoint that had been saved must not be lost."""
-        done = re.search(r"^steps\s+(\d+) of", ending.text, re.MULTILINE)
-        if done is None or not self.is_repeatable:
-            return Verdict(CONTINUED)
+        if verdict.first_step is None or not self.is_repeatable:
+            return verdict
         saved = _saved_steps(self.calls[: point.call + 1], self.paths)
-        if int(done[1]) < saved:
-            return Verdict(FAULT, f"run again: starts at step {done[1]}, although step {saved} had been saved")
-        return Verdict(CONTINUED)
+        if verdict.first_step < saved:
+            return Verdict(FAULT, f"run again: starts at step {verdict.first_step}, although step {saved} was saved")
+        return verdict
 
 
 def _below(found: dict[str, str], folder: str) -> dict[str, str]:

@@ -19,12 +19,12 @@ from train.settings.recipe import option, parse_recipe
 
 from ..report import print_table
 from .disk import Tree, read_tree, write_tree
-from .operations import Operation, build_operations, differences
+from .operations import Inputs, Operation, differences, operation
 from .trial import Trial, finish, import_everything, kill, run, start
 
 PHASES = ("start", "training", "save", "model")
 MAX_KILLS = 4  # of one run
-OPERATIONS = slice(0, 4)  # those that train
+NAMES = ("pretrain", "async_save", "lora", "classifier")
 
 
 @dataclass
@@ -133,17 +133,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_everything()
     dice, rows, num_problems = random.Random(arguments.seed), [], 0
     with tempfile.TemporaryDirectory(prefix="kills-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        operations = build_operations(Path(name))[OPERATIONS]
+        inputs = Inputs(Path(name) / "inputs")
+        operations = [operation(one, Path(name), inputs) for one in NAMES]
         share = -(-arguments.kills // len(operations))
         plan = [(one, 1, share) for one in operations] + [(operations[0], 2, arguments.pair_kills)]
-        for operation, num_processes, kills in plan:
+        for one, num_processes, kills in plan:
             if not kills:
                 continue
-            some = Kills(operation, num_processes, dice)
+            some = Kills(one, num_processes, dice)
             some.record()
             some.kill_often(kills)
             num_problems += len(some.problems)
-            title = operation.name + (", two processes" if num_processes > 1 else "")
+            title = one.name + (", two processes" if num_processes > 1 else "")
             counts = [some.phases[phase] for phase in PHASES]
             rows.append([title, some.runs, sum(counts), *counts, some.hung, len(some.problems)])
             print(" | ".join(map(str, rows[-1])), flush=True)

@@ -4,12 +4,11 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from .disk import Tree, read_tree, write_tree
 from .trial import Trial, run
@@ -26,7 +25,7 @@ TRAINING = {
 TIMES = {"time", "tokens_per_second", "mfu", "seconds", "reason", "README.md", "seal"}
 SPEED = re.compile(rb"tokens per second.*")  # in a model card
 LEFTOVER = re.compile(r"(^|/)(\.tmp|\.trash)|\.(partial|tmp)$")
-RANDOM_NAME = re.compile(r"\.tmp[A-Za-z0-9]{6}(?=/|$)")
+RANDOM_NAME = re.compile(r"\.tmp([A-Za-z0-9]{6}|-\w+-[A-Za-z0-9_]{8})(?=/|$)")
 CHECKPOINT = re.compile(r"checkpoint-\d{8}$")
 
 
@@ -63,36 +62,20 @@ class Operation:
         return "model" if is_result else "run folder"
 
 
-def build_operations(root: Path) -> list[Operation]:
-    """All operations, with their inputs below `root`."""
-    inputs = Inputs(root / "inputs")
+def operation(name: str, root: Path, inputs: "Inputs") -> Operation:
+    """One of OPERATIONS, which works below `root`.
+
+    Raises:
+        ValueError: there is no such operation.
+    """
+    if name not in OPERATIONS:
+        raise ValueError(f"there is no operation {name!r}: choose from {', '.join(OPERATIONS)}.")
+    title, command, options = OPERATIONS[name]
     folder = root / "work"
-    output = str(folder / "out")
-
-    def operation(name: str, command: str, options: dict[str, Any], before: Tree | None = None) -> Operation:
-        arguments = [f"--{key}={value}" for key, value in (options | {"output_dir": output}).items()]
-        before = before or {}
-        return Operation(name, command, arguments, folder, "out", before, results_of(before))
-
-    pretrain = TRAINING | {"data_dir": inputs.blocks, "config": inputs.config, "sample_prompts": "def "}
-    tune = TRAINING | {"model": inputs.model, "spike_sigmas": 0}
-    lora = {"trainable": "lora", "lora_r": 2}
-    prepare = {"tokenizer": inputs.tokenizer, "block_size": 16, "text": inputs.text, "validation_text": inputs.held_out}
-    plain = operation("pretrain", "pretrain", pretrain)
-    return [
-        plain,
-        operation("pretrain --async_save", "pretrain", pretrain | {"async_save": "true"}),
-        operation("finetune --trainable lora", "finetune", tune | lora | {"train_file": inputs.conversations}),
-        operation("finetune_classifier", "finetune_classifier", tune | {"train_file": inputs.labels}),
-        operation("prepare_data", "prepare_data", prepare),
-        operation("train_tokenizer", "train_tokenizer", {"text": inputs.text, "vocab_size": 280}),
-        operation(
-            "pretrain, extended",
-            "pretrain",
-            pretrain | {"max_steps": 3, "allow_change": "max_steps"},
-            finished(plain),
-        ),
-    ]
+    values = options(inputs) | {"output_dir": folder / "out"}
+    arguments = [f"--{key}={value}" for key, value in values.items()]
+    before = finished(operation("pretrain", root, inputs)) if name == "extended" else {}
+    return Operation(title, command, arguments, folder, "out", before, results_of(before))
 
 
 def finished(operation: Operation) -> Tree:
@@ -105,7 +88,7 @@ def finished(operation: Operation) -> Tree:
 
 
 class Inputs:
-    """Tiny inputs of all commands, in one folder."""
+    """Tiny inputs of all commands, in one folder; each is made when it is needed."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -115,14 +98,6 @@ class Inputs:
             for name, word in (("text.txt", "function"), ("held_out.txt", "method"))
         )
         self.config = self._text("config.json", json.dumps(SHAPE))
-        self.tokenizer, self.blocks = folder / "tokenizer", folder / "blocks"
-        self._run("train_tokenizer", text=self.text, vocab_size=280, output_dir=self.tokenizer)
-        files = {"text": self.text, "validation_text": self.held_out}
-        self._run("prepare_data", tokenizer=self.tokenizer, block_size=16, output_dir=self.blocks, **files)
-        base = folder / "base"
-        settings = TRAINING | {"config": self.config, "data_dir": self.blocks, "output_dir": base}
-        self._run("pretrain", **settings | {"sample_prompts": "def "})
-        self.model = base / "model"
         colors = [(f"It is {color} {i}.", color) for i in range(12) for color in ("red", "green", "blue")]
         self.labels = folder / "labels.csv"
         with self.labels.open("w", newline="") as file:
@@ -130,15 +105,70 @@ class Inputs:
         rows = [{"prompt": f"What {i}?", "completion": text} for i, (text, _) in enumerate(colors)]
         self.conversations = self._text("chat.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
+    @cached_property
+    def tokenizer(self) -> Path:
+        """A tokenizer."""
+        return self._run("train_tokenizer", "tokenizer", text=self.text, vocab_size=280)
+
+    @cached_property
+    def blocks(self) -> Path:
+        """Prepared data."""
+        files = {"text": self.text, "validation_text": self.held_out}
+        return self._run("prepare_data", "blocks", tokenizer=self.tokenizer, block_size=16, **files)
+
+    @cached_property
+    def model(self) -> Path:
+        """A base model."""
+        return self._run("pretrain", "base", **pretrain_options(self)) / "model"
+
     def _text(self, name: str, text: str) -> Path:
         (self.folder / name).write_text(text)
         return self.folder / name
 
-    def _run(self, command: str, **options: Any) -> None:
-        arguments = [f"--{name}={value}" for name, value in options.items()]
+    def _run(self, command: str, output: str, **options: Any) -> Path:
+        folder = self.folder / output
+        arguments = [f"--{name}={value}" for name, value in (options | {"output_dir": folder}).items()]
         ending = run(Trial(command, arguments, self.folder / "output.txt"))
         if ending.code:
-            raise ValueError(f"{command} {yaml.safe_dump(arguments)} failed:\n{ending.text[-3000:]}")
+            raise ValueError(f"{command} {' '.join(arguments)} failed:\n{ending.text[-3000:]}")
+        return folder
+
+
+def pretrain_options(inputs: Inputs) -> dict[str, Any]:
+    """Options of a run with two checkpoints."""
+    return TRAINING | {"data_dir": inputs.blocks, "config": inputs.config, "sample_prompts": "def "}
+
+
+def lora_options(inputs: Inputs) -> dict[str, Any]:
+    """Options that train an adapter on conversations."""
+    data = {"model": inputs.model, "train_file": inputs.conversations}
+    return TRAINING | data | {"spike_sigmas": 0, "trainable": "lora", "lora_r": 2}
+
+
+def classifier_options(inputs: Inputs) -> dict[str, Any]:
+    """Options that train a classifier."""
+    return TRAINING | {"model": inputs.model, "train_file": inputs.labels, "spike_sigmas": 0}
+
+
+def data_options(inputs: Inputs) -> dict[str, Any]:
+    """Options that prepare data."""
+    files = {"text": inputs.text, "validation_text": inputs.held_out}
+    return {"tokenizer": inputs.tokenizer, "block_size": 16} | files
+
+
+OPERATIONS: dict[str, tuple[str, str, Callable[[Inputs], dict[str, Any]]]] = {
+    "pretrain": ("pretrain", "pretrain", pretrain_options),
+    "async_save": ("pretrain --async_save", "pretrain", lambda i: pretrain_options(i) | {"async_save": "true"}),
+    "lora": ("finetune --trainable lora", "finetune", lora_options),
+    "classifier": ("finetune_classifier", "finetune_classifier", classifier_options),
+    "prepare_data": ("prepare_data", "prepare_data", data_options),
+    "train_tokenizer": ("train_tokenizer", "train_tokenizer", lambda i: {"text": i.text, "vocab_size": 280}),
+    "extended": (
+        "pretrain, extended",
+        "pretrain",
+        lambda i: pretrain_options(i) | {"max_steps": 3, "allow_change": "max_steps"},
+    ),
+}
 
 
 # What a folder contains, without times

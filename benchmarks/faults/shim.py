@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import shutil
 import struct
 import subprocess
@@ -78,7 +79,7 @@ class Disturbance:
 
 def is_available() -> bool:
     """Whether this machine can compile and preload the shim."""
-    return sys.platform == "linux" and shutil.which("cc") is not None
+    return sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("cc") is not None
 
 
 def restart_with_shim() -> None:
@@ -86,7 +87,7 @@ def restart_with_shim() -> None:
     if VARIABLE in os.environ:
         return
     if not is_available():
-        raise ValueError("faults are injected with a C library: this needs Linux and a C compiler (cc).")
+        raise ValueError("faults are injected with a C library: this needs Linux on x86-64 and a C compiler (cc).")
     library = Path(tempfile.mkdtemp(prefix="fault-shim-")) / "shim.so"
     command = ["cc", "-O1", "-Wall", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl", "-lpthread"]
     subprocess.run(command, check=True)

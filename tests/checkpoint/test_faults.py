@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -124,24 +125,11 @@ def test_times_do_not_count_as_differences_but_leftovers_do():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not is_available(), reason="needs Linux on x86-64 and cc")
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--operations", "1", "--every", "29"],
-        ["--operations", "5", "--every", "11"],
-    ],
-    ids=["pretrain", "prepare_data"],
-)
-def test_faults_lose_nothing(options, launcher_environment):
-    """The whole campaign: `python -m benchmarks.faults`."""
-    command = [sys.executable, "-m", "benchmarks.faults", *options]
-    done = subprocess.run(command, env=launcher_environment, capture_output=True, text=True, check=False)
+def test_faults_lose_nothing():
+    """A small part of the campaign `python -m benchmarks.faults`, which leaves out no call."""
+    command = [sys.executable, "-m", "benchmarks.faults", "--operations", "pretrain", "prepare_data", "--every", "47"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "| pretrain | checkpoint |" in done.stdout
     print(done.stdout)
-
-
-@pytest.fixture
-def launcher_environment():
-    from pathlib import Path
-
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

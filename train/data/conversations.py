@@ -36,7 +36,7 @@ REFUSED_KEYS = {"tool_calls", "function_call", "tool_call_id", "reasoning_conten
 ENCODE_BATCH = 256  # conversations tokenized at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns of system, user and assistant, and their place for error messages."""
 
@@ -45,7 +45,7 @@ class Conversation:
     unread: frozenset[str] = frozenset()  # columns of the row that are not part of it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """The tokens of a conversation."""
 
