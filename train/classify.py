@@ -47,7 +47,7 @@ class ClassifyArguments:
 
     model: str = required("Classifier or its adapter: a folder, or a name on the Hugging Face Hub.", is_path=True)
     text: list[str] = option_list("Texts (default: the lines of standard input, unless --file is given).")
-    file: list[str] = option_list("Tables: .csv, .tsv, .jsonl or .parquet files.", is_path=True)
+    file: list[str] = option_list("Tables (.jsonl, .json, .csv, .tsv, .parquet), also compressed (.gz).", is_path=True)
     text_column: str | None = option("Column with the text in --file (default: text).")
     label_column: str | None = option("Column with the true label in --file (default: label, if there is one).")
     output_file: str | None = option("Table to write instead of printing the labels: .csv or .jsonl.", is_path=True)
