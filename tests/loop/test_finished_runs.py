@@ -272,3 +272,15 @@ def test_the_adapter_is_written_whole_and_belongs_to_its_model(base, tmp_path, m
     before = contents(run)
     assert finetune.main(line) == 0
     assert contents(run) == before
+
+
+def test_a_finished_fine_tuning_is_recognized_without_its_checkpoints(base, tmp_path):
+    """With the settings that the command has chosen itself, too."""
+    rows, run = write_conversations(tmp_path / "rows.jsonl"), tmp_path / "run"
+    line = [f"--model={base}", f"--train_file={rows}", f"--output_dir={run}", "--num_train_epochs=1"]
+    line += ["--precision=fp32", "--max_new_tokens=4"]
+    assert finetune.main(line) == 0
+    CHECKPOINTS["all are deleted"](run)
+    before = contents(run)
+    assert finetune.main(line) == 0
+    assert contents(run) == before
