@@ -1,5 +1,6 @@
 """quickstart on a small text: all files are written, load in new processes, and are never overwritten."""
 
+import dataclasses
 import hashlib
 import importlib
 import math
@@ -14,6 +15,7 @@ import yaml
 from train import quickstart
 from train.settings.command import run_command
 from train.settings.corpus import CorpusArguments
+from train.settings.training import TrainArguments
 
 EXPECTED_FILES = {
     "model.safetensors", "config.json", "generation_config.json", "configuration_scratch_gpt.py",
@@ -88,6 +90,13 @@ def test_the_schedule_fits_any_number_of_steps(steps):
     assert schedule["warmup_steps"] <= steps // 10
     assert math.ceil(steps / schedule["eval_steps"]) in (7, 8)  # the last step is always due
     assert math.ceil(steps / schedule["save_steps"]) == 4
+
+
+def test_the_learning_rate_is_that_of_pretrain():
+    """One recommended rate: no stage sets its own."""
+    settings = {*quickstart.schedule_for(100), *(entry.name for entry in dataclasses.fields(quickstart.Size))}
+    assert not {name for name in settings if "learning_rate" in name}
+    assert TrainArguments("run").learning_rate is None
 
 
 @pytest.mark.parametrize(("option", "value"), [("--minutes", "0"), ("--minutes", "-3"), ("--minutes", "inf")])
