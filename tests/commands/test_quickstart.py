@@ -1,5 +1,6 @@
 """quickstart on a small text: all files are written, load in new processes, and are never overwritten."""
 
+import dataclasses
 import hashlib
 import importlib
 import math
@@ -17,6 +18,7 @@ from train import quickstart
 from train.data.blocks import open_data
 from train.settings.command import run_command
 from train.settings.corpus import CorpusArguments
+from train.settings.training import TrainArguments
 
 EXPECTED_FILES = {
     "model.safetensors", "config.json", "generation_config.json", "configuration_scratch_gpt.py",
@@ -152,7 +154,7 @@ def test_evaluations_take_at_most_a_quarter_of_the_time():
 
 
 def test_of_a_short_text_shorter_blocks_are_made(tmp_path, capsys):
-    size = quickstart.Size("tiny", 300, 256, 4, 4, 3e-3)
+    size = quickstart.Size("tiny", 300, 256, 4, 4)
     (tmp_path / "a.txt").write_text("It was a dark and stormy night. " * 40)
     (tmp_path / "b.txt").write_text("The night was dark. " * 30)
     corpus = CorpusArguments(text=[str(tmp_path / "a.txt")], validation_text=[str(tmp_path / "b.txt")])
@@ -166,6 +168,13 @@ def test_of_a_short_text_shorter_blocks_are_made(tmp_path, capsys):
     shutil.rmtree(folder / "data")
     with pytest.raises(ValueError, match="the text is too short to train on"):
         quickstart.make_data(folder, size, corpus)
+
+
+def test_the_learning_rate_is_that_of_pretrain():
+    """One recommended rate: no stage sets its own."""
+    settings = {*quickstart.schedule_for(100), *(entry.name for entry in dataclasses.fields(quickstart.Size))}
+    assert not {name for name in settings if "learning_rate" in name}
+    assert TrainArguments("run").learning_rate is None
 
 
 @pytest.mark.parametrize(("option", "value"), [("--minutes", "0"), ("--minutes", "-3")])
