@@ -4,6 +4,8 @@ import threading
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from transformers import GenerationConfig, TextIteratorStreamer
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.generation import ContinuousBatchingConfig
@@ -200,6 +202,8 @@ def test_assisted_decoding_and_prompt_lookup_change_nothing():
 
 @pytest.mark.parametrize("overrides", [{}, SLIDING, {"position_embedding_type": "learned"}])
 def test_drafting_with_the_first_layers_changes_nothing(overrides):
+    if overrides == SLIDING and version.parse(transformers.__version__) < version.parse("5.23"):
+        pytest.skip("transformers before 5.23 cannot crop the cache of a sliding layer that drafting does not use")
     model, ids = tiny_model(**overrides), tiny_ids(1)
     expected = greedy_by_hand(model, ids)
     assert torch.equal(model.generate(ids, **GREEDY, assistant_early_exit=1), expected)
