@@ -8,6 +8,7 @@ computed on the assistant's answers only. The run folder contains the same files
 answers to held-out questions before, during and after training, and model/ works with pipeline("text-generation").
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ from .data.rows import read_parts
 from .hub.cards.finetuned import write_assistant_card
 from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
-from .loop.evaluation import sample
-from .loop.finish import COMPLETE, STOPPED, load_best_weights, new_model_folder, report_complete
+from .loop.evaluation import logged_evaluation, sample
+from .loop.finish import COMPLETE, STOPPED, final_evaluation, load_best_weights, report_complete, write_result
 from .loop.language_modeling import LanguageModeling, Prompt, check_prompts, skips_logits
 from .loop.log import JsonLines
 from .loop.run import Run, build_run, is_complete, resume
@@ -53,7 +54,7 @@ from .settings.finetuning import (
     TuneArguments,
 )
 from .settings.recipe import parse_recipe, recipe_text
-from .settings.run_folder import ADAPTER_FOLDER, LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
+from .settings.run_folder import LOSS_CURVE_FILE, METRICS_FILE, SAMPLES_FILE
 
 NUM_SHOWN = 5  # held-out conversations whose first question is answered at each evaluation
 
@@ -101,12 +102,14 @@ def finetune(
         if not train(run, state):
             return STOPPED
         step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
-        samples = sample(run)
+        final, samples = final_evaluation(run, step), sample(run)
         weights = run.whole_weights()
-        if accelerator.is_main_process:
-            with new_model_folder(run) as folder:
-                write_tuned_model(run.bare_model, base, folder, weights, run.folder / ADAPTER_FOLDER)
-                write_card(run, folder, data, origin, step, samples)
+
+        def write(folder: Path, adapter: Path) -> None:
+            write_tuned_model(run.bare_model, base, folder, weights, adapter)
+            write_card(run, (folder, adapter), data, origin, final, samples)
+
+        write_result(run, state, write)
     return report_complete(run)
 
 
@@ -249,25 +252,28 @@ def before_answer(one: Conversation) -> list[Message]:
 
 
 def write_card(
-    run: Run, folder: Path, data: ConversationData, origin: Origin, step: int, final_samples: list[tuple[str, str]]
+    run: Run,
+    folders: tuple[Path, Path],
+    data: ConversationData,
+    origin: Origin,
+    final: dict[str, Any],
+    final_samples: list[tuple[str, str]],
 ) -> None:
     """Write the model card and the loss curve; print the answers before and after fine-tuning.
 
     Args:
-        step: of the final weights.
+        folders: of the model and of the adapter, if there is one.
+        final: evaluation of the final weights.
         final_samples: prompts and answers of these weights.
     """
     records, samples = JsonLines(run.folder / METRICS_FILE).read(), JsonLines(run.folder / SAMPLES_FILE).read()
     config = run.bare_model.config
     draw_loss_curve(
-        records, folder / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=config.vocab_size
+        records, folders[0] / LOSS_CURVE_FILE, title="Answers to held-out questions", num_choices=config.vocab_size
     )
-    evaluations = [record for record in records if "eval_loss" in record]
-    final = next(record for record in evaluations if record["step"] == step)
+    first = logged_evaluation(run.folder, 0) or dict.fromkeys(final, math.nan)
     shown = before_and_after(samples, final_samples, data)
-    write_assistant_card(
-        folder, run.folder / ADAPTER_FOLDER, config.model_type, origin, data.notes, (evaluations[0], final), shown
-    )
+    write_assistant_card(*folders, config.model_type, origin, data.notes, (first, final), shown)
     for one in shown:
         print(f"\n{one['prompt']}\n  before: {one['before']!r:.200}\n  after:  {one['after']!r:.200}")
 
@@ -275,14 +281,20 @@ def write_card(
 def before_and_after(
     samples: Sequence[dict[str, Any]], final: Sequence[tuple[str, str]], data: ConversationData
 ) -> list[dict[str, str]]:
-    """Each prompt with the answers before and after training, and the one in the data."""
-    first = [sample for sample in samples if sample["step"] == 0]
+    """Each prompt that was also asked before training, with both answers and the one in the data."""
+    answers_before: dict[str, list[str]] = {}
+    for record in samples:
+        if record["step"] == 0 and {"prompt", "text"} <= record.keys():
+            answers_before.setdefault(record["prompt"], []).append(record["text"])
     references = {before_answer(one)[-1]["content"]: one.messages for one in data.shown}
     shown = []
-    for before, (prompt, after) in zip(first, final, strict=True):
+    for prompt, after in final:
+        if not answers_before.get(prompt):  # --sample_prompts has changed since the run started
+            continue
         messages = references.get(prompt, [])
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
-        shown.append({"prompt": prompt, "before": before["text"], "after": after, "reference": "".join(answers[:1])})
+        before = answers_before[prompt].pop(0)
+        shown.append({"prompt": prompt, "before": before, "after": after, "reference": "".join(answers[:1])})
     return shown
 
 

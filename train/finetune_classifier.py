@@ -36,7 +36,7 @@ from .hub.cards.origin import Origin, origin_of
 from .loop.claim import claimed
 from .loop.classification import TextClassification
 from .loop.evaluation import evaluate
-from .loop.finish import COMPLETE, STOPPED, load_best_weights, new_model_folder, report_complete
+from .loop.finish import COMPLETE, STOPPED, load_best_weights, report_complete, write_result
 from .loop.log import JsonLines
 from .loop.run import Run, build_run, is_complete, resume
 from .loop.status import recorded_status
@@ -47,7 +47,6 @@ from .settings.command import run_command
 from .settings.finetuning import DEFAULT_FRACTION, BaseArguments, FinetuneArguments, LabelArguments, TuneArguments
 from .settings.recipe import parse_recipe, recipe_text
 from .settings.run_folder import (
-    ADAPTER_FOLDER,
     CONFUSION_MATRIX_FILE,
     LOSS_CURVE_FILE,
     METRICS_FILE,
@@ -112,10 +111,12 @@ def finetune(
         step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
         results = {name.replace("eval_", "test_"): value for name, value in evaluate(run, data.parts["test"]).items()}
         weights = run.whole_weights()
-        if accelerator.is_main_process:
-            with new_model_folder(run) as folder:
-                write_tuned_model(run.bare_model, base, folder, weights, run.folder / ADAPTER_FOLDER)
-                write_results(run, folder, data, origin, results | {"step": step})
+
+        def write(folder: Path, adapter: Path) -> None:
+            write_tuned_model(run.bare_model, base, folder, weights, adapter)
+            write_results(run, folder, adapter, data, origin, results | {"step": step})
+
+        write_result(run, state, write)
     return report_complete(run)
 
 
@@ -186,7 +187,9 @@ def build_classifier(
     return build_run(arguments, accelerator, model, objective, train, data.parts["validation"], facts)
 
 
-def write_results(run: Run, folder: Path, data: LabelledData, origin: Origin, results: dict[str, Any]) -> None:
+def write_results(
+    run: Run, folder: Path, adapter: Path, data: LabelledData, origin: Origin, results: dict[str, Any]
+) -> None:
     """Write the test results, model card, loss curve and confusion matrix; print the test metrics."""
     (run.folder / TEST_RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     records, labels, confusion = (
@@ -199,7 +202,7 @@ def write_results(run: Run, folder: Path, data: LabelledData, origin: Origin, re
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"
     draw_confusion_matrix(confusion, labels, folder / CONFUSION_MATRIX_FILE, title)
     model_type: str = run.bare_model.config.model_type
-    write_classifier_card(folder, run.folder / ADAPTER_FOLDER, model_type, origin, describe(data), results, labels)
+    write_classifier_card(folder, adapter, model_type, origin, describe(data), results, labels)
     print(f"test loss {results['test_loss']:.4f} | accuracy {results['test_accuracy']:.2%}")
     print(table_of_labels(confusion, labels))
 

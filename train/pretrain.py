@@ -21,7 +21,7 @@ from .data.blocks import TOKENIZER_FOLDER, PreparedData, open_data
 from .hub.cards.origin import Recipe, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
-from .loop.finish import COMPLETE, STOPPED, new_model_folder, report_complete
+from .loop.finish import COMPLETE, STOPPED, report_complete, write_result
 from .loop.language_modeling import next_token_objective
 from .loop.log import JsonLines
 from .loop.run import Run, build_run, is_complete, resume
@@ -61,10 +61,8 @@ def pretrain(
     with recorded_status(run, state):
         if not train(run, state):
             return STOPPED
-        weights = run.whole_weights()
-        if accelerator.is_main_process:
-            with new_model_folder(run) as folder:
-                write_model(run, folder, weights, tokenizer, data, public_recipe("pretrain", recipe))
+        weights, public = run.whole_weights(), public_recipe("pretrain", recipe)
+        write_result(run, state, lambda folder, _: write_model(run, folder, weights, tokenizer, data, public))
     return report_complete(run)
 
 

@@ -19,7 +19,7 @@ from .loop.skipped_steps import read_skip_windows, write_skip_windows
 from .loop.status import write_status
 from .settings.command import run_command
 from .settings.recipe import option, option_list, parse_recipe, required
-from .settings.run_folder import MODEL_FOLDER
+from .settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER
 
 
 @dataclass
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with lock(run):
         verified_manifest(checkpoints[target])
         outdated = [path for step, path in checkpoints.items() if step > target]
-        if (outdated or arguments.skip_steps) and (run / MODEL_FOLDER).exists():
-            outdated.append(run / MODEL_FOLDER)  # it will not be the result of the run
+        if outdated or arguments.skip_steps:  # what the run has written will not be its result
+            outdated += [path for path in (run / MODEL_FOLDER, run / ADAPTER_FOLDER) if path.exists()]
         for path in outdated:
             renamed = free_name(run / f"rolled-back-{path.name}")
             path.rename(renamed)
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             windows = [*read_skip_windows(run), arguments.skip_steps]
             write_skip_windows(run, windows)
             print(f"skipped from now on: steps {', '.join(f'{first} to {last}' for first, last in windows)}")
-        write_status(run, "stopped", step=target, checkpoint=checkpoints[target].name)
+        if outdated or arguments.skip_steps:
+            write_status(run, "stopped", step=target, checkpoint=checkpoints[target].name)
     print(f"the run is at step {target}: continue it with the same command as before")
 
 

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import math
+import os
+import re
 import shutil
 import stat
 import subprocess
@@ -16,6 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from tests.support.tiny_checkpoint import SETTINGS, save, tiny_model
 from train.checkpoint import manifest, write
 from train.checkpoint.find import best_checkpoint, checkpoint_paths, newest_checkpoint
+from train.checkpoint.state import TrainState
+from train.loop.log import JsonLines
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,10 +152,10 @@ DAMAGE = {
     truncate: "model.safetensors has 100 bytes instead of",
     flip_a_bit: "the content of optimizer.safetensors has changed",
     remove_a_file: "config.json is missing",
-    cut_manifest: "manifest.json is incomplete",
+    cut_manifest: "manifest.json is damaged: not valid JSON",
     change_manifest: "manifest.json has changed",
     remove_manifest: "manifest.json is missing",
-    list_manifest: "manifest.json is incomplete",
+    list_manifest: "manifest.json is damaged: expected an object, not a list",
     empty: "manifest.json is missing",
 }
 
@@ -244,3 +249,106 @@ def test_a_kill_within_a_save_leaves_a_whole_checkpoint(two, point):
     assert newest_checkpoint(two).step == step
     save(two, 40, keep=1)  # removes the leftovers of the kill
     assert [path.name for path in sorted(two.iterdir())] == ["checkpoint-00000040"]
+
+
+def test_a_link_to_a_checkpoint_is_pruned_as_a_link(tmp_path):
+    """People move checkpoints to other disks; the target is theirs."""
+    run, other = tmp_path / "run", tmp_path / "other_disk"
+    save(run, 1)
+    (run / "checkpoint-00000001").rename(other)
+    (run / "checkpoint-00000001").symlink_to(other)
+    save(run, 2, keep=1)
+    assert [path.name for path in sorted(run.iterdir())] == ["checkpoint-00000002"]
+    assert (other / "manifest.json").exists()
+    (run / ".trash-checkpoint-00000001").symlink_to(other)  # left by a kill
+    save(run, 3, keep=1)
+    assert [path.name for path in sorted(run.iterdir())] == ["checkpoint-00000003"]
+    assert (other / "manifest.json").exists()
+
+
+def test_copies_that_people_make_are_no_checkpoints(two):
+    for name in ("checkpoint-best", "checkpoint-00000020-copy", "checkpoint-00000020~2"):
+        shutil.copytree(two / "checkpoint-00000020", two / name)
+    assert [path.name for path in checkpoint_paths(two)] == ["checkpoint-00000010", "checkpoint-00000020"]
+    assert newest_checkpoint(two).path.name == "checkpoint-00000020"
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for step in (99_999_999, 100_000_000):
+        save(tmp_path, step)
+    assert newest_checkpoint(tmp_path).step == 100_000_000
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path, loss):
+    save(tmp_path, 1, eval_loss=loss)
+    assert best_checkpoint(tmp_path) is None
+    save(tmp_path, 2, eval_loss=2.5)
+    save(tmp_path, 3, eval_loss=loss)
+    assert best_checkpoint(tmp_path).name == "checkpoint-00000002"
+
+
+def reseal(folder, change):
+    """Change a manifest, and seal it again."""
+    path = folder / "manifest.json"
+    value = json.loads(path.read_text())
+    del value["seal"]
+    change(value)
+    path.write_text(json.dumps(value | {"seal": manifest.seal_of(value)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda value: value.update(step="x"), r"step: expected a whole number, not text \('x'\)"),
+        (lambda value: value.update(files=[]), "files: expected an object, not a list"),
+        (lambda value: value["files"].update(a=1), r"files.a: expected an object, not a whole number \(1\)"),
+        (lambda value: value.pop("settings"), "settings is missing"),
+        (lambda value: value["state"].update(recent=[1]), r"state.recent\[0\]: expected a list"),
+        (lambda value: value["state"].update(eval_loss="low"), r"state.eval_loss: expected a number or null"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_damaged(two, caplog, change, reason):
+    reseal(two / "checkpoint-00000020", change)
+    best_checkpoint(two)
+    assert newest_checkpoint(two).step == 10
+    assert re.search(rf"manifest.json is damaged: {reason}", caplog.text)
+
+
+def test_what_only_earlier_versions_have_saved_is_ignored():
+    assert TrainState.from_json({"step": 3, "skipped_steps": [1], "eval_loss": None}) == TrainState(step=3)
+
+
+def test_logs_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    """Otherwise a lost power leaves a checkpoint whose log ends before it."""
+    order = []
+    real_flush, real_rename = write.flush, Path.rename
+    monkeypatch.setattr(write, "flush", lambda path: (order.append(path.name), real_flush(path)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (order.append(to.name), real_rename(path, to))[1])
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (tmp_path / name).touch()
+    save(tmp_path, 1)
+    assert order == ["metrics.jsonl", "samples.jsonl", "checkpoint-00000001", tmp_path.name]
+
+
+def test_a_file_is_replaced_when_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+    path, order = tmp_path / "log.jsonl", []
+    real_flush, real_replace = manifest.flush, os.replace
+    monkeypatch.setattr(manifest, "flush", lambda path: (order.append(path.name), real_flush(path)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (order.append("replace"), real_replace(old, new)))
+    manifest.replace_text(path, "old")
+    assert order == [".tmp-log.jsonl", "replace", tmp_path.name]
+    with pytest.raises(OSError, match="full"), manifest.replaced(path) as file:  # noqa: PT012
+        file.write("new")
+        raise OSError("full")
+    assert path.read_text() == "old"
+
+
+def test_a_log_is_cut_back_durably(tmp_path, monkeypatch):
+    """Otherwise a lost power costs the log of all earlier steps."""
+    flushed = []
+    monkeypatch.setattr(manifest, "flush", lambda path: flushed.append(path.name))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    JsonLines(tmp_path / "metrics.jsonl").cut_back(1)
+    assert flushed == [".tmp-metrics.jsonl", tmp_path.name]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'

@@ -96,6 +96,26 @@ def test_changed_settings_are_listed_with_both_values():
 
 def test_progress_survives_a_checkpoint(build):
     run = build(max_steps=2)
-    state = TrainState(2, 96, 3.5, 2, 1, [2], [[4.0, 1.0], [3.9, 0.5]])
+    state = TrainState(2, 96, 3.5, 2, 1, [[4.0, 1.0], [3.9, 0.5]])
     run.checkpoints.save(state)
     assert build(max_steps=2).checkpoints.restore() == state
+
+
+@pytest.mark.parametrize(("before", "after"), [("muon", "adamw"), ("adamw", "muon")])
+def test_another_optimizer_starts_with_a_new_state_where_the_old_one_does_not_fit(build, capsys, before, after):
+    start(build(max_steps=2, optimizer=before))
+    run = build(max_steps=4, optimizer=after, warmup_steps=0)
+    state = run.checkpoints.restore()
+    shown = capsys.readouterr().out
+    assert "optimizer: the state of 14 parameters was made by another optimizer, so it starts anew: " in shown
+    assert len(run.checkpoints.optimizers[0].state) > 0  # embeddings and norms have always had AdamW
+    assert loop.train(run, state)
+    for optimizer in run.checkpoints.optimizers:
+        names = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}[type(optimizer).__name__]
+        assert all(set(values) == names for values in optimizer.state.values())
+
+
+def test_the_same_optimizer_keeps_its_state_without_a_word(build, capsys):
+    start(build(max_steps=2))
+    build(max_steps=2).checkpoints.restore()
+    assert "starts anew" not in capsys.readouterr().out

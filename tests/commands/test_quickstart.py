@@ -18,7 +18,7 @@ from train.settings.corpus import CorpusArguments
 EXPECTED_FILES = {
     "model.safetensors", "config.json", "generation_config.json", "configuration_scratch_gpt.py",
     "modeling_scratch_gpt.py", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md",
-    "loss_curve.png",
+    "loss_curve.png", "training.json",
 }  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def test_the_continued_run_skips_steps(run, recipe):
 def test_without_options_a_complete_run_stays_complete(run):
     assert rollback_to(run) == 0
     assert (run / "model").exists()
+    assert read_status(run)["state"] == "complete"
     assert steps_of(run) == [2, 4, 6]
 
 
@@ -83,3 +84,10 @@ def test_a_damaged_target_is_refused(run, capsys):
     assert rollback_to(run, "--to_step=2") == 2
     assert "config.json" in capsys.readouterr().err
     assert steps_of(run) == [2, 4, 6]
+
+
+def test_an_adapter_is_renamed_with_its_model(run):
+    (run / "adapter").mkdir()
+    assert rollback_to(run, "--to_step=2") == 0
+    assert (run / "rolled-back-adapter").is_dir()
+    assert not (run / "adapter").exists()

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from train.distributed import device
-from train.distributed.device import check_world_size, has_bfloat16_hardware, matmul_rate, resolve_precision
+from train.distributed.device import (
+    build_accelerator,
+    check_world_size,
+    has_bfloat16_hardware,
+    matmul_rate,
+    resolve_precision,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -94,7 +100,7 @@ def test_freed_memory_is_kept():
 
 COUNT_FAULTS = """
 import resource, torch
-from train.distributed.device import keep_freed_memory
+from train.distributed.device import build_accelerator, keep_freed_memory
 keep_freed_memory()
 faults = []
 for _ in range(9):  # a small allocation behind the large one makes the heap grow once more
@@ -103,3 +109,23 @@ for _ in range(9):  # a small allocation behind the large one makes the heap gro
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(sorted(faults)[4])
 """
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "would divide all gradients by it: remove it"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "use --torch_compile true instead"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "use no, bf16 or fp16"),
+    ],
+)
+def test_what_a_launcher_would_change_silently_is_refused(monkeypatch, name, value, remedy):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=rf"the launcher sets .*{value}.*{remedy}"):
+        build_accelerator("auto")
+
+
+def test_the_defaults_of_the_launcher_are_accepted(monkeypatch):
+    for name, value in (("GRADIENT_ACCUMULATION_STEPS", "1"), ("DYNAMO_BACKEND", "NO"), ("MIXED_PRECISION", "no")):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    build_accelerator("fp32")

@@ -1,5 +1,6 @@
 """Signals, hangs, deaths and mistakes of one process reach all of them."""
 
+import json
 import os
 import re
 import signal
@@ -9,9 +10,10 @@ import pytest
 
 from tests.support.launcher import Launcher
 from tests.support.processes import kill, wait_for_step
+from tests.support.tiny_base import options, write_labels
 from tests.support.tiny_run import records
 from train.distributed.device import build_accelerator, check_engine
-from train.distributed.heartbeat import DEAD_AFTER, silent_processes
+from train.distributed.heartbeat import DEAD_AFTER
 from train.loop.finish import STOPPED
 from train.loop.status import read_status
 
@@ -60,8 +62,13 @@ def test_a_process_that_is_lost_ends_the_others_with_a_message(recipe, tmp_path,
     kill([running[1]])
     assert launcher.wait() == [2, -signal.SIGKILL]
     shown = (tmp_path / "log").read_text()
-    assert "error: process 0 lost contact with the others" in shown
+    assert re.search(
+        rf"error: process 0 lost contact with the others: process 1 \(pid {running[1]} on .*\) has ended \(", shown
+    )
     assert "Run the same command again to continue from the last checkpoint." in shown
+    status = read_status(tmp_path / "run")
+    assert status["state"] == "failed"
+    assert f"process 1 (pid {running[1]} on " in status["reason"]
 
 
 @pytest.mark.slow
@@ -131,11 +138,69 @@ def test_engines_of_the_launcher_are_refused(monkeypatch, name, remedy):
         build_accelerator("fp32")
 
 
-def test_the_silent_are_those_whose_heart_has_stopped(tmp_path):
-    for process, age in ((0, 1), (1, 60), (2, 0), (3, 9999)):  # 3: of an earlier launch
-        path = tmp_path / f"{process}.json"
-        path.write_text(f'{{"pid": {process + 70}, "host": "node"}}')
-        os.utime(path, (time.time() - age,) * 2)
-    assert silent_processes(tmp_path, 3) == "process 1 (pid 71 on node) has been silent for 60 s"
-    (tmp_path / "1.json").unlink()
-    assert "all of them are alive" in silent_processes(tmp_path, 3)
+@pytest.mark.slow
+def test_a_main_process_that_takes_long_for_the_model_is_no_hang(recipe, tmp_path, launcher):
+    launcher.run([recipe(), "--ddp_timeout=3"], 2, tmp_path / "log", script="slow_model")
+    assert "lost contact" not in (tmp_path / "log").read_text()
+    assert read_status(tmp_path / "run")["state"] == "complete"
+
+
+@pytest.mark.slow
+def test_a_main_process_that_is_paused_while_it_writes_the_model_is_no_hang(recipe, tmp_path, launcher):
+    """Longer than it may be silent: the other one leaves, because nothing is left to do for it."""
+    running = launcher.start([recipe(), "--ddp_timeout=3"], 2, tmp_path / "log", script="slow_model")
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run").glob("checkpoint-*6")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(2)
+    os.kill(running[0], signal.SIGSTOP)
+    while "this process has nothing left to do" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(running[0], signal.SIGCONT)
+    assert launcher.wait() == [0, 0]
+    assert read_status(tmp_path / "run")["state"] == "complete"
+
+
+@pytest.mark.slow
+def test_a_full_disk_in_the_background_reaches_all_processes_with_its_words(recipe, tmp_path, launcher):
+    launcher.start([recipe(), "--async_save=true"], 2, tmp_path / "log", script="full_in_background")
+    assert launcher.wait() == [2, 2]
+    shown = (tmp_path / "log").read_text()
+    assert shown.count("error: [Errno 28] No space left on device") + shown.count("error: No space left on device") == 2
+    assert "lost contact" not in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_reason_of_one_process_is_in_the_message_of_the_others(recipe, tmp_path, launcher, engine):
+    running = launcher.start([recipe(), *ENGINES[engine]], 2, tmp_path / "log", script="memory_of_one")
+    assert launcher.wait() == [2, 2]
+    shown = (tmp_path / "log").read_text()
+    assert f"process 1 (pid {running[1]} on " in shown
+    assert "has ended with the error: out of memory with a micro-batch of 2 sequences" in shown
+    assert "has ended with the error: out of memory" in read_status(tmp_path / "run")["reason"]
+
+
+@pytest.mark.slow
+def test_processes_with_different_settings_are_refused(recipe, tmp_path, launcher):
+    launcher.start([recipe()], 2, tmp_path / "log", script="other_seed")
+    assert launcher.wait() == [2, 2]
+    shown = (tmp_path / "log").read_text()
+    assert shown.count("error: process 1 was started with other settings than process 0 (was: process 0, now: ") == 2
+    assert "seed: was 0, now 7" in shown
+
+
+@pytest.mark.slow
+def test_all_processes_finish_with_the_same_best_weights(base, tmp_path, launcher):
+    """With checkpoints in the background, only the main process knows when the last one is there."""
+    rows = write_labels(tmp_path / "rows.csv")
+    values = {"model": base, "train_file": rows, "max_steps": 6, "eval_steps": 1}
+    results = []
+    for name, script, more in (
+        ("plain", "finetune_classifier", {}), ("background", "slow_in_background", {"async_save": "true"})
+    ):  # fmt: skip
+        line = options(**values | more, output_dir=tmp_path / name)
+        launcher.run(line, 2, tmp_path / f"{name}.log", script=script)
+        results.append(json.loads((tmp_path / name / "test_results.json").read_text()))
+    assert results[0]["step"] == 6
+    assert results[0] == results[1]

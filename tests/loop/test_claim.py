@@ -1,16 +1,15 @@
 """A run folder has one writer, and nothing of a run outlives its process group."""
 
+import gc
 import weakref
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 
 from tests.support.tiny_base import options, write_conversations, write_labels
 from train import finetune, finetune_classifier, pretrain
-from train.loop import run as run_module
-from train.loop.claim import claimed, lock, open_run_folder
-from train.loop.run import is_complete
+from train.loop.claim import claimed, lock, open_run_folder, release
 from train.settings.training import TrainArguments
 
 
@@ -27,9 +26,9 @@ def test_the_folder_is_free_again_after_an_error(tmp_path):
 
 
 def test_a_run_folder_is_recognized(tmp_path):
-    folder = open_run_folder(str(tmp_path / "a" / "run"))
+    folder = open_run_folder(tmp_path / "a" / "run")
     (folder / "metrics.jsonl").write_text("")
-    assert open_run_folder(str(folder)) == folder
+    assert open_run_folder(folder) == folder
 
 
 def command_line(command, recipe, base, tmp_path):
@@ -60,14 +59,65 @@ def test_a_run_is_gone_when_its_process_group_ends(recipe, base, tmp_path, monke
     assert alive == [False]
 
 
-def test_the_main_process_decides_whether_a_run_is_complete(tmp_path, monkeypatch):
-    """It may have written the model before the others look."""
-    (tmp_path / "model").mkdir()
-    run = SimpleNamespace(
-        folder=tmp_path, arguments=SimpleNamespace(max_steps=3), accelerator=SimpleNamespace(num_processes=1)
-    )
-    assert is_complete(run, SimpleNamespace(step=3))
-    assert not is_complete(run, SimpleNamespace(step=2))
-    run.accelerator.num_processes = 2
-    monkeypatch.setattr(run_module, "broadcast_object_list", lambda answers: answers.__setitem__(0, False))
-    assert not is_complete(run, SimpleNamespace(step=3))
+def test_a_folder_that_another_process_is_creating_is_a_run_folder(tmp_path, monkeypatch):
+    """It may have looked empty, or contain only the lock."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    real_iterdir = Path.iterdir
+
+    def created_meanwhile(path):
+        yield from real_iterdir(path)
+        if path == folder:
+            (folder / ".lock").touch()
+            (folder / ".heartbeat").mkdir()
+            yield folder / ".heartbeat"
+
+    monkeypatch.setattr(Path, "iterdir", created_meanwhile)
+    assert open_run_folder(folder) == folder
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", ".hidden"])
+def test_a_folder_of_something_else_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="is not empty and not a run folder"):
+        open_run_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(ValueError, match="is a file: choose a new folder"):
+        open_run_folder(tmp_path / name)
+
+
+def test_heartbeats_of_an_earlier_launch_are_removed(tmp_path):
+    (tmp_path / "run" / ".heartbeat").mkdir(parents=True)
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / ".heartbeat" / "1.json").write_text('{"pid": 1, "host": "x", "namespace": "", "ended": "y"}')
+    with claimed(TrainArguments(str(tmp_path / "run"), precision="fp32")):
+        assert not (tmp_path / "run" / ".heartbeat").exists()
+
+
+@pytest.mark.parametrize("command", [finetune, finetune_classifier], ids=lambda command: command.__name__)
+def test_the_base_model_is_gone_when_the_process_group_ends(recipe, base, tmp_path, monkeypatch, command):
+    models, alive = [], []
+    real_load, real_end = command.load_base, Accelerator.end_training
+
+    def load(*args, **kwargs):
+        loaded = real_load(*args, **kwargs)
+        models.append(weakref.ref(loaded.model))
+        return loaded
+
+    def end(accelerator):
+        gc.collect()  # models have cycles
+        alive.extend(model() is not None for model in models)
+        real_end(accelerator)
+
+    monkeypatch.setattr(command, "load_base", load)
+    monkeypatch.setattr(Accelerator, "end_training", end)
+    assert command.main(command_line(command, recipe, base, tmp_path)) == 0
+    assert alive == [False]
+
+
+def test_an_error_while_the_folder_is_released_changes_no_outcome():
+    class Broken:
+        def close(self):
+            raise OSError(5, "Input/output error")
+
+    release(Broken())

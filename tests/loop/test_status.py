@@ -4,6 +4,7 @@ import pytest
 
 from tests.support.tiny_run import records
 from train import pretrain
+from train.loop import status
 from train.loop import train as loop
 from train.loop.finish import STOPPED
 from train.loop.status import read_status, write_status
@@ -64,3 +65,40 @@ def test_the_file_is_replaced_whole(tmp_path, state):
     write_status(tmp_path, state, step=3)
     assert read_status(tmp_path)["state"] == state
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_a_mistake_before_the_first_step_is_recorded(recipe, tmp_path):
+    """The exit code and the file agree."""
+    assert run_command(pretrain.main, [recipe(), "--micro_batch_size=4", "--tp_size=3"]) == 2
+    status = read_status(tmp_path / "run")
+    assert (status["state"], "tp_size (3)" in status["reason"]) == ("failed", True)
+
+
+def test_a_second_interrupt_stops_a_run(recipe, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    assert run_command(pretrain.main, [recipe()]) == STOPPED
+    assert read_status(tmp_path / "run")["state"] == "stopped"
+
+
+def test_a_full_disk_does_not_hide_the_first_error(recipe, tmp_path, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        monkeypatch.setattr(status, "replace_text", full)
+        raise ValueError("the reason")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    assert run_command(pretrain.main, [recipe()]) == 2
+    assert "error: the reason" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '"complete"', '{"state": 3}', '{"state": "complete", "step": "x"}', "[" * 9999]
+)
+def test_a_status_of_another_shape_is_none(tmp_path, content):
+    (tmp_path / "status.json").write_text(content)
+    assert read_status(tmp_path) == {}

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,7 +185,7 @@ def test_gradients_are_clipped_and_the_norm_before_is_reported(build, monkeypatc
         gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
         norms.append(torch.nn.utils.get_total_norm(gradients).item())
 
-    monkeypatch.setattr(run.optimizers[0], "step", remember)
+    monkeypatch.setattr(run.checkpoints.optimizers[0], "step", remember)
     result = loop.train_step(run, TrainState())
     assert result.grad_norm > 0.1
     assert norms[0] == pytest.approx(max_grad_norm or result.grad_norm, rel=1e-3)
@@ -261,3 +262,12 @@ def test_seeds_are_distinct_and_fit_torch():
     seeds |= {seed_at(0, 11, 1), seed_at(0, 1, 11), seed_at(0, "sample", 1)}
     assert len(seeds) == 502
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_only_the_main_process_gathers_the_weights_and_decides_with_its_norm(build, monkeypatch):
+    run = build()
+    assert run.whole_weights().keys() == dict(run.bare_model.named_parameters()).keys()
+    assert run.from_main(0.5) == 0.5
+    monkeypatch.setattr(run, "accelerator", SimpleNamespace(is_main_process=False, num_processes=2))
+    assert run.whole_weights() == {}
+    assert run.from_main(0.5) == 0.0

@@ -1,7 +1,7 @@
 """Start training processes in a fraction of a second: a server imports everything once and forks for each trial.
 
 `python launcher.py` reads a JSON list per line, [arguments of the command, number of processes, path of the log, hosts,
-command], and answers with the process ids, then with their exit codes.
+command or name in `faulty.SCRIPTS`], and answers with the process ids, then with their exit codes.
 """
 
 import ctypes
@@ -69,10 +69,12 @@ def serve():
     import torch
 
     torch.set_num_threads(1)
+    from tests.support import faulty
     from train import finetune, finetune_classifier, pretrain
     from train.settings.command import run_command
 
-    scripts = {"pretrain": pretrain, "finetune": finetune, "finetune_classifier": finetune_classifier}
+    commands = {"pretrain": pretrain, "finetune": finetune, "finetune_classifier": finetune_classifier}
+    scripts = {name: command.main for name, command in commands.items()} | faulty.SCRIPTS
     print("ready", flush=True)
     for line in sys.stdin:
         arguments, processes, log, hosts, script = json.loads(line)
@@ -84,7 +86,7 @@ def serve():
             if (child := os.fork()) == 0:
                 if hosts:
                     move_to(hosts[rank][0], hosts[0][1])
-                trial(partial(run_command, scripts[script].main, arguments), rank, processes, port, log)
+                trial(partial(run_command, scripts[script], arguments), rank, processes, port, log)
             children.append(child)
         print(json.dumps(children), flush=True)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)

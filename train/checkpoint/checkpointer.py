@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -16,6 +15,7 @@ from ..distributed.parallel import is_split
 from .find import newest_checkpoint
 from .manifest import FORMAT, versions
 from .optimizer_state import load_optimizers, optimizer_tensors
+from .read import Checkpoint
 from .settings_check import check_settings
 from .state import TrainState
 from .weights import named_weights
@@ -88,14 +88,15 @@ class Checkpointer:
             self._background = Background(lambda: write_checkpoint(self.folder, copy, self.save_total_limit))
 
     def finish(self) -> None:
-        """Wait for a checkpoint that is being written in the background.
+        """Wait for a checkpoint that is being written in the background; all processes must call.
 
         Raises:
             OSError: it could not be written.
         """
+        if not self.async_save:
+            return
         background, self._background = self._background, None
-        if background is not None:
-            background.finish()
+        run_on_main(self.accelerator, background.finish if background is not None else lambda: None)
 
     def restore(self, allow_change: Sequence[str] = ()) -> TrainState:
         """Load the newest intact checkpoint; a new `TrainState` if there is none.
@@ -103,10 +104,7 @@ class Checkpointer:
         Raises:
             ValueError: settings have changed that are not in `allow_change`; all of them are listed.
         """
-        # the main process reads all files and moves damaged checkpoints away; the others use its answer
-        found = newest_checkpoint(self.folder) if self.accelerator.is_main_process else None
-        if self.accelerator.num_processes > 1:
-            (found,) = broadcast_object_list([found])
+        found = self.newest()
         if found is None:
             return TrainState()
         for line in check_settings(
@@ -114,10 +112,25 @@ class Checkpointer:
         ):
             self.accelerator.print(line)
         found.load_model(self.model)
-        load_optimizers(self.model, self.optimizers, found)
-        if (scaler := found.manifest["scaler"]) is not None:
+        if anew := load_optimizers(self.model, self.optimizers, found):
+            self.accelerator.print(
+                f"optimizer: the state of {len(anew)} parameters was made by another optimizer, so it starts anew: "
+                + ", ".join(anew[:3])
+            )
+        scaler = found.manifest.get("scaler")
+        if scaler and self.accelerator.scaler is not None:  # both precisions are fp16
             self.accelerator.scaler.load_state_dict(scaler)
-        return TrainState(**found.manifest["state"])
+        return TrainState.from_json(found.manifest["state"])
+
+    def newest(self) -> Checkpoint | None:
+        """The newest intact checkpoint; the main process reads all files and moves damaged checkpoints away."""
+
+        def find() -> list[Any] | None:
+            found = newest_checkpoint(self.folder)
+            return None if found is None else [str(found.path), found.manifest]
+
+        answer = run_on_main(self.accelerator, find)
+        return None if answer is None else Checkpoint(Path(answer[0]), answer[1])
 
     def _contents(self, state: TrainState) -> Contents:
         scaler = self.accelerator.scaler  # only fp16 has one

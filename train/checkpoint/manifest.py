@@ -3,22 +3,33 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import accelerate
 import torch
 import transformers
 
+from ..settings.json_files import DamagedFileError, Shape, mismatch, read_json
 from ..settings.run_folder import MANIFEST_FILE
 
 FORMAT = 3
+FILES = {str: {"size": int, "sha256": str}}
+STATE = {
+    "step": int, "tokens_seen?": int, "eval_loss?": float | None, "eval_step?": int, "skipped_in_a_row?": int,
+    "recent?": [[float]],
+}  # fmt: skip
+SHAPE = {
+    "step": int, "versions": {str: str}, "num_processes": int, "state": STATE, "scaler?": dict | None,
+    "settings": dict, "files": FILES,
+}  # fmt: skip
 
 
 class DamagedError(ValueError):
-    """A checkpoint has changed since it was written, or is incomplete; the message says why."""
+    """A sealed folder has changed since it was written, or is incomplete; the message says why."""
 
 
 def verified_manifest(path: Path) -> dict[str, Any]:
@@ -28,28 +39,49 @@ def verified_manifest(path: Path) -> dict[str, Any]:
         DamagedError: the file, and what is wrong with it.
         ValueError: it was written by another version of this package.
     """
-    try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
-        expected_seal, files = manifest.pop("seal"), manifest["files"]
-    except FileNotFoundError:
-        raise DamagedError(f"{MANIFEST_FILE} is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{MANIFEST_FILE} is incomplete: {error!r}") from None
-    if expected_seal != seal_of(manifest):
-        raise DamagedError(f"{MANIFEST_FILE} has changed since it was written")
+    manifest = read_sealed(path / MANIFEST_FILE, {"format": int})
     if manifest["format"] != FORMAT:
         raise ValueError(
             f"{path} has format {manifest['format']}, but this version reads format {FORMAT}: continue with the "
             "version that started the run, or start a new run with another --output_dir."
         )
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        for _ in pool.map(lambda item: _verify_file(path / item[0], item[1]), files.items()):
-            pass
+    if found := mismatch(manifest, SHAPE):
+        raise DamagedError(f"{MANIFEST_FILE} is damaged: {found}")
+    verify_files(path, manifest["files"])
     return manifest
 
 
+def read_sealed(path: Path, shape: Shape) -> dict[str, Any]:
+    """The values that `seal` has written, without the seal.
+
+    Raises:
+        DamagedError: they have changed.
+    """
+    try:
+        manifest: dict[str, Any] = read_json(path, shape | {"seal": str})
+    except FileNotFoundError:
+        raise DamagedError(f"{path.name} is missing") from None
+    except DamagedFileError as error:
+        raise DamagedError(str(error).removeprefix(f"{path.parent}{os.sep}").removesuffix(".")) from None
+    expected = manifest.pop("seal")
+    if expected != seal_of(manifest):
+        raise DamagedError(f"{path.name} has changed since it was written")
+    return manifest
+
+
+def verify_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare files with their sizes and hashes.
+
+    Raises:
+        DamagedError: the file, and what is wrong with it.
+    """
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        for _ in pool.map(lambda item: _verify_file(folder / item[0], item[1]), files.items()):
+            pass
+
+
 def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
-    if not path.exists():
+    if not path.is_file():
         raise DamagedError(f"{path.name} is missing")
     if (size := path.stat().st_size) != expected["size"]:
         raise DamagedError(f"{path.name} has {size} bytes instead of {expected['size']}")
@@ -62,28 +94,42 @@ def versions() -> dict[str, str]:
     return {module.__name__: module.__version__ for module in (torch, transformers, accelerate)}
 
 
-def seal(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Flush all files to the disk, then write the manifest with their hashes."""
-    manifest_path = folder / MANIFEST_FILE
-    manifest_path.touch()
-    usual_mode = manifest_path.stat().st_mode
-    paths = sorted(path for path in folder.rglob("*") if path != manifest_path)
+def seal(folder: Path, manifest: Mapping[str, Any], name: str = MANIFEST_FILE) -> None:
+    """Flush all files to the disk, then write the manifest with their hashes under that name."""
+    manifest = json.loads(json.dumps({**manifest, "files": hashed_files(folder)}))
+    text = json.dumps({**manifest, "seal": seal_of(manifest)}, indent=2)
+    (folder / name).write_text(text + "\n", encoding="utf-8")
+    flush(folder / name)
+    flush(folder)
+
+
+def hashed_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Flush all files of a folder to the disk, and return the size and hash of each.
+
+    They get the usual mode of new files: those of safetensors are readable by their owner only.
+    """
+    usual_mode = _usual_mode(folder)
+    paths = sorted(folder.rglob("*"))
     for path in paths:
         if path.is_file():
-            path.chmod(usual_mode)  # safetensors files are readable by their owner only
+            path.chmod(usual_mode)
         flush(path)
+    flush(folder)
     contents = [path for path in paths if path.is_file()]
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(sha256_of, contents))
-    files = {
+    return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
         for path, digest in zip(contents, hashes, strict=True)
     }
-    manifest = json.loads(json.dumps({**manifest, "files": files}))
-    text = json.dumps({**manifest, "seal": seal_of(manifest)}, indent=2)
-    manifest_path.write_text(text + "\n", encoding="utf-8")
-    flush(manifest_path)
-    flush(folder)
+
+
+def _usual_mode(folder: Path) -> int:
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    return mode
 
 
 def seal_of(manifest: Mapping[str, Any]) -> str:
@@ -97,6 +143,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file at once: a kill or a lost power leaves the old content or the new one."""
+    with replaced(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[TextIO]:
+    """Yield a new text file that replaces `path`, once it is on the disk, if the block ends without an error."""
+    partial = path.with_name(f".tmp-{path.name}")
+    with partial.open("w", encoding="utf-8") as file:
+        yield file
+    flush(partial)
+    os.replace(partial, path)
+    flush(path.parent)
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or the list of files in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -104,18 +167,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: the file does not contain a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object, not {type(value).__name__}.")
-    return value

@@ -1,13 +1,16 @@
 """Optimizer state as named tensors, and back, however the model is split."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .read import Checkpoint
+
+# what an optimizer remembers of each parameter, by its class
+STATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
@@ -21,8 +24,10 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
     }
 
 
-def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], checkpoint: Checkpoint) -> None:
+def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], checkpoint: Checkpoint) -> list[str]:
     """Restore the optimizer state of a checkpoint.
+
+    Returns the names of the parameters whose state was made by another optimizer, and so starts anew.
 
     Raises:
         ValueError: the checkpoint has state for parameters that no optimizer trains.
@@ -37,10 +42,13 @@ def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], checkpoin
     tensors = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
     checkpoint.load_optimizer(tensors)
     name_of: dict[Tensor, str] = {parameter: name for name, parameter in parameter_of.items()}
+    foreign: list[str] = []
     for optimizer in optimizers:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         names = [name_of[parameter] for parameter in parameters]
         found = {i: states.pop(name) for i, name in enumerate(names) if name in states}
+        foreign += [names[i] for i, state in found.items() if not fits(optimizer, state)]
+        found = {i: state for i, state in found.items() if fits(optimizer, state)}
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": found, "param_groups": groups})
     if states:
@@ -48,3 +56,9 @@ def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], checkpoin
             f"the checkpoint has optimizer state for {', '.join(sorted(states))}, which this run does not train: "
             "the model or the optimizer differs."
         )
+    return foreign
+
+
+def fits(optimizer: Optimizer, state: Mapping[str, Tensor]) -> bool:
+    """Whether a parameter's state was made by this kind of optimizer."""
+    return set(state) == STATES.get(type(optimizer).__name__, set(state))

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from transformers import PreTrainedModel
 
 from ..distributed.errors import WRITE_ERRORS, run_on_all, run_on_main
-from ..settings.run_folder import OPTIMIZER_FILE, OPTIMIZER_SHARDS_FOLDER
+from ..settings.run_folder import METRICS_FILE, OPTIMIZER_FILE, OPTIMIZER_SHARDS_FOLDER, SAMPLES_FILE
 from .find import checkpoint_folder, prune, remove_leftovers
 from .manifest import flush, seal
 
@@ -55,7 +55,8 @@ def write_checkpoint(run: Path, contents: Contents, save_total_limit: int) -> No
     """
 
     def write() -> None:
-        unfinished = _new_folder(run, contents)
+        unfinished = _unfinished(run, contents)
+        _new_folder(run, contents)
         contents.model.save_pretrained(unfinished, state_dict=dict(contents.weights), max_shard_size=ONE_FILE)
         tensors = {name: tensor.contiguous() for name, tensor in contents.optimizer.items()}
         safetensors.torch.save_file(tensors, unfinished / OPTIMIZER_FILE)
@@ -110,15 +111,16 @@ def _unfinished(run: Path, contents: Contents) -> Path:
     return final.with_name(f".tmp-{final.name}")
 
 
-def _new_folder(run: Path, contents: Contents) -> Path:
+def _new_folder(run: Path, contents: Contents) -> None:
     remove_leftovers(run)
-    folder = _unfinished(run, contents)
-    folder.mkdir(parents=True)
-    return folder
+    _unfinished(run, contents).mkdir(parents=True)
 
 
 def _publish(run: Path, contents: Contents) -> None:
     unfinished = _unfinished(run, contents)
+    for path in (run / METRICS_FILE, run / SAMPLES_FILE):  # the continued run writes only what comes after this step
+        if path.exists():
+            flush(path)
     seal(unfinished, contents.manifest)
     unfinished.rename(checkpoint_folder(run, contents.manifest["step"]))
     flush(run)

@@ -50,12 +50,16 @@ def resolve_precision(precision: str, device: torch.device, launched: str | None
         launched: precision set by `accelerate launch`; with "no" and None the hardware decides.
 
     Raises:
-        ValueError: fp16 without a GPU.
+        ValueError: fp16 without a GPU, or a precision of the launcher that is not supported.
     """
     if precision == "auto" and launched not in (None, "", "no"):
         precision = launched
     if precision == "auto":
         return "bf16" if has_bfloat16_hardware(device) else "fp32"
+    if precision not in ("fp32", "bf16", "fp16", "no"):
+        raise ValueError(
+            f"the launcher sets the precision {precision} (ACCELERATE_MIXED_PRECISION): use no, bf16 or fp16."
+        )
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("--precision fp16 needs a GPU: use bf16 or fp32 on this machine.")
     return {"no": "fp32"}.get(precision, precision)
@@ -76,7 +80,7 @@ def has_bfloat16_hardware(device: torch.device) -> bool:
 
 
 def check_engine(environment: Mapping[str, str]) -> None:
-    """Refuse engines that Accelerate would wrap around the model, or silently ignore, as it does on CPUs.
+    """Refuse what the launcher would change in a run, or silently ignore, such as engines on CPUs.
 
     Raises:
         ValueError: the launcher's variable, and the setting to use instead.
@@ -89,6 +93,18 @@ def check_engine(environment: Mapping[str, str]) -> None:
     }.items():
         if environment.get(name, "false").lower() in ("1", "true", "yes"):
             raise ValueError(f"the launcher sets {name}, but splitting a model is a setting of the run: {remedy}.")
+    steps = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("", "1"):
+        raise ValueError(
+            f"the launcher sets ACCELERATE_GRADIENT_ACCUMULATION_STEPS to {steps}, which would divide all gradients by "
+            "it: remove it. A step accumulates --global_batch_size / --micro_batch_size micro-batches by itself."
+        )
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() not in ("", "no"):
+        raise ValueError(
+            f"the launcher sets ACCELERATE_DYNAMO_BACKEND to {backend}, but compiling is a setting of the run: "
+            "use --torch_compile true instead."
+        )
 
 
 def check_world_size(num_processes: int, world_size: str | None) -> None:

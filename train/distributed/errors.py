@@ -1,14 +1,32 @@
-"""Errors on all processes: one that fails makes every other fail too, instead of leaving them waiting."""
+"""Work that one process does for all, and errors that reach all processes.
 
-from collections.abc import Callable
+A collective fails when a process comes later than `ddp_timeout`, but a save or the check of a large checkpoint may take
+as long as it takes. So processes wait for each other here: through the key-value store of the process group, for as
+long as the process that they wait for is alive.
+"""
 
-import torch
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch.distributed as dist
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
+from .heartbeat import check_alive
+
+Result = TypeVar("Result")
+
 # raised by a full disk, a missing permission or a lost folder; safetensors and torch each have their own error
 WRITE_ERRORS = (OSError, SafetensorError, CheckpointException)
+LONGEST_PAUSE = 0.2  # seconds between two looks for an answer
+
+_rounds = itertools.count()  # equal in all processes, because all of them take part in every round
+_own_keys: list[str] = []
 
 
 def run_on_all(accelerator: Accelerator, action: Callable[[], object]) -> None:
@@ -16,30 +34,109 @@ def run_on_all(accelerator: Accelerator, action: Callable[[], object]) -> None:
 
     Raises:
         OSError: this or another process could not write.
+        ValueError: the error of another process.
     """
-    error: BaseException | None = None
+    error = None
     try:
-        action()
-    except WRITE_ERRORS as caught:
+        with _as_os_error():
+            action()
+    except BaseException as caught:
         error = caught
-    failures = torch.tensor(float(error is not None), device=accelerator.device)
-    failures = accelerator.reduce(failures, reduction="sum")  # also the barrier
+    answers = exchange(accelerator, _as_json(error))
     if error is not None:
-        raise OSError(_reason(error)) from error
-    if failures:
-        raise OSError("another process could not write its part; see its message for the reason")
+        raise error
+    for rank, answer in enumerate(answers):
+        if answer is not None:
+            raise _of_another(rank, answer)
 
 
-def run_on_main(accelerator: Accelerator, action: Callable[[], object]) -> None:
-    """Call `action` in the main process while the others wait; its error is raised in each.
+def run_on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """Call `action` in the main process while the others wait; its result or its error reaches each.
+
+    Args:
+        action: its result must be a JSON value, and is one afterwards in the others: a tuple becomes a list.
 
     Raises:
         OSError: the main process could not write.
+        ValueError: another error of the main process.
     """
-    run_on_all(accelerator, action if accelerator.is_main_process else lambda: None)
+    key = f"hf_scratch_gpt/{next(_rounds)}/main"
+    if not accelerator.is_main_process:
+        error, result = _wait_for(key, 0)
+        if error is not None:
+            raise _of_another(0, error)
+        answer: Result = result
+        return answer
+    try:
+        with _as_os_error():
+            result = action()
+    except BaseException as caught:
+        _post(accelerator, key, [_as_json(caught), None])
+        raise
+    _post(accelerator, key, [None, result])
+    return result
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):  # its own text is the tracebacks of all processes
-        return ", ".join(f"process {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
-    return str(error)
+def exchange(accelerator: Accelerator, value: Any) -> list[Any]:
+    """The values of all processes, which must be JSON values; waits for all of them."""
+    if accelerator.num_processes == 1:
+        return [value]
+    name = f"hf_scratch_gpt/{next(_rounds)}"
+    _post(accelerator, f"{name}/{accelerator.process_index}", value)
+    values = [_wait_for(f"{name}/{rank}", rank) for rank in range(accelerator.num_processes)]
+    for key in _own_keys[:-1]:  # all have read them, because all have come to this round
+        _store().delete_key(key)
+    del _own_keys[:-1]
+    return values
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _post(accelerator: Accelerator, key: str, value: Any) -> None:
+    if accelerator.num_processes > 1:
+        _store().set(key, json.dumps(value))
+        _own_keys.append(key)
+
+
+def _wait_for(key: str, rank: int) -> Any:
+    store, started, pause = _store(), time.monotonic(), 1e-3
+    while not store.check([key]):
+        check_alive(rank, waiting_for=time.monotonic() - started)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+    return json.loads(store.get(key))
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """Turn the libraries' own write errors into an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except CheckpointException as error:  # its own text is the tracebacks of all processes
+        failures = (f"process {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
+        raise OSError(", ".join(failures)) from error
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    except Exception as error:
+        if type(error) is Exception and "(os error " in str(error):  # of tokenizers
+            raise OSError(str(error)) from error
+        raise
+
+
+def _as_json(error: BaseException | None) -> list[str] | None:
+    """An error as [class, text]."""
+    if error is None:
+        return None
+    kind = next((kind.__name__ for kind in (OSError, ValueError) if isinstance(error, kind)), "")
+    return [kind, str(error) if kind else f"{type(error).__name__}: {error}"]
+
+
+def _of_another(rank: int, answer: list[str]) -> Exception:
+    kind, text = answer
+    if kind == "OSError":
+        return OSError(text)
+    return ValueError(text if kind else f"process {rank} failed with {text}")

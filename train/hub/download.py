@@ -11,7 +11,8 @@ from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import git_hash
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from ..checkpoint.manifest import read_json, sha256_of
+from ..checkpoint.manifest import sha256_of
+from ..settings.json_files import read_json
 from .client import HubName, hub_errors
 
 # pickles, which can execute code when loaded, and weights of other frameworks
@@ -104,7 +105,7 @@ def cached(name: HubName) -> LocalModel:
 def _check_index(name: HubName, folder: Path, listed: Collection[str]) -> None:
     """Refuse an index that refers to files outside of the repository, which were not verified."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
-    shards = read_json(index).get("weight_map", {}).values() if index.exists() else []
+    shards = read_json(index, {"weight_map?": {str: str}}).get("weight_map", {}).values() if index.exists() else []
     if unknown := sorted(set(shards) - set(listed)):
         raise ValueError(f"{index.name} lists files that are not in {name}: {', '.join(map(str, unknown[:3]))}.")
 

@@ -24,7 +24,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from ..checkpoint.manifest import read_json
+from ..settings.json_files import read_json
 from ..settings.run_folder import ADAPTER_CONFIG_FILE, CARD_FILE, CONFIG_FILE
 from .cards.merge import merge_metadata
 from .cards.template import MODEL_PLACEHOLDER

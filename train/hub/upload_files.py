@@ -21,7 +21,8 @@ from transformers import AutoConfig
 from hf_scratch_gpt import configuration_scratch_gpt, modeling_scratch_gpt
 from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 
-from ..checkpoint.manifest import read_json, sha256_of
+from ..checkpoint.manifest import sha256_of
+from ..settings.json_files import read_json
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -203,7 +204,7 @@ def _check_weights(folder: Path) -> None:
 def _check_index(folder: Path, weights: list[Path]) -> None:
     if not (folder / MODEL_INDEX_FILE).exists():
         raise ValueError(f"--folder_path {folder} has {len(weights)} weights files, but no {MODEL_INDEX_FILE}.")
-    listed = read_json(folder / MODEL_INDEX_FILE).get("weight_map", {})
+    listed = read_json(folder / MODEL_INDEX_FILE, {"weight_map?": {str: str}}).get("weight_map", {})
     found = {name: path.name for path in weights for name in shapes_of(path)}
     if listed != found:
         wrong = sorted(name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name))

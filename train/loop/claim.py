@@ -1,7 +1,8 @@
 """Claim a run folder for one training at a time, and set up its processes."""
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -9,9 +10,11 @@ from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from ..distributed.device import build_accelerator, keep_freed_memory
+from ..distributed.errors import run_on_main
 from ..distributed.heartbeat import heartbeat
-from ..settings.run_folder import LOCK_FILE
+from ..settings.run_folder import HEARTBEAT_FOLDER, LOCK_FILE
 from ..settings.training import TrainArguments, check_allow_change
+from .status import recorded_failure
 
 try:
     import fcntl
@@ -21,7 +24,7 @@ except ImportError:  # Windows
 
 @contextmanager
 def claimed(arguments: TrainArguments) -> Iterator[Accelerator]:
-    """Yield the Accelerator of a training that alone uses its run folder.
+    """Yield the Accelerator of a training that alone uses its run folder; status.json says if it fails.
 
     Do the work in a function called from the block: the wrapper of a distributed model can hang in its destructor when
     the process group is gone.
@@ -33,30 +36,46 @@ def claimed(arguments: TrainArguments) -> Iterator[Accelerator]:
     check_allow_change(arguments.allow_change, type(arguments))
     keep_freed_memory()
     transformers_logging.disable_progress_bar()  # of each save
-    folder = open_run_folder(arguments.output_dir)
+    folder = Path(arguments.output_dir)
     accelerator = build_accelerator(
         arguments.precision, arguments.report_to, arguments.output_dir, arguments.ddp_timeout
     )
-    claim = lock(folder) if accelerator.is_main_process else nullcontext()
-    with claim, heartbeat(folder, accelerator):
-        yield accelerator
+    with ExitStack() as claim:
+
+        def claim_folder() -> None:
+            claim.callback(release, lock(open_run_folder(folder)))
+            shutil.rmtree(folder / HEARTBEAT_FOLDER, ignore_errors=True)  # of an earlier launch
+
+        run_on_main(accelerator, claim_folder)
+        with recorded_failure(folder, accelerator), heartbeat(folder, accelerator, arguments.ddp_timeout):
+            yield accelerator
     accelerator.free_memory()
     accelerator.end_training()
 
 
-def open_run_folder(output_dir: str) -> Path:
-    """Create the run folder, or recognize it as one, and check that it can be written.
+def open_run_folder(folder: Path) -> Path:
+    """Create the run folder, or recognize it as one, and check that it can be written; returns it.
 
     Raises:
-        ValueError: it contains something else.
+        ValueError: it contains something else, or is a file.
         OSError: it cannot be written.
     """
-    folder = Path(output_dir)
-    if folder.is_dir() and not (folder / LOCK_FILE).exists() and any(folder.iterdir()):
-        raise ValueError(f"--output_dir {folder} is not empty and not a run folder: choose a new folder.")
+    if folder.is_dir():
+        found = {entry.name for entry in folder.iterdir()}
+        # looks again: another process may be creating the run
+        if found and LOCK_FILE not in found and not (folder / LOCK_FILE).exists():
+            raise ValueError(f"--output_dir {folder} is not empty and not a run folder: choose a new folder.")
+    elif folder.exists():
+        raise ValueError(f"--output_dir {folder} is a file: choose a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LOCK_FILE).touch()
     return folder
+
+
+def release(handle: TextIO) -> None:
+    """Give up a claim. An error no longer matters: the outcome of the run is recorded, and the process ends."""
+    with suppress(OSError):
+        handle.close()
 
 
 def lock(run: Path) -> TextIO:
@@ -65,7 +84,7 @@ def lock(run: Path) -> TextIO:
     Raises:
         ValueError: another process is training in it.
     """
-    handle = (run / LOCK_FILE).open("w")
+    handle = (run / LOCK_FILE).open("a")
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

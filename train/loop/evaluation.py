@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import nn
 from ..checkpoint.state import TrainState
 from ..data.examples import Examples
 from ..distributed import parallel
-from .log import RunLog
+from ..distributed.errors import run_on_main
+from ..settings.run_folder import METRICS_FILE
+from .log import JsonLines, RunLog
 from .run import Run
 
 
@@ -20,9 +23,22 @@ def evaluate_and_log(run: Run, state: TrainState, log: RunLog) -> None:
     metrics = evaluate(run)
     state.eval_loss, state.eval_step = metrics["eval_loss"], state.step
     log.write_evaluation(state, metrics, run.objective.format_metrics(metrics))
-    if run.accelerator.is_main_process:
-        run.objective.plot(metrics, run.folder, state.step)
-    log.write_samples(state.step, sample(run))
+    if run.is_split:  # all processes take part in the samples
+        log.write_samples(state.step, sample(run))
+    run_on_main(run.accelerator, lambda: show(run, state, metrics, log))
+
+
+def logged_evaluation(folder: Path, step: int) -> dict[str, Any] | None:
+    """The line of metrics.jsonl with the evaluation of a step; None if a full disk or a lost power has cost it."""
+    records = JsonLines(folder / METRICS_FILE).read()
+    return next((record for record in records if record["step"] == step and "eval_loss" in record), None)
+
+
+def show(run: Run, state: TrainState, metrics: dict[str, Any], log: RunLog) -> None:
+    """Draw the metrics, and sample from a whole model. Main process only: the others wait, however long it takes."""
+    run.objective.plot(metrics, run.folder, state.step)
+    if not run.is_split:
+        log.write_samples(state.step, sample(run))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from ..checkpoint.manifest import replaced
 from ..checkpoint.state import TrainState
 from ..settings.run_folder import METRICS_FILE, SAMPLES_FILE
 
@@ -42,13 +43,10 @@ class JsonLines:
 
     def cut_back(self, step: int) -> None:
         """Remove records after `step`: the continued run writes them again."""
-        kept = [record for record in self.read() if record["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(
-            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept),
-            encoding="utf-8",
-        )
-        os.replace(partial, self.path)
+        with replaced(self.path) as file:
+            for record in self.read():
+                if record["step"] <= step:
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 class TrainingDisplay:

@@ -9,25 +9,30 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.find import remove_leftovers, set_aside
+from ..checkpoint.manifest import DamagedError, replace_text
+from ..checkpoint.settings_check import changed_settings, check_settings
 from ..checkpoint.state import TrainState
 from ..checkpoint.weights import named_weights
 from ..data.examples import Examples
 from ..data.sampler import StepSampler
 from ..distributed.device import matmul_rate
+from ..distributed.errors import exchange, run_on_main
 from ..distributed.parallel import Grid, build_grid, is_split, split_model, whole
 from ..model.flops import training_flops_per_token
-from ..settings.run_folder import MODEL_FOLDER, RECIPE_FILE
+from ..settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, RECIPE_FILE, TRAINING_FILE
 from ..settings.training import MAY_CHANGE, TrainArguments
 from .log import cut_back_logs
 from .objective import Objective
 from .optimizers import build_optimizers
+from .result import read_result
 from .skipped_steps import read_skip_windows
+from .status import read_status, write_run_status
 
 NOT_PART_OF_THE_MODEL = {"transformers_version", "auto_map", "_name_or_path"}  # config entries that may change
 
@@ -41,6 +46,7 @@ class Run:
         validation: examples for evaluations.
         grid: the position of this process among all.
         skip_windows: (first, last) steps that `rollback` asked to skip.
+        is_complete: whether nothing is left to do; known after `resume`.
         peak_tokens_per_second: if all devices did nothing but the model's matrix products; for the MFU.
     """
 
@@ -54,6 +60,7 @@ class Run:
     checkpoints: Checkpointer
     grid: Grid = field(default_factory=Grid)
     skip_windows: list[tuple[int, int]] = field(default_factory=list)
+    is_complete: bool = False
     peak_tokens_per_second: float = math.inf
 
     @property
@@ -82,9 +89,18 @@ class Run:
         ).tolist()  # each tensor-parallel group adds the same values
         return summed
 
+    def from_main(self, value: float) -> float:
+        """The main process's `value` in its part of `sum_over_processes`; 0 in that of the others."""
+        return value * self.grid.tensor_size if self.accelerator.is_main_process else 0.0
+
     def whole_weights(self) -> dict[str, Tensor]:
-        """The weights by name, gathered on the CPU; all processes must call."""
-        return {name: whole(tensor).cpu() for name, tensor in named_weights(self.bare_model).items()}
+        """The weights by name, gathered on the CPU of the main process; empty in the others. All must call."""
+        weights = {}
+        for name, tensor in named_weights(self.bare_model).items():
+            gathered = whole(tensor)
+            if self.accelerator.is_main_process:
+                weights[name] = gathered.cpu()
+        return weights
 
 
 def build_run(
@@ -104,7 +120,7 @@ def build_run(
     Raises:
         ValueError: settings that contradict each other or the number of processes.
     """
-    precision = accelerator.mixed_precision.replace("no", "fp32")
+    precision = precision_of(accelerator)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     grid = build_grid(accelerator, arguments.dp_shard_size, arguments.tp_size)
     arguments.check_processes(grid.data_size)
@@ -140,6 +156,12 @@ def build_run(
         grid=grid,
         peak_tokens_per_second=peak_speed(accelerator, precision, model_flops(arguments, bare_model, train)),
     )
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """The number format of the forward pass: fp32, bf16 or fp16."""
+    name: str = accelerator.mixed_precision
+    return {"no": "fp32"}.get(name, name)
 
 
 def optimizers_for(model: PreTrainedModel, arguments: TrainArguments, dtype: torch.dtype) -> list[Optimizer]:
@@ -205,38 +227,126 @@ def peak_speed(accelerator: Accelerator, precision: str, flops_per_token: float)
 def resume(run: Run, recipe: str) -> TrainState:
     """Restore the newest checkpoint, if any, cut the logs back to it, and print what the settings amount to.
 
+    A run whose model is finished is not touched, whatever has become of its checkpoints.
+
     Args:
         recipe: all settings of the command as YAML, saved to the run folder.
 
     Raises:
-        ValueError: settings that must not change have changed.
+        ValueError: settings that must not change have changed, or differ between processes; fewer steps than are done;
+            or a model without a checkpoint to continue from.
     """
-    state = run.checkpoints.restore(run.arguments.allow_change)
-    run.skip_windows = read_skip_windows(run.folder)
-    run.accelerator.print(summary(run, state))
-    if is_complete(run, state):
+    check_same_settings(run)
+    finished = run_on_main(run.accelerator, lambda: finished_step(run))
+    if finished == run.arguments.max_steps:
+        run.is_complete = True
+        run.accelerator.print(summary(run, finished))
         run.accelerator.print(f"already complete: the model is in {run.folder / MODEL_FOLDER}")
-        return state
-    if run.accelerator.is_main_process:
+        return TrainState(finished)
+    state = run.checkpoints.restore(run.arguments.allow_change)
+    check_steps(run, state.step)
+
+    def prepare_folder() -> list[tuple[int, int]]:
+        set_damaged_aside(run, state.step)
+        remove_leftovers(run.folder, "")
         cut_back_logs(run.folder, state.step or -1)  # a run that has saved nothing yet starts over
-        (run.folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+        replace_text(run.folder / RECIPE_FILE, recipe)
+        return read_skip_windows(run.folder)
+
+    run.skip_windows = [(first, last) for first, last in run_on_main(run.accelerator, prepare_folder)]
+    run.accelerator.print(summary(run, state.step))
     if run.arguments.report_to:
-        run.accelerator.init_trackers("hf_scratch_gpt")
+        run_on_main(run.accelerator, lambda: run.accelerator.init_trackers("hf_scratch_gpt"))
     return state
 
 
-def is_complete(run: Run, state: TrainState) -> bool:
-    """Whether nothing is left to do: all steps are done and the model is written. All processes must call.
+def check_same_settings(run: Run) -> None:
+    """Refuse processes that were started with different settings or data: they would train different runs.
 
-    The main process decides, because others might look only after it has written the model.
+    Raises:
+        ValueError: the settings that differ.
     """
-    complete = [state.step == run.arguments.max_steps and (run.folder / MODEL_FOLDER).exists()]
-    if run.accelerator.num_processes > 1:
-        broadcast_object_list(complete)
-    return complete[0]
+    own = asdict(run.arguments) | {"output_dir": None} | run.checkpoints.settings  # a folder may have several paths
+    main, *others = exchange(run.accelerator, own)
+    for rank, settings in enumerate(others, start=1):
+        if changes := changed_settings(main, settings):
+            raise ValueError(
+                f"process {rank} was started with other settings than process 0 (was: process 0, now: process {rank}): "
+                + "; ".join(changes.values())
+            )
 
 
-def summary(run: Run, state: TrainState) -> str:
+def finished_step(run: Run) -> int:
+    """The last step of the finished model; 0 if there is none or it is damaged. Main process only.
+
+    Raises:
+        ValueError: it is the model of other settings, or of more steps.
+    """
+    try:
+        record = read_result(run.folder)
+    except DamagedError:
+        return 0
+    if record is None:
+        return 0
+    settings, allowed = run.checkpoints.settings, run.arguments.allow_change
+    check_settings(run.folder, record, settings, allowed, run.accelerator.num_processes)
+    step: int = record["step"]
+    check_steps(run, step)
+    return step
+
+
+def check_steps(run: Run, step: int) -> None:
+    """Refuse to end a run before the step that it has reached.
+
+    Raises:
+        ValueError: both steps, and what to do.
+    """
+    if run.arguments.max_steps < step:
+        raise ValueError(
+            f"--max_steps is {run.arguments.max_steps}, but {run.folder} is at step {step}: give at least {step}, "
+            f"rewind it first with scratch-gpt rollback --output_dir {run.folder} --to_step ..., or choose another "
+            "--output_dir."
+        )
+
+
+def set_damaged_aside(run: Run, step: int) -> None:
+    """Move a damaged model away, which will be written again. Main process only.
+
+    Args:
+        step: of the checkpoint to continue from; 0 if there is none.
+
+    Raises:
+        ValueError: a model, or the status of a complete run, but no checkpoint: starting over would lose what is left.
+    """
+    model, reason = run.folder / MODEL_FOLDER, ""
+    try:
+        if model.exists() and read_result(run.folder) is None:
+            reason = f"{TRAINING_FILE} is missing"
+    except DamagedError as error:
+        reason = str(error)
+    if step == 0 and (model.exists() or read_status(run.folder).get("state") == "complete"):
+        what = f"is damaged ({reason})" if reason else "is finished" if model.exists() else "is missing"
+        raise ValueError(
+            f"{model} {what}, and the run has no intact checkpoint to continue from. Restore the folder from a copy, "
+            "choose another --output_dir, or delete the run folder to start over."
+        )
+    if reason:
+        for path in (model, run.folder / ADAPTER_FOLDER):
+            if path.exists():
+                set_aside(path, "damaged", reason)
+
+
+def is_complete(run: Run, state: TrainState) -> bool:
+    """Whether nothing is left to do: all steps are done and the model is written. Corrects a status of before.
+
+    A kill between the model and the last status leaves a status that says "running".
+    """
+    if run.is_complete and run.accelerator.is_main_process and read_status(run.folder).get("state") != "complete":
+        write_run_status(run, "complete", state.step)
+    return run.is_complete
+
+
+def summary(run: Run, step: int) -> str:
     """A table of the values that follow from the settings."""
     arguments, examples = run.arguments, run.sampler.source
     tokens = arguments.global_batch_size * examples.mean_length
@@ -250,9 +360,9 @@ def summary(run: Run, state: TrainState) -> str:
         f"{arguments.micro_batch_size} sequences",
         "processes": f"{run.accelerator.num_processes}{engine(arguments, run.grid)}",
         "tokens in total": f"{tokens * arguments.max_steps:,.0f} ({epochs:.2f} epochs)",
-        "steps": f"{state.step} of {arguments.max_steps} done",
+        "steps": f"{step} of {arguments.max_steps} done",
         "optimizer": arguments.optimizer,
-        "precision": run.accelerator.mixed_precision.replace("no", "fp32"),
+        "precision": precision_of(run.accelerator),
         "device": str(run.accelerator.device),
         "run folder": str(run.folder),
     }

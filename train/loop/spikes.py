@@ -43,7 +43,6 @@ def record_outcome(state: TrainState, loss: float, grad_norm: float, skip_reason
     """Count a skipped update, or add a good one to the recent values."""
     if skip_reason:
         state.skipped_in_a_row += 1
-        state.skipped_steps.append(state.step + 1)
         return
     state.skipped_in_a_row = 0
     if math.isfinite(grad_norm):

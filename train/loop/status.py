@@ -1,50 +1,79 @@
 """status.json: the state of a run, for schedulers and people. Launchers do not pass on exit codes."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
 
 from ..checkpoint.find import checkpoint_paths
+from ..checkpoint.manifest import replace_text
 from ..checkpoint.state import TrainState
+from ..settings.json_files import read_json
 from ..settings.run_folder import STATUS_FILE
-from .run import Run
+
+if TYPE_CHECKING:
+    from .run import Run
+
+SHAPE = {"state": str, "step?": int, "max_steps?": int, "checkpoint?": str, "reason?": str, "time?": str}
 
 
 def write_status(folder: Path, state: str, **facts: Any) -> None:
     """Record that the run is "running", "stopped" (run it again), "complete" or "failed". The write is atomic."""
     record = {"state": state, **facts, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    partial = folder / f".tmp-{STATUS_FILE}"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / STATUS_FILE)
+    replace_text(folder / STATUS_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The last status of a run; empty if there is none."""
+    """The last status of a run; empty if there is none, or if it is damaged: nothing depends on it."""
     try:
-        status: dict[str, Any] = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        status: dict[str, Any] = read_json(folder / STATUS_FILE, SHAPE)
+    except (OSError, ValueError):
         return {}
     return status
 
 
+def write_run_status(run: "Run", what: str, step: int, **facts: str) -> None:
+    """Record the state of a run with its step and newest checkpoint. Main process only; the others do nothing."""
+    if run.accelerator.is_main_process:
+        newest = "".join(path.name for path in checkpoint_paths(run.folder)[-1:])
+        last = run.arguments.max_steps
+        write_status(run.folder, what, step=step, max_steps=last, checkpoint=newest, **facts)
+
+
 @contextmanager
-def recorded_status(run: Run, state: TrainState) -> Iterator[None]:
+def recorded_status(run: "Run", state: TrainState) -> Iterator[None]:
     """Keep status.json true: "running" during the block, then how it ended."""
-
-    def record(what: str, **facts: str) -> None:
-        if run.accelerator.is_main_process:
-            newest = "".join(path.name for path in checkpoint_paths(run.folder)[-1:])
-            last = run.arguments.max_steps
-            write_status(run.folder, what, step=state.step, max_steps=last, checkpoint=newest, **facts)
-
-    record("running")
+    write_run_status(run, "running", state.step)
     try:
         yield
     except BaseException as error:
-        record("failed", reason=str(error) or type(error).__name__)
+        what, reason = end_of(error)
+        with suppress(OSError):  # a full disk must not hide the first error
+            write_run_status(run, what, state.step, reason=reason)
         raise
-    record("complete" if state.step == run.arguments.max_steps else "stopped")
+    write_run_status(run, "complete" if state.step == run.arguments.max_steps else "stopped", state.step)
+
+
+@contextmanager
+def recorded_failure(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Record an error of the block with its reason, unless the run is complete: then the block has not changed it."""
+    try:
+        yield
+    except BaseException as error:
+        before = read_status(folder)
+        if accelerator.is_main_process and before.get("state") != "complete":
+            what, reason = end_of(error)
+            kept = {name: before[name] for name in ("step", "max_steps", "checkpoint") if name in before}
+            with suppress(OSError):
+                write_status(folder, what, **kept, reason=reason)
+        raise
+
+
+def end_of(error: BaseException) -> tuple[str, str]:
+    """The state of a run after an error, and the reason. After a second Ctrl-C it is stopped, not failed."""
+    state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+    return state, str(error) or type(error).__name__

@@ -20,8 +20,9 @@ from torch.distributed.fsdp import FSDPModule
 from ..checkpoint.find import last_good_checkpoint
 from ..checkpoint.state import TrainState
 from ..distributed import parallel
+from ..distributed.errors import run_on_main
 from ..settings.seeds import seed_at
-from .evaluation import evaluate_and_log
+from .evaluation import evaluate_and_log, logged_evaluation
 from .log import RunLog
 from .run import Run
 from .schedule import is_due, learning_rate_at
@@ -52,7 +53,7 @@ def train(run: Run, state: TrainState) -> bool:
     """
     arguments, last = run.arguments, run.arguments.max_steps
     log = RunLog(run.folder, run.accelerator, state.step, last, run.peak_tokens_per_second)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, explained_out_of_memory(run):
         if arguments.is_finetuning and state.step == 0:
             evaluate_and_log(run, state, log)  # what the base model can do
         while state.step < last:
@@ -72,6 +73,9 @@ def train(run: Run, state: TrainState) -> bool:
                 run.checkpoints.save(state)
             if result.wants_stop:
                 break
+        is_last = state.step == last
+        if is_last and run_on_main(run.accelerator, lambda: logged_evaluation(run.folder, last)) is None:
+            evaluate_and_log(run, state, log)  # the log is damaged; the model card needs it
     run.checkpoints.finish()
     log.close(state.step)
     return state.step == last
@@ -97,17 +101,13 @@ def train_step(run: Run, state: TrainState, wants_stop: bool = False) -> StepRes
     denominator, num_tokens, num_stops = run.sum_over_processes([own_denominator, own_tokens, float(wants_stop)])
     if denominator == 0:
         raise ValueError(f"step {step + 1} has nothing to predict: all its labels are masked.")
-    with explained_out_of_memory(run):
-        loss = backward(run, step, batches, denominator)
+    loss = backward(run, step, batches, denominator)
     grad_norm = clip_gradients(run)
-    (loss,) = run.sum_over_processes([loss])
+    loss, grad_norm = run.sum_over_processes([loss, run.from_main(grad_norm)])  # equal in all, so all decide alike
     is_scaled = run.accelerator.scaler is not None
     skip_reason = reason_to_skip(state, loss, grad_norm, run.arguments.spike_sigmas, is_scaled)
     record_outcome(state, loss, grad_norm, skip_reason)
-    for optimizer in run.optimizers:
-        if not skip_reason:
-            optimizer.step()
-        optimizer.zero_grad()
+    update(run, is_skipped=bool(skip_reason) or not math.isfinite(grad_norm))
     seconds = time.perf_counter() - started
     return StepResult(loss, grad_norm, int(num_tokens), bool(num_stops), skip_reason, seconds)
 
@@ -164,6 +164,20 @@ def clip_gradients(run: Run) -> float:
     return float(run.accelerator.clip_grad_norm_(run.model.parameters(), max_norm))
 
 
+def update(run: Run, *, is_skipped: bool) -> None:
+    """Let all optimizers make their step, or none of them, and free the gradients.
+
+    Clipping has removed the scale of fp16 from the gradients, so the optimizers need no scaler. It is updated once per
+    step: Accelerate's optimizers would do so once per optimizer, and never after a skipped update.
+    """
+    for optimizer in run.checkpoints.optimizers:  # without Accelerate's wrapper
+        if not is_skipped:
+            optimizer.step()
+        optimizer.zero_grad()
+    if run.accelerator.scaler is not None:
+        run.accelerator.scaler.update()
+
+
 def check_diverged(run: Run, state: TrainState, reason: str) -> None:
     """End a run that does not recover.
 
@@ -182,7 +196,11 @@ def check_diverged(run: Run, state: TrainState, reason: str) -> None:
 
 @contextmanager
 def explained_out_of_memory(run: Run) -> Iterator[None]:
-    """Add to an out-of-memory error the settings that need less memory and train the same model."""
+    """Add to an out-of-memory error of training or evaluation the settings that need less memory.
+
+    Raises:
+        ValueError: out of memory.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, as is the CPU's

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checkpoint.manifest import read_json
 from ..checkpoint.weights import safetensors_names
 from ..hub.client import HubName
 from ..settings.finetuning import BaseArguments
+from ..settings.json_files import read_json
 from ..settings.run_folder import ADAPTER_CONFIG_FILE, ADAPTER_FILE, BASE_MODEL_FILE
 from .find import find_model, weights_sha256
 
@@ -59,12 +59,13 @@ def base_of_adapter(folder: Path) -> Path:
         ValueError: it does not exist, or its weights are not those that the adapter was trained on.
         OSError: as `find_model`.
     """
-    settings = read_json(folder / ADAPTER_CONFIG_FILE)
+    names = {"base_model_name_or_path?": str | None, "revision?": str | None}
+    settings = read_json(folder / ADAPTER_CONFIG_FILE, names)
     name = settings.get("base_model_name_or_path") or ""
     revision = settings.get("revision")
     found = find_model(f"{folder} is an adapter whose base model", f"{name}@{revision}" if revision else name)
     record = folder / BASE_MODEL_FILE
-    if record.exists() and weights_sha256(found) != read_json(record)["weights_sha256"]:
+    if record.exists() and weights_sha256(found) != read_json(record, {"weights_sha256": str})["weights_sha256"]:
         raise ValueError(
             f"{folder} is an adapter for other weights than those in {name}: set base_model_name_or_path in its "
             f"{ADAPTER_CONFIG_FILE} to the model that it was trained on."

@@ -7,10 +7,12 @@ from transformers import CONFIG_MAPPING
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
-from ..checkpoint.manifest import read_json, sha256_of
+from ..checkpoint.manifest import sha256_of
 from ..hub.client import HubName
 from ..hub.download import pull_or_cached
+from ..settings.json_files import read_json
 from ..settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE
+from .vocabulary import check_tokenizer
 
 
 def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
@@ -20,7 +22,8 @@ def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
         option: the option that `name` was given with, for the error messages.
 
     Raises:
-        ValueError: no such model, or a folder without a known config or without weights.
+        ValueError: no such model, or a folder without a known config or without weights, or with the tokenizer of
+            another model.
         OSError: the Hub cannot be reached, or the disk is full.
     """
     folder = Path(name)
@@ -37,6 +40,7 @@ def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
     if CONFIG_FILE not in found:
         raise ValueError(f"{option} {name} is not a model folder: it has no {CONFIG_FILE} (found: {shown}).")
     model_type = read_json(folder / CONFIG_FILE).get("model_type")
+    check_tokenizer(f"{option} {name}", folder)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"{option} {name} has the unknown model_type {model_type}: it must be scratch_gpt or one of transformers' "

@@ -155,6 +155,8 @@ def trained_settings(arguments: BaseArguments) -> dict[str, Any]:
 def choose_trained(base: BaseModel, arguments: BaseArguments, new_tokens: list[int]) -> PreTrainedModel:
     """The model in which only the parameters selected by `--trainable` require gradients.
 
+    It is taken out of `base`: nothing but the run may have it, because it must not outlive the process group.
+
     Args:
         new_tokens: ids that the base model was not trained on; with adapters their embeddings are trained too.
 
@@ -162,6 +164,7 @@ def choose_trained(base: BaseModel, arguments: BaseArguments, new_tokens: list[i
         ValueError: more layers than the model has, or nothing to train.
     """
     model = base.model
+    del base.model
     if arguments.trainable == "lora":
         adapted: PreTrainedModel = add_adapter(model, base.name, arguments, new_tokens)
         return adapted

@@ -15,9 +15,13 @@
         shard-*.safetensors optimizer/      instead, where processes have parts of the model
         manifest.json                       step, progress, settings, size and SHA-256 of each file
     run/.lock run/.heartbeat/       in use while the run is in progress
-    run/damaged-* run/rolled-back-* checkpoints that were moved away
     run/adapter/                    the trained adapter, with the fingerprint of its base model
     run/model/                      the trained model, its tokenizer, model card and loss curve
+        training.json                       its step and settings, size and SHA-256 of each file
+    run/.tmp-*                      being written; what a kill has left is removed
+    run/damaged-*                   checkpoints, models and adapters that have changed since they were written
+    run/outdated-*                  model and adapter of a run that was then extended
+    run/rolled-back-*               what `rollback` has moved away
 
 Other modules take the names from here.
 """
@@ -35,10 +39,12 @@ HEARTBEAT_FOLDER = ".heartbeat"
 
 CHECKPOINT_PREFIX = "checkpoint-"
 MANIFEST_FILE = "manifest.json"
+REASON_FILE = "reason.txt"
 OPTIMIZER_FILE = "optimizer.safetensors"
 OPTIMIZER_SHARDS_FOLDER = "optimizer"
 
 MODEL_FOLDER = "model"
+TRAINING_FILE = "training.json"
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX_FILE = "model.safetensors.index.json"

@@ -1,6 +1,5 @@
 """The origin of a model, as a card names it: text, base model and recipe, without paths of this machine."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from ...settings.finetuning import DEFAULT_FRACTION, BaseArguments, RowsArguments
+from ...settings.json_files import read_json
 from ...settings.run_folder import ADAPTER_CONFIG_FILE
 from ..client import HubName
 
@@ -80,7 +80,7 @@ def base_on_hub(name: str) -> str | None:
     """The name on the Hub of a model; for the folder of an adapter, that of its base model."""
     adapter = Path(name) / ADAPTER_CONFIG_FILE
     if adapter.exists():
-        name = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        name = read_json(adapter, {"base_model_name_or_path?": str | None}).get("base_model_name_or_path")
     return hub_name(name)
 
 

@@ -64,7 +64,7 @@ def run_metrics(records: list[dict[str, Any]]) -> dict[str, str]:
         "validation bits per byte": f"{last['eval_bits_per_byte']:.4f}",
         "steps": f"{last['step']:,}",
         "tokens seen": f"{last['tokens_seen']:,}",
-        "tokens per second (median)": f"{statistics.median(speeds):,.0f}",
+        **({"tokens per second (median)": f"{statistics.median(speeds):,.0f}"} if speeds else {}),
         "trained with": hardware(),
     }
 
