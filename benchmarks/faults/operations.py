@@ -18,7 +18,7 @@ SHAPE = {
     "residual_dropout": 0.1, "max_position_embeddings": 32,
 }  # fmt: skip
 TRAINING = {
-    "global_batch_size": 2, "micro_batch_size": 2, "learning_rate": 3e-3, "precision": "fp32", "logging_steps": 1,
+    "global_batch_size": 2, "micro_batch_size": 1, "learning_rate": 3e-3, "precision": "fp32", "logging_steps": 1,
     "max_new_tokens": 2, "max_steps": 2, "save_steps": 1, "eval_steps": 2, "save_total_limit": 1, "max_eval_samples": 2,
 }  # fmt: skip
 # facts of a record that differ each time: times, and the hash of the model card, which names the speed
