@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -26,11 +27,11 @@ from .data.tokens import load_data_tokenizer, tokenizer_sha256
 from .hub.cards.origin import Recipe, base_on_hub, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
-from .loop.finish import COMPLETE, STOPPED, load_best_weights, report_complete, write_result
+from .loop.finish import COMPLETE, STOPPED, final_evaluation, load_best_weights, report_complete, write_result
 from .loop.forecast import format_duration, free_memory, measure_speed, seconds_of_run
 from .loop.language_modeling import next_token_objective
 from .loop.log import JsonLines
-from .loop.run import Run, build_run, is_complete, prepare_model, resume
+from .loop.run import Run, build_run, is_complete, precision_of, prepare_model, resume
 from .loop.status import recorded_status
 from .loop.train import train
 from .metrics.plots import draw_loss_curve
@@ -75,10 +76,10 @@ def pretrain(
         if not train(run, state):
             return STOPPED
         step = load_best_weights(run, state) if arguments.load_best_model_at_end else state.step
-        weights, public = run.whole_weights(), public_recipe("pretrain", recipe)
+        final, weights, public = final_evaluation(run, step), run.whole_weights(), public_recipe("pretrain", recipe)
 
         def write(folder: Path, _: Path) -> None:
-            write_model(run, folder, weights, tokenizer, data, public, step, base)
+            write_model(run, folder, weights, tokenizer, data, public, final, base)
 
         write_result(run, state, write)
     return report_complete(run)
@@ -97,7 +98,11 @@ def build_pretraining(
     Args:
         base: the model to start from; None: a new one.
     """
-    model = base.model if base else new_model(build_config(model_arguments, tokenizer), arguments.seed)
+    if base is None:
+        model = new_model(build_config(model_arguments, tokenizer), arguments.seed)
+    else:
+        model = base.model
+        del base.model  # nothing but the run may have it: it must not outlive the process group
     check_block_size(model.config, data.train.block_size)
     objective = next_token_objective(model, tokenizer, arguments)
     facts = data.identity | ({"base": base.fingerprint} if base else {})
@@ -147,7 +152,7 @@ def expected_time(
             optimizer=arguments.optimizer,
             micro_batch_size=arguments.micro_batch_size,
             block_size=data.train.block_size,
-            precision=accelerator.mixed_precision.replace("no", "fp32"),
+            precision=precision_of(accelerator),
             device=accelerator.device,
         )
     except (RuntimeError, MemoryError):  # out of memory: training will say how to need less
@@ -172,13 +177,13 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase,
     data: PreparedData,
     recipe: Recipe,
-    step: int,
+    final: dict[str, Any],
     base: BaseModel | None = None,
 ) -> None:
     """Write the trained model, its tokenizer, model card and loss curve.
 
     Args:
-        step: that the weights are of.
+        final: the evaluation of these weights, with their step.
         base: the model that training started from; None: a new one.
     """
     model = run.bare_model
@@ -191,7 +196,9 @@ def write_model(
     )
     draw_loss_curve(records, folder / LOSS_CURVE_FILE, title=title, num_choices=model.config.vocab_size)
     base_name = None if base is None else base_on_hub(base.name) or "a model that is not on the Hub"
-    records = [record for record in records if record["step"] <= step]  # the card is about these weights
+    records = [record for record in records if record["step"] <= final["step"]]  # the card is about these weights
+    if not any("eval_loss" in record and record["step"] == final["step"] for record in records):
+        records.append(final)  # the log is damaged
     write_pretrained_card(folder, model, data, recipe, records, samples, run.arguments.max_eval_samples, base_name)
 
 

@@ -1,21 +1,21 @@
 """The settings that a run was started with."""
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..settings.run_folder import MANIFEST_FILE
+from ..settings.json_files import read_json
+from ..settings.run_folder import MANIFEST_FILE, MODEL_FOLDER, TRAINING_FILE
 from .find import checkpoint_paths
 
 
 def recorded_settings(run: Path) -> dict[str, Any]:
-    """The settings in the newest checkpoint with a readable manifest; empty for a new run.
+    """The settings in the newest readable checkpoint, or in the finished model; empty for a new run.
 
     They only replace values that were not given. `Checkpointer.restore` then compares all settings.
     """
-    for path in reversed(checkpoint_paths(run)):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            settings: dict[str, Any] = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["settings"]
-            return dict(settings)
+    manifests = [path / MANIFEST_FILE for path in reversed(checkpoint_paths(run))]
+    for path in (*manifests, run / MODEL_FOLDER / TRAINING_FILE):
+        with suppress(OSError, ValueError):
+            return dict(read_json(path, {"settings": dict})["settings"])
     return {}

@@ -68,7 +68,7 @@ def run_metrics(records: list[dict[str, Any]]) -> dict[str, str]:
         "validation perplexity (per token)": f"{last['eval_perplexity']:.2f}",
         "validation bits per byte": f"{last['eval_bits_per_byte']:.4f}",
         "steps": f"{last['step']:,}",
-        "tokens seen": f"{last['tokens_seen']:,}",
+        **({"tokens seen": f"{last['tokens_seen']:,}"} if "tokens_seen" in last else {}),  # not in a damaged log
         **({"tokens per second (median)": f"{statistics.median(speeds):,.0f}"} if speeds else {}),
         "trained with": hardware(),
     }
