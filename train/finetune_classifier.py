@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
+from .checkpoint.manifest import replace_text
 from .checkpoint.recorded import recorded_settings
 from .data.labelled_texts import (
     LabelledTexts,
@@ -208,7 +209,7 @@ def write_results(
     run: Run, folder: Path, adapter: Path, data: LabelledData, origin: Origin, results: dict[str, Any]
 ) -> None:
     """Write the test results, model card, loss curve and confusion matrix; print the test metrics."""
-    (run.folder / TEST_RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    replace_text(run.folder / TEST_RESULTS_FILE, json.dumps(results, indent=2) + "\n")
     records, labels, confusion = (
         JsonLines(run.folder / METRICS_FILE).read(),
         data.names,

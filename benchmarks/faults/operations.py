@@ -177,6 +177,7 @@ def digests(tree: Tree) -> dict[str, str]:
     return {
         RANDOM_NAME.sub(".tmp??????", name): "" if content is None else _sha256(name, content)
         for name, content in tree.items()
+        if "/.heartbeat" not in name
     }
 
 

@@ -62,6 +62,7 @@ def spoil_copies(folder):
     save_file(weights, folder / "nan" / "model.safetensors", metadata={"format": "pt"})
     (folder / "no-weights" / "model.safetensors").unlink()
     shutil.copytree(folder / "run", folder / "newer")
+    shutil.rmtree(folder / "newer" / "model")  # a finished run is not touched
     path = folder / "newer" / "checkpoint-00000006" / "manifest.json"
     from train.checkpoint.manifest import seal_of
 

@@ -13,7 +13,7 @@ from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TOKENS, END_OF_TURN
 from tests.support.tiny_base import TEXTS, chat, options, save_base, write_conversations, write_rows
 from train import finetune, finetune_classifier, pretrain
 from train.loop import train as loop
-from train.loop.language_modeling import next_token_objective
+from train.loop.language_modeling import LanguageModeling, next_token_objective
 from train.settings import defaults
 from train.settings.command import run_command
 
@@ -44,7 +44,7 @@ def read(path):
 def test_an_assistant_answers_and_stops(tune, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # 120 steps suffice with the dropout masks of the CPU
     few = [str(write_conversations(tmp_path / "few.jsonl", 4))]
-    run = tune(train_file=few, max_steps=120, learning_rate=0.02, eval_steps=60, logging_steps=40, max_new_tokens=20)
+    run = tune(train_file=few, max_steps=120, learning_rate=0.01, eval_steps=60, logging_steps=40, max_new_tokens=20)
     losses = [record["eval_loss"] for record in read(run / "metrics.jsonl") if "eval_loss" in record]
     assert losses[0] > 5
     assert losses[-1] < 0.5
@@ -80,14 +80,14 @@ def test_questions_that_leave_no_room_for_an_answer_are_not_asked(tune, tmp_path
 
 
 @pytest.mark.parametrize("is_best", [True, False])
-def test_the_card_has_the_step_of_the_final_weights(tune, tmp_path, is_best):
-    rows = [{"messages": chat("What is 0?", "no " * 9)}]  # nothing like the training rows
-    other = [str(write_rows(tmp_path / "other.jsonl", rows))]
-    settings = {"max_steps": 6, "learning_rate": 0.5, "eval_steps": 1, "save_total_limit": 9}
-    run = tune(validation_file=other, load_best_model_at_end=is_best, **settings)
-    losses = {r["step"]: r["eval_loss"] for r in read(run / "metrics.jsonl") if r.get("eval_loss") and r["step"]}
-    step = min(losses, key=losses.get) if is_best else 6
-    assert min(losses, key=losses.get) != 6
+def test_the_card_has_the_step_of_the_final_weights(tune, monkeypatch, is_best):
+    losses = [9.5, 8.25, 7.5, 3.125, 5.5, 6.5, 7.75]  # before training, and after each step
+    real, given = LanguageModeling.compute_metrics, iter(losses)
+    monkeypatch.setattr(
+        LanguageModeling, "compute_metrics", lambda self, sums: real(self, sums) | {"eval_loss": next(given)}
+    )
+    run = tune(load_best_model_at_end=is_best, max_steps=6, eval_steps=1, save_total_limit=9)
+    step = 3 if is_best else 6
     card = (run / "model" / "README.md").read_text()
     assert f"the weights are those of step {step}." in card
     assert f"| {losses[step]:.4f} |" in card

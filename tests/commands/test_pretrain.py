@@ -90,6 +90,7 @@ def test_the_tokenizer_of_the_model_must_be_that_of_the_data(recipe, tmp_path, c
     model = tmp_path / "run" / "model"
     path = model / "tokenizer.json"
     path.write_text(path.read_text().replace('"def"', '"fed"').replace("<|user|>", "<|human|>"))
+    (model / "training.json").unlink()  # it names the tokenizer that the model was trained with
     command = [recipe(), "--config=null", f"--model={model}", f"--output_dir={tmp_path / 'longer'}"]
     assert run_command(pretrain.main, command) == 2
     message = capsys.readouterr().err

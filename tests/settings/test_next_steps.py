@@ -62,11 +62,13 @@ def test_a_real_publication_and_other_commands_have_no_next_step():
 
 def test_they_are_printed_so_that_a_shell_reads_them_back(capsys):
     print_next_steps(rollback.main, {"output_dir": "nowhere"})
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
     from train import pretrain
 
     print_next_steps(pretrain.main, VALUES["pretrain"])
-    heading, *lines = capsys.readouterr().out.strip().splitlines()
+    printed, hints = capsys.readouterr()
+    assert printed == ""  # scripts read what a command prints
+    heading, *lines = hints.strip().splitlines()
     assert heading == "next:"
     assert [shlex.split(line)[1:] for line in lines] == next_steps("pretrain", VALUES["pretrain"])
     assert shlex.split(lines[0])[0].endswith("scratch-gpt")
@@ -77,7 +79,7 @@ def test_only_the_first_process_prints_them(capsys, monkeypatch):
 
     monkeypatch.setenv("RANK", "1")
     print_next_steps(pretrain.main, VALUES["pretrain"])
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(("code", "is_shown"), [(0, True), (None, True), (130, False)])

@@ -19,7 +19,13 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from transformers import PreTrainedModel
 
 from ..distributed.errors import WRITE_ERRORS, run_on_all, run_on_main
-from ..settings.run_folder import METRICS_FILE, OPTIMIZER_FILE, OPTIMIZER_SHARDS_FOLDER, SAMPLES_FILE
+from ..settings.run_folder import (
+    CONFUSION_MATRICES_FOLDER,
+    METRICS_FILE,
+    OPTIMIZER_FILE,
+    OPTIMIZER_SHARDS_FOLDER,
+    SAMPLES_FILE,
+)
 from .find import checkpoint_folder, prune, remove_leftovers
 from .manifest import flush, seal
 
@@ -118,7 +124,9 @@ def _new_folder(run: Path, contents: Contents) -> None:
 
 def _publish(run: Path, contents: Contents) -> None:
     unfinished = _unfinished(run, contents)
-    for path in (run / METRICS_FILE, run / SAMPLES_FILE):  # the continued run writes only what comes after this step
+    pictures = run / CONFUSION_MATRICES_FOLDER
+    # the continued run writes only what comes after this step
+    for path in (run / METRICS_FILE, run / SAMPLES_FILE, *pictures.glob("*"), pictures):
         if path.exists():
             flush(path)
     seal(unfinished, contents.manifest)

@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from .heartbeat import check_alive
+from .heartbeat import EndedError, SilentError, check_alive
 
 Result = TypeVar("Result")
 
@@ -88,6 +88,20 @@ def exchange(accelerator: Accelerator, value: Any) -> list[Any]:
         _store().delete_key(key)
     del _own_keys[:-1]
     return values
+
+
+def end_after_the_others(accelerator: Accelerator) -> None:
+    """Let the main process end last: without a launcher that has the store, it takes the store with it.
+
+    It waits until the others have read their last answer; not for one that has ended or is silent.
+    """
+    name = f"hf_scratch_gpt/{next(_rounds)}/end"
+    if not accelerator.is_main_process:
+        _post(accelerator, f"{name}/{accelerator.process_index}", None)
+        return
+    for rank in range(1, accelerator.num_processes):
+        with suppress(EndedError, SilentError):
+            _wait_for(f"{name}/{rank}", rank)
 
 
 def _store() -> Any:

@@ -9,8 +9,9 @@ from typing import TextIO
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
+from ..checkpoint.manifest import flush
 from ..distributed.device import build_accelerator, keep_freed_memory
-from ..distributed.errors import run_on_main
+from ..distributed.errors import end_after_the_others, run_on_main
 from ..distributed.heartbeat import heartbeat
 from ..settings.run_folder import HEARTBEAT_FOLDER, LOCK_FILE
 from ..settings.training import TrainArguments, check_allow_change
@@ -49,6 +50,7 @@ def claimed(arguments: TrainArguments) -> Iterator[Accelerator]:
         run_on_main(accelerator, claim_folder)
         with recorded_failure(folder, accelerator), heartbeat(folder, accelerator, arguments.ddp_timeout):
             yield accelerator
+            end_after_the_others(accelerator)
     accelerator.free_memory()
     accelerator.end_training()
 
@@ -67,8 +69,12 @@ def open_run_folder(folder: Path) -> Path:
             raise ValueError(f"--output_dir {folder} is not empty and not a run folder: choose a new folder.")
     elif folder.exists():
         raise ValueError(f"--output_dir {folder} is a file: choose a new folder.")
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LOCK_FILE).touch()
+    for parent in {folder.parent, *(path.parent for path in new)}:
+        with suppress(PermissionError):  # to list it
+            flush(parent)  # or a lost power could take the run folder with all its checkpoints
     return folder
 
 

@@ -133,7 +133,10 @@ def as_options(values: Values) -> list[str]:
 
 
 def print_next_steps(main: Callable[..., Any], values: Values) -> None:
-    """Print the commands that usually follow the command with this `main`, once per run."""
+    """Print the commands that usually follow the command with this `main`, once per run.
+
+    To stderr: scripts read what a command prints, such as the path from `pull`.
+    """
     place = inspect.unwrap(main).__globals__
     spec = place.get("__spec__")
     if spec is None or os.environ.get("RANK", "0") != "0":
@@ -142,7 +145,7 @@ def print_next_steps(main: Callable[..., Any], values: Values) -> None:
     steps = next_steps(command, values)
     prefix = f"{python()} -m {package}." if place["__name__"] == "__main__" else f"{program()} "
     if steps:
-        print("\n".join(["\nnext:", *(f"  {command_line(step, prefix)}" for step in steps)]))
+        print("\n".join(["\nnext:", *(f"  {command_line(step, prefix)}" for step in steps)]), file=sys.stderr)
 
 
 def command_line(step: Sequence[str], prefix: str) -> str:
