@@ -48,7 +48,8 @@ def script(capsys):
     def script(*options):
         code = run_command(pull.main, ["--model", *map(str, options)])
         shown = capsys.readouterr()
-        assert shown.err.count("\n") == (code != 0), shown.err
+        errors = shown.err.partition("\nnext:\n")[0]
+        assert errors.count("\n") == (code != 0), shown.err
         return code, shown.out if code == 0 else shown.err.strip()
 
     return script
