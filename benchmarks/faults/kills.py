@@ -1,8 +1,8 @@
 """Kill commands at random moments and run them again: `python -m benchmarks.faults.kills`.
 
 Each run is killed (SIGKILL) until it is done: at a random moment, or while a checkpoint or the model is being written.
-With two processes, half of the kills after the start hit only one of them, and the other must end by itself. All files are then
-compared with those of a run that nobody disturbed.
+With two processes, half of the kills after the start hit only one of them, and the other must end by itself. All files
+are then compared with those of a run that nobody disturbed.
 """
 
 import random
