@@ -173,11 +173,14 @@ OPERATIONS: dict[str, tuple[str, str, Callable[[Inputs], dict[str, Any]]]] = {
 
 # What a folder contains, without times
 def digests(tree: Tree) -> dict[str, str]:
-    """The SHA-256 of each file, without times and random names; "" for a folder."""
+    """The SHA-256 of each file, without times and random names; "" for a folder.
+
+    Not compared: heartbeats, and the note in a folder that was moved away.
+    """
     return {
         RANDOM_NAME.sub(".tmp??????", name): "" if content is None else _sha256(name, content)
         for name, content in tree.items()
-        if "/.heartbeat" not in name
+        if not name.endswith("/reason.txt") and "/.heartbeat" not in name
     }
 
 
