@@ -42,14 +42,14 @@ def read(path):
 
 
 def test_an_assistant_answers_and_stops(tune, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # 120 steps suffice with the dropout masks of the CPU
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # the answers depend on the dropout masks
     few = [str(write_conversations(tmp_path / "few.jsonl", 4))]
-    run = tune(train_file=few, max_steps=120, learning_rate=0.01, eval_steps=60, logging_steps=40, max_new_tokens=20)
+    run = tune(train_file=few, max_steps=300, learning_rate=0.01, eval_steps=150, logging_steps=40, max_new_tokens=20)
     losses = [record["eval_loss"] for record in read(run / "metrics.jsonl") if "eval_loss" in record]
     assert losses[0] > 5
     assert losses[-1] < 0.5
     samples = read(run / "samples.jsonl")
-    assert {sample["step"] for sample in samples} == {0, 60, 120}
+    assert {sample["step"] for sample in samples} == {0, 150, 300}
     assert [sample["prompt"] for sample in samples[:3]] == ["What is 0?", "What is 1?", "What is 2?"]
     talk = pipeline("text-generation", model=str(run / "model"), device="cpu")
     answer = talk(chat("What is 1?"), max_new_tokens=40, do_sample=False)[0]["generated_text"][-1]
