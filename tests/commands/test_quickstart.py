@@ -54,7 +54,8 @@ def test_all_stages(tmp_path, monkeypatch, capfd):
     prompts = yaml.safe_load((folder / "recipe.yaml").read_text())["sample_prompts"]
     assert prompts
     for prompt in prompts:
-        assert output.count(f"    > {prompt.splitlines()[0]}\n") == 2  # with the package and without
+        final = output[output.index("=== 4/4") :]
+        assert final.count(f"    > {prompt.splitlines()[0]}\n") == 2  # with the package and without
     assert "Do you wish to run the custom code" not in output
     assert f"scratch-gpt generate --model {model}" in output
     card = (model / "README.md").read_text()

@@ -194,7 +194,7 @@ def test_processes_with_different_settings_are_refused(recipe, tmp_path, launche
 def test_all_processes_finish_with_the_same_best_weights(base, tmp_path, launcher):
     """With checkpoints in the background, only the main process knows when the last one is there."""
     rows = write_labels(tmp_path / "rows.csv")
-    values = {"model": base, "train_file": rows, "max_steps": 6, "eval_steps": 1}
+    values = {"model": base, "train_file": rows, "max_steps": 6, "eval_steps": 1, "optimizer": "adamw"}
     results = []
     for name, script, more in (
         ("plain", "finetune_classifier", {}), ("background", "slow_in_background", {"async_save": "true"})
