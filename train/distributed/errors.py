@@ -7,6 +7,7 @@ long as the process that they wait for is alive.
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -90,18 +91,20 @@ def exchange(accelerator: Accelerator, value: Any) -> list[Any]:
     return values
 
 
-def end_after_the_others(accelerator: Accelerator) -> None:
+def end_after_the_others(accelerator: Accelerator, longest: float = math.inf) -> None:
     """Let the main process end last: without a launcher that has the store, it takes the store with it.
 
     It waits until the others have read their last answer; not for one that has ended or is silent.
+
+    Args:
+        longest: seconds to wait for each. After an error, others may be in the middle of a step.
     """
-    name = f"hf_scratch_gpt/{next(_rounds)}/end"
     if not accelerator.is_main_process:
-        _post(accelerator, f"{name}/{accelerator.process_index}", None)
+        _post(accelerator, f"hf_scratch_gpt/end/{accelerator.process_index}", None)
         return
     for rank in range(1, accelerator.num_processes):
-        with suppress(EndedError, SilentError):
-            _wait_for(f"{name}/{rank}", rank)
+        with suppress(EndedError, SilentError, TimeoutError):
+            _wait_for(f"hf_scratch_gpt/end/{rank}", rank, longest)
 
 
 def _store() -> Any:
@@ -114,10 +117,13 @@ def _post(accelerator: Accelerator, key: str, value: Any) -> None:
         _own_keys.append(key)
 
 
-def _wait_for(key: str, rank: int) -> Any:
+def _wait_for(key: str, rank: int, longest: float = math.inf) -> Any:
     store, started, pause = _store(), time.monotonic(), 1e-3
     while not store.check([key]):
-        check_alive(rank, waiting_for=time.monotonic() - started)
+        waiting_for = time.monotonic() - started
+        if waiting_for > longest:
+            raise TimeoutError(key)
+        check_alive(rank, waiting_for=waiting_for)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
     return json.loads(store.get(key))

@@ -22,6 +22,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+LONGEST_AFTER_ERROR = 5.0  # seconds
+
 
 @contextmanager
 def claimed(arguments: TrainArguments) -> Iterator[Accelerator]:
@@ -49,7 +51,12 @@ def claimed(arguments: TrainArguments) -> Iterator[Accelerator]:
 
         run_on_main(accelerator, claim_folder)
         with recorded_failure(folder, accelerator), heartbeat(folder, accelerator, arguments.ddp_timeout):
-            yield accelerator
+            try:
+                yield accelerator
+            except (OSError, ValueError):  # often an error of the main process that the others must still read
+                with suppress(Exception):  # the error that is known matters more
+                    end_after_the_others(accelerator, LONGEST_AFTER_ERROR)
+                raise
             end_after_the_others(accelerator)
     accelerator.free_memory()
     accelerator.end_training()
