@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..settings.words import shown_names
 from .examples import IGNORE_INDEX
 from .plain_text import Message
 from .rows import Row
-from .tables import shown_names
 
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
