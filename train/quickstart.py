@@ -35,7 +35,7 @@ from .loop.train import train_step
 from .model.inference import load_for_inference
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
-from .settings.next_steps import command_line, program
+from .settings.next_steps import as_options, command_line, program
 from .settings.recipe import option, parse_recipe
 from .settings.run_folder import CARD_FILE, LOSS_CURVE_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE, TOKENIZER_FILE
 from .settings.training import DataArguments, ModelArguments, TrainArguments
@@ -299,11 +299,8 @@ for prompt in {prompts!r}:
 
 def corpus_options(corpus: CorpusArguments) -> list[str]:
     """`corpus` as command-line options."""
-    options: list[str] = []
-    for name, value in vars(corpus).items():
-        if value != getattr(CorpusArguments(), name):
-            options += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-    return options
+    defaults = vars(CorpusArguments())
+    return as_options({name: value for name, value in vars(corpus).items() if value != defaults[name]})
 
 
 def announce(title: str, name: str, options: Sequence[str]) -> None:
