@@ -26,7 +26,7 @@ from hf_scratch_gpt import ScratchGPTTokenizer
 
 from . import prepare_data, pretrain, train_tokenizer
 from .checkpoint.state import TrainState
-from .data.blocks import MANIFEST, TOKENIZER_FOLDER, TokenBlocks, open_data, read_manifest
+from .data.blocks import MANIFEST, TOKENIZER_FOLDER, TokenBlocks, TooShortError, open_data, read_manifest
 from .data.prompts import held_out_prompts
 from .distributed.device import build_accelerator, keep_freed_memory
 from .loop.evaluation import evaluate, sample
@@ -140,9 +140,7 @@ def make_data(folder: Path, size: Size, corpus: CorpusArguments) -> None:
         announce("2/4  Turn the text into blocks of tokens", "prepare_data", options)
         try:
             prepare_data.main(options)
-        except ValueError as error:
-            if "fewer than one block" not in str(error):
-                raise
+        except TooShortError:
             if block_size <= SHORTEST_BLOCK:
                 raise ValueError("the text is too short to train on: give at least a few thousand words.") from None
             print(f"The text is shorter than a block of {block_size} tokens: trying shorter ones.")
