@@ -61,7 +61,8 @@ def write_blocks(folder: Path, tokens: Iterable[np.ndarray], block_size: int, vo
     `num_dropped_tokens`. `datasets.load_from_disk` can read the folder.
 
     Raises:
-        ValueError: an id is not below `vocab_size`, or the tokens do not fill one block.
+        TooShortError: the tokens do not fill one block.
+        ValueError: an id is not below `vocab_size`.
     """
     dtype = smallest_integer_type(vocab_size)
     features = datasets.Features({"input_ids": datasets.List(datasets.Value(dtype), length=block_size + 1)})
