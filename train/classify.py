@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from .data.labelled_texts import label_of, text_of
 from .data.plain_text import encode_texts
 from .data.rows import Row
-from .data.tables import place_of, read_rows, shown_names
+from .data.tables import place_of, read_rows
 from .metrics.label_scores import shortened
 from .model.generation import max_positions
 from .model.inference import load_for_inference
@@ -34,7 +34,7 @@ from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
 from .settings.reading import COLUMNS, ENCODING, Reading, require_files
 from .settings.recipe import option, option_list, parse_recipe, required
-from .settings.words import counted
+from .settings.words import counted, shown_names
 
 LABEL, PROBABILITY = "predicted_label", "probability"
 OUTPUT_SUFFIXES = (".csv", ".jsonl")

@@ -33,7 +33,6 @@ from .data.labelled_texts import (
     with_bpe_dropout,
 )
 from .data.rows import read_parts
-from .data.tables import shown_names
 from .distributed.device import launched_processes
 from .hub.cards.finetuned import write_classifier_card
 from .hub.cards.origin import Origin, origin_of
@@ -64,6 +63,7 @@ from .settings.run_folder import (
     METRICS_FILE,
     TEST_RESULTS_FILE,
 )
+from .settings.words import shown_names
 
 MAX_SHOWN = 20  # labels in a line of text
 

@@ -26,7 +26,7 @@ from hf_scratch_gpt import ScratchGPTTokenizer
 
 from . import prepare_data, pretrain, train_tokenizer
 from .checkpoint.state import TrainState
-from .data.blocks import MANIFEST, TOKENIZER_FOLDER, TokenBlocks, open_data, read_manifest
+from .data.blocks import MANIFEST, TOKENIZER_FOLDER, TokenBlocks, TooShortError, open_data, read_manifest
 from .data.prompts import held_out_prompts
 from .distributed.device import build_accelerator, keep_freed_memory
 from .loop.evaluation import evaluate, sample
@@ -35,7 +35,7 @@ from .loop.train import train_step
 from .model.inference import load_for_inference
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments
-from .settings.next_steps import command_line, program
+from .settings.next_steps import as_options, command_line, program
 from .settings.recipe import option, parse_recipe
 from .settings.run_folder import CARD_FILE, LOSS_CURVE_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE, TOKENIZER_FILE
 from .settings.training import DataArguments, ModelArguments, TrainArguments
@@ -140,9 +140,7 @@ def make_data(folder: Path, size: Size, corpus: CorpusArguments) -> None:
         announce("2/4  Turn the text into blocks of tokens", "prepare_data", options)
         try:
             prepare_data.main(options)
-        except ValueError as error:
-            if "fewer than one block" not in str(error):
-                raise
+        except TooShortError:
             if block_size <= SHORTEST_BLOCK:
                 raise ValueError("the text is too short to train on: give at least a few thousand words.") from None
             print(f"The text is shorter than a block of {block_size} tokens: trying shorter ones.")
@@ -299,11 +297,8 @@ for prompt in {prompts!r}:
 
 def corpus_options(corpus: CorpusArguments) -> list[str]:
     """`corpus` as command-line options."""
-    options: list[str] = []
-    for name, value in vars(corpus).items():
-        if value != getattr(CorpusArguments(), name):
-            options += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-    return options
+    defaults = vars(CorpusArguments())
+    return as_options({name: value for name, value in vars(corpus).items() if value != defaults[name]})
 
 
 def announce(title: str, name: str, options: Sequence[str]) -> None:

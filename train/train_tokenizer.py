@@ -18,12 +18,13 @@ from tempfile import TemporaryDirectory
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
 
 from .data.corpora import Corpus, Document, open_corpora
-from .data.new_folder import exclusive, flush, flush_tree
+from .data.new_folder import exclusive, flush_tree
 from .data.progress import CorpusProgress
 from .data.tokens import save_tokenizer
 from .settings.checks import create_folder
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments, TokenizerArguments
+from .settings.disk import flush
 from .settings.recipe import parse_recipe, required
 from .settings.run_folder import TOKENIZER_FILE
 from .settings.words import counted

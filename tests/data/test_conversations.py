@@ -79,7 +79,7 @@ def test_system_and_history_are_part_of_the_conversation(cells):
 @pytest.mark.parametrize("column", sorted(REFUSED_COLUMNS))
 def test_columns_that_decide_about_answers_are_refused_by_name(column):
     for cells in ({"messages": chat(QUESTION, ANSWER)}, {"instruction": QUESTION, "output": ANSWER}):
-        with pytest.raises(ValueError, match=f"x:1: the column '{column}' decides about answers, but is not supported"):
+        with pytest.raises(ValueError, match=f"x:1: the column '{column}' affects the answers, but is not supported"):
             parse_conversations([Row("x:1", cells | {column: ["x"]})])
 
 
@@ -88,7 +88,7 @@ def test_columns_that_decide_about_answers_are_refused_by_name(column):
     [
         ({"messages": chat("q", "a"), "history": [["a", "b"]]}, "x:7: the column 'history' .* with messages"),
         ({"messages": [SYSTEM, *chat("q", "a")], "system": "x"}, "x:7: there are two system messages: join them"),
-        ({"prompt": "q", "completion": "a", "label": False}, "x:7: the column 'label' decides"),
+        ({"prompt": "q", "completion": "a", "label": False}, "x:7: the column 'label' affects"),
         ({"prompt": "q", "completion": "a", "history": ["b"]}, r"x:7: column 'history' must be a list of \[question"),
         ({"instruction": "q", "output": "a", "history": [["b", 3]]}, r"message 2 \(assistant\) must be text, not 3"),
         ({"instruction": "q", "input": 0, "output": "a"}, "x:7: column 'input' has the value 0 of type int, not a str"),

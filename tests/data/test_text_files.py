@@ -88,10 +88,18 @@ def test_the_likely_encoding_is_named_and_both_remedies_work(tmp_path, content, 
 
 
 def test_what_does_not_look_like_latin_letters_gets_no_guess(tmp_path):
-    with pytest.raises(ValueError, match=r"--encoding, such as cp1251 \(Russian\)"):
+    with pytest.raises(ValueError, match=r"another encoding, such as cp1251 \(Russian\).*: name it with --encoding"):
         read_text(write(tmp_path / "a.txt", RUSSIAN.encode("cp1251")))
     with pytest.raises(ValueError, match=r"Most of it is UTF-8: the byte is damaged.*iconv -c -f UTF-8"):
         read_text(write(tmp_path / "a.txt", ("Café naïve Müller\n" * 3).encode() + b"\xe9\n"))
+
+
+@pytest.mark.parametrize("content", [b"Caf\xe9\n", "Café\n".encode("utf-16"), RUSSIAN.encode("cp1251")])
+def test_no_option_is_suggested_where_there_is_none(tmp_path, content):
+    path = write(tmp_path / "a.txt", content)
+    with pytest.raises(ValueError, match=r"is not UTF-8 text: byte .*convert it .*with iconv") as error:
+        read_text(path, Reading(has_encoding_option=False))
+    assert "--encoding" not in str(error.value)
 
 
 def test_a_wrong_encoding_is_named_with_the_place(tmp_path):

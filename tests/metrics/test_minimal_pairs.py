@@ -146,6 +146,12 @@ def test_refuses_a_line(tmp_path, line):
     assert f"{path}:3" in str(error.value)
 
 
+def test_the_remedy_for_another_encoding_is_one_that_pairs_have(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"sentence_good": "Caf\xe9", "sentence_bad": "b"}\n')
+    with pytest.raises(ValueError, match="looks like Latin-1: convert it with iconv -f ISO-8859-1"):  # no --encoding
+        read_pairs([tmp_path])
+
+
 def test_refuses_files_and_folders_without_pairs(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "folder").mkdir()

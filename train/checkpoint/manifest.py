@@ -13,6 +13,7 @@ import accelerate
 import torch
 import transformers
 
+from ..settings.disk import flush
 from ..settings.json_files import DamagedFileError, Shape, mismatch, read_json
 from ..settings.run_folder import MANIFEST_FILE
 
@@ -158,12 +159,3 @@ def replaced(path: Path) -> Iterator[TextIO]:
     flush(partial)
     os.replace(partial, path)
     flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the list of files in a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

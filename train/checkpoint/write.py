@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from transformers import PreTrainedModel
 
 from ..distributed.errors import WRITE_ERRORS, run_on_all, run_on_main
+from ..settings.disk import flush
 from ..settings.run_folder import (
     CONFUSION_MATRICES_FOLDER,
     METRICS_FILE,
@@ -27,7 +28,7 @@ from ..settings.run_folder import (
     SAMPLES_FILE,
 )
 from .find import checkpoint_folder, prune, remove_leftovers
-from .manifest import flush, seal
+from .manifest import seal
 
 logger = logging.getLogger(__name__)
 

@@ -49,6 +49,10 @@ _MANIFEST_SHAPE = {
 }
 
 
+class TooShortError(ValueError):
+    """A text has fewer tokens than a block."""
+
+
 # Writing
 def write_blocks(folder: Path, tokens: Iterable[np.ndarray], block_size: int, vocab_size: int) -> dict[str, Any]:
     """Cut a stream of ids into blocks, and return the facts that `open_data` checks.
@@ -57,7 +61,8 @@ def write_blocks(folder: Path, tokens: Iterable[np.ndarray], block_size: int, vo
     `num_dropped_tokens`. `datasets.load_from_disk` can read the folder.
 
     Raises:
-        ValueError: an id is not below `vocab_size`, or the tokens do not fill one block.
+        TooShortError: the tokens do not fill one block.
+        ValueError: an id is not below `vocab_size`.
     """
     dtype = smallest_integer_type(vocab_size)
     features = datasets.Features({"input_ids": datasets.List(datasets.Value(dtype), length=block_size + 1)})
@@ -76,7 +81,7 @@ def write_blocks(folder: Path, tokens: Iterable[np.ndarray], block_size: int, vo
                 writer.write_table(_arrow_table(rows))
         writer.finalize()
     if num_rows == 0:
-        raise ValueError(
+        raise TooShortError(
             f"{folder.name}: the text has {num_tokens} tokens, fewer than one block of "
             f"{block_size} + 1. Use more text, or a --block_size of at most {max(num_tokens - 1, 0)}."
         )

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..settings.words import shown_names
 from .examples import IGNORE_INDEX
 from .plain_text import Message
 from .rows import Row
-from .tables import shown_names
 
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 FORMATS = "messages; conversations; prompt and completion; or instruction, (input) and output"
 SYSTEM_COLUMNS = ("system", "system_prompt")
 WEIGHT_KEYS = ("weight", "train", "loss")  # of OpenAI, Axolotl and ms-swift: whether an answer is learned
-# Columns and keys that decide what a good answer is, and that are not supported. What is in neither list is not read.
+# Columns and keys that change what a good answer is, but are not supported. Others are ignored.
 REFUSED_COLUMNS = {
     *("chosen", "rejected", "weight", "kto_tag", "context", "documents"),
     *("tools", "functions", "images", "image", "videos", "audios"),
@@ -70,7 +70,7 @@ def parse_conversations(rows: Iterable[Row]) -> list[Conversation]:
 
     Raises:
         ValueError: another format, an unknown role, an empty or missing text, no turn of the assistant, or a column or
-            key that decides about answers but is not supported.
+            key that affects the answers but is not supported.
     """
     return [_conversation(row) for row in rows]
 
@@ -94,8 +94,8 @@ def _conversation(row: Row) -> Conversation:
     }
     if "history" in unread or refused:
         raise ValueError(
-            f"{row.place}: the column {min(refused or {'history'})!r} decides about answers, but is not supported with "
-            f"{' and '.join(sorted(used))}: work it into the messages, or remove the column."
+            f"{row.place}: the column {min(refused or {'history'})!r} affects the answers, but is not supported with "
+            f"{' and '.join(sorted(used))}: include its content in the messages, or remove the column."
         )
     return Conversation(row.place, _checked_messages(row.place, messages), unread)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..settings.words import shown_names
 from .plain_text import encode_texts
 from .rows import Row
-from .tables import shown_names
 
 ENCODE_BATCH = 1000  # texts tokenized at once: what the tokenizer returns is much larger than the ids
 MANY_LABELS = 100  # a column with more of them, most on a single row, is text or a number rather than a label

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..settings.disk import flush
+
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
@@ -94,12 +96,3 @@ def flush_tree(folder: Path) -> None:
         for name in names:
             flush(Path(place, name))
         flush(Path(place))
-
-
-def flush(path: Path) -> None:
-    """Write a file, or the names in a folder, from the cache of the system to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

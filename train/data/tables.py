@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from ..settings.reading import DEFAULT_READING, TABLE_SUFFIXES, Reading, is_gzip, suffix_of
-from ..settings.words import counted
+from ..settings.words import counted, shown_names
 from .text_files import check_name, text_chunks, text_lines
 
 PARQUET_BATCH = 256  # rows read at once: a row group of long texts may be larger than memory
@@ -26,7 +26,6 @@ DIALECTS: dict[str, dict[str, Any]] = {
     ".csv": {"strict": True},
     ".tsv": {"strict": True, "delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
-NUM_SHOWN = 5  # names in an error message
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -346,10 +345,3 @@ def _columns_to_read(
                 f"Name one of them with {option}.{' ' * bool(hint)}{hint}"
             )
     return found if columns is None else columns
-
-
-def shown_names(names: Sequence[str], count: int = NUM_SHOWN) -> str:
-    """At most `count` names, shortened, and how many there are."""
-    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:count]]
-    more = f", ... ({len(names):,} in all)" if len(names) > count else ""
-    return ", ".join(shown) + more

@@ -61,7 +61,7 @@ def text_chunks(path: Path, reading: Reading = DEFAULT_READING) -> Iterator[str]
     check_name(path)
     held_back = ""  # a CR, of which the next chunk may have the LF
     is_first = True
-    for chunk in _decoded_chunks(path, reading.encoding):
+    for chunk in _decoded_chunks(path, reading):
         text = held_back + (chunk.removeprefix("\ufeff") if is_first else chunk)
         is_first = False
         if not reading.keep_crlf:
@@ -72,17 +72,17 @@ def text_chunks(path: Path, reading: Reading = DEFAULT_READING) -> Iterator[str]
         yield held_back
 
 
-def _decoded_chunks(path: Path, encoding: str) -> Iterator[str]:
-    decoder, offset = codecs.getincrementaldecoder(encoding)(), 0
+def _decoded_chunks(path: Path, reading: Reading) -> Iterator[str]:
+    decoder, offset = codecs.getincrementaldecoder(reading.encoding)(), 0
     for raw in _raw_chunks(path):
         pending = len(decoder.getstate()[0])  # bytes of an incomplete character, which begin the next text
         try:
             text = decoder.decode(raw, final=not raw)
         except UnicodeError as error:
             start = error.start if isinstance(error, UnicodeDecodeError) else 0
-            raise ValueError(_undecodable(path, encoding, offset - pending + start, str(error))) from None
+            raise ValueError(_undecodable(path, reading, offset - pending + start, str(error))) from None
         if "\0" in text:
-            raise ValueError(_with_a_null_byte(path, encoding, offset + raw.find(0)))
+            raise ValueError(_with_a_null_byte(path, reading, offset + raw.find(0)))
         offset += len(raw)
         yield text
 
@@ -123,7 +123,8 @@ def check_name(path: Path) -> None:
 
 
 # What is wrong with a file
-def _undecodable(path: Path, encoding: str, offset: int, why: str) -> str:
+def _undecodable(path: Path, reading: Reading, offset: int, why: str) -> str:
+    encoding = reading.encoding
     with open_unpacked(path) as file:
         begin = file.read(16)
         file.seek(max(0, offset - SAMPLE_SIZE))
@@ -134,11 +135,11 @@ def _undecodable(path: Path, encoding: str, offset: int, why: str) -> str:
         return f"{path} is not {encoding} text at byte {offset} ({why}): choose another --encoding."
     place = f"byte {offset} is 0x{sample[offset - max(0, offset - SAMPLE_SIZE)]:02x}"
     if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return f"{path} is not UTF-8 text: {place}. It is UTF-16: {_remedy(path, 'utf-16', 'UTF-16')}"
-    return f"{path} is not UTF-8 text: {place}. {_guess(path, sample)}"
+        return f"{path} is not UTF-8 text: {place}. It is UTF-16: {_remedy(path, reading, 'utf-16', 'UTF-16')}"
+    return f"{path} is not UTF-8 text: {place}. {_guess(path, reading, sample)}"
 
 
-def _guess(path: Path, sample: bytes) -> str:
+def _guess(path: Path, reading: Reading, sample: bytes) -> str:
     """The likely encoding of bytes that are not UTF-8, and what to do."""
     valid = sum(not c.isascii() for c in sample.decode("utf-8", errors="ignore"))
     high = sum(byte >= 0x80 for byte in sample)
@@ -147,18 +148,19 @@ def _guess(path: Path, sample: bytes) -> str:
         return f"Most of it is UTF-8: the byte is damaged. Correct it, or remove all such bytes: {clean}"
     letters = sum(byte >= 0x80 or chr(byte).isalpha() for byte in sample)
     if high > LARGE_SHARE * letters:
+        remedy = "name it with --encoding" if reading.has_encoding_option else "convert it to UTF-8 with iconv"
         return (
-            "It has another encoding: name it with --encoding, such as cp1251 (Russian), cp1253 (Greek), shift_jis "
-            "(Japanese), gb18030 (Chinese) or euc_kr (Korean)."
+            "It has another encoding, such as cp1251 (Russian), cp1253 (Greek), shift_jis (Japanese), gb18030 "
+            f"(Chinese) or euc_kr (Korean): {remedy}."
         )
     is_windows = any(0x80 <= byte < 0xA0 for byte in sample)
     names = ("cp1252", "WINDOWS-1252") if is_windows else ("latin-1", "ISO-8859-1")
-    return f"It looks like {'Windows-1252' if is_windows else 'Latin-1'}: {_remedy(path, *names)}"
+    return f"It looks like {'Windows-1252' if is_windows else 'Latin-1'}: {_remedy(path, reading, *names)}"
 
 
-def _remedy(path: Path, name: str, iconv_name: str) -> str:
-    convert = f"{_unpacked(path)}iconv -f {iconv_name} -t UTF-8{_source(path)} > {_target(path)}"
-    return f"read it with --encoding {name}, or convert it with {convert}"
+def _remedy(path: Path, reading: Reading, name: str, iconv_name: str) -> str:
+    convert = f"convert it with {_unpacked(path)}iconv -f {iconv_name} -t UTF-8{_source(path)} > {_target(path)}"
+    return f"read it with --encoding {name}, or {convert}" if reading.has_encoding_option else convert
 
 
 def _unpacked(path: Path) -> str:
@@ -175,14 +177,14 @@ def _target(path: Path) -> str:
     return shlex.quote(str(path.with_suffix(f".utf8{path.suffix}")))
 
 
-def _with_a_null_byte(path: Path, encoding: str, offset: int) -> str:
+def _with_a_null_byte(path: Path, reading: Reading, offset: int) -> str:
     with open_unpacked(path) as file:
         begin = file.read(64)
     if found := _binary_format(begin):
         return f"{path} is not text: byte {offset} is NUL. It is a {found}"
-    if "16" not in encoding and begin.count(0) > len(begin) / 4:  # two bytes per character, without a mark
+    if "16" not in reading.encoding and begin.count(0) > len(begin) / 4:  # two bytes per character, without a mark
         order = "le" if begin[1:2] == b"\0" else "be"
-        remedy = _remedy(path, f"utf-16-{order}", f"UTF-16{order.upper()}")
+        remedy = _remedy(path, reading, f"utf-16-{order}", f"UTF-16{order.upper()}")
         return f"{path} is not text: byte {offset} is NUL. It looks like UTF-16: {remedy}"
     return f"{path} is not text: byte {offset} is NUL. Remove it from the corpus."
 

@@ -23,7 +23,6 @@ from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 
 from ..checkpoint.manifest import sha256_of
 from ..checkpoint.weights import safetensors_shapes
-from ..data.tables import shown_names
 from ..settings.json_files import read_json
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,
@@ -33,7 +32,7 @@ from ..settings.run_folder import (
     CONFIG_FILE,
     MODEL_INDEX_FILE,
 )
-from ..settings.words import counted
+from ..settings.words import counted, shown_names
 from .client import HubName
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", ADAPTER_FILE)

@@ -22,11 +22,13 @@ from ..data.examples import IGNORE_INDEX
 from ..data.folders import files_of
 from ..data.plain_text import plain_ids
 from ..data.tables import place_of, read_rows
+from ..settings.reading import Reading
 from .evaluate_metrics import score_targets
 from .text_scores import ending
 
 FIELDS = ("sentence_good", "sentence_bad")
 GROUP_FIELDS = ("linguistics_term", "field")  # of BLiMP: the phenomenon, and the field of linguistics
+READING = Reading(has_encoding_option=False)
 NAME_WIDTH = 52  # of the table, which fits into 80 columns
 
 
@@ -73,7 +75,7 @@ def read_pairs(paths: Sequence[str | Path]) -> list[Pair]:
         if path.resolve() in seen:
             raise ValueError(f"--pairs gives {path} twice: give each file once, or its folder.")
         seen.add(path.resolve())
-        of_file = [_checked_pair(path, line, row) for line, row in read_rows(path)]
+        of_file = [_checked_pair(path, line, row) for line, row in read_rows(path, reading=READING)]
         if not of_file:
             raise ValueError(f"--pairs {path} has no pairs: it needs one JSON object per line.")
         pairs += of_file

@@ -25,10 +25,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoint.weights import safetensors_names
-from ..data.tables import shown_names
 from ..settings.json_files import read_json
 from ..settings.run_folder import MODEL_INDEX_FILE
-from ..settings.words import counted
+from ..settings.words import counted, shown_names
 
 USES = {AutoModelForCausalLM: "language model", AutoModelForSequenceClassification: "classifier"}
 LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")

@@ -16,8 +16,6 @@ HOW_TO = (
     "A recipe is a YAML file with one option per line, name: value. The command line wins over recipes; --name null "
     "removes what a recipe sets."
 )
-
-
 EXAMPLES = "examples:\n"
 
 

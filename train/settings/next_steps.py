@@ -9,20 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .corpus import CorpusArguments
+from .options import options_of
 from .run_folder import MODEL_FOLDER, RECIPE_FILE
+from .training import ModelArguments, TrainArguments
 
 Values = Mapping[str, Any]
 Steps = list[list[str]]  # each is a command and its arguments
 
-CORPUS = (
-    *("text", "dataset_name", "dataset_config_name", "dataset_split", "text_column", "streaming", "validation_text"),
-    *("validation_fraction", "validation_part", "columns", "suffixes", "encoding", "keep_crlf", "strip_gutenberg"),
-)
-# of the options of plan, those that pretrain has too
-PRETRAIN = (
-    *("config", "config_overrides", "model", "dp_shard_size", "tp_size", "micro_batch_size", "global_batch_size"),
-    *("optimizer", "precision", "gradient_checkpointing", "max_steps"),
-)
+CORPUS = options_of([CorpusArguments])
+PRETRAIN = options_of([ModelArguments, TrainArguments])
 
 
 def next_steps(command: str, values: Values) -> Steps:
@@ -65,9 +61,9 @@ def after_pretrain(values: Values) -> Steps:
 
 def after_plan(values: Values) -> Steps:
     """Train the planned model."""
-    names = [name for name in values if name in PRETRAIN]
+    shared = {name: value for name, value in values.items() if name in PRETRAIN}
     places = ["--data_dir", "runs/data", "--output_dir", "runs/mine"]
-    return [["pretrain", *as_options({name: values[name] for name in names}), *places]]
+    return [["pretrain", *as_options(shared), *places]]
 
 
 def after_finetune(values: Values) -> Steps:

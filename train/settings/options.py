@@ -64,10 +64,8 @@ class Option:
             if text.lower() not in BOOLEANS:
                 raise ValueError(f"takes true or false, not {shortened(text)}")
             return BOOLEANS[text.lower()]
-        if self.kind is int:
-            return whole_number(text)
-        if self.kind is float:
-            return finite_number(text)
+        if self.kind in (int, float):
+            return number_from(text, self.kind)
         if self.is_path and text.startswith("~"):
             return str(Path(text).expanduser())
         return text
@@ -80,33 +78,19 @@ class Option:
         raise ValueError(f"takes {' or '.join(self.choices)}, not {shortened(text)}{hint}")
 
 
-def whole_number(text: str) -> int:
-    """An int from text.
+def number_from(text: str, kind: type[int] | type[float]) -> int | float:
+    """A number from text.
 
     Raises:
-        ValueError: the text.
+        ValueError: the text, and what is allowed.
     """
     try:
-        number = int(text)
+        number = kind(text)
     except ValueError:
-        raise ValueError(f"takes a whole number, not {shortened(text)}") from None
-    if number > LARGEST_INT:
-        raise ValueError(f"is {text:.80}: it must be at most {LARGEST_INT}")
-    if number < -LARGEST_INT:
-        raise ValueError(f"is {text:.80}: it must be at least {-LARGEST_INT}")
-    return number
-
-
-def finite_number(text: str) -> float:
-    """A float from text.
-
-    Raises:
-        ValueError: the text.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError(f"takes a number, not {shortened(text)}") from None
+        raise ValueError(f"takes a {'whole ' * (kind is int)}number, not {shortened(text)}") from None
+    if kind is int and abs(number) > LARGEST_INT:
+        bound = f"at most {LARGEST_INT}" if number > 0 else f"at least {-LARGEST_INT}"
+        raise ValueError(f"is {text:.80}: it must be {bound}")
     if not math.isfinite(number):
         raise ValueError(f"is {text}: it must be a finite number")
     return number

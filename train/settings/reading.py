@@ -23,6 +23,7 @@ class Reading:
     columns: tuple[str, ...] = ()  # names, if the first line of a .csv or .tsv file does not contain them
     suffixes: tuple[str, ...] = FOLDER_SUFFIXES  # files that are read of a folder
     strip_gutenberg: bool = False  # remove the header and the license of Project Gutenberg
+    has_encoding_option: bool = True  # whether --encoding applies to the files, so that an error may suggest it
 
     def __post_init__(self) -> None:
         try:

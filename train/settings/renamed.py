@@ -1,4 +1,7 @@
-"""Old names of options. A recipe that uses one gets an error with the new name; CONTRIBUTING.md has the same table."""
+"""Old names of options, and those of other tools: an error tells the name to use instead.
+
+CONTRIBUTING.md has the table of old names too.
+"""
 
 # old name -> new names, of which each command knows at most one
 RENAMED: dict[str, tuple[str, ...]] = {

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .checks import check_bounds, requires
+from .options import LARGEST_INT
 from .recipe import option
 
-LARGEST_SEED = 2**63 - 1
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 DEFAULT_TOP_K = 50
 
@@ -28,7 +28,7 @@ class SamplingArguments:
         check_bounds(
             self,
             {"temperature": LOWEST_TEMPERATURE if is_sampling else 0, "top_k": 0, "repetition_penalty": 0.1, "seed": 0},
-            {"temperature": HIGHEST_TEMPERATURE, "top_k": 10**6, "repetition_penalty": 10, "seed": LARGEST_SEED},
+            {"temperature": HIGHEST_TEMPERATURE, "top_k": 10**6, "repetition_penalty": 10, "seed": LARGEST_INT},
         )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p is {self.top_p}: it must be above 0 and at most 1.")
