@@ -23,7 +23,7 @@ from hf_scratch_gpt import ScratchGPTTokenizer
 
 from .checkpoint.find import checkpoint_paths
 from .data.blocks import TOKENIZER_FOLDER, PreparedData, open_data
-from .data.tokens import load_data_tokenizer, tokenizer_sha256
+from .data.tokens import load_data_tokenizer, save_tokenizer, tokenizer_sha256
 from .hub.cards.origin import Recipe, base_on_hub, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
@@ -188,7 +188,7 @@ def write_model(
     """
     model = run.bare_model
     model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     records = ShortenedLog(JsonLines(run.folder / METRICS_FILE)).metrics
     samples = JsonLines(run.folder / SAMPLES_FILE).read()
     title = (
