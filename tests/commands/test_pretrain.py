@@ -128,6 +128,15 @@ def test_a_finished_run_is_left_alone(recipe, tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "model").iterdir()}
 
 
+def test_pretraining_continues_from_a_checkpoint_with_the_tokenizer_of_its_run(recipe, tmp_path):
+    assert pretrain.main([recipe()]) == 0
+    checkpoint = tmp_path / "run" / "checkpoint-00000003"
+    assert not (checkpoint / "tokenizer.json").exists()
+    longer = [recipe(), "--config=null", f"--model={checkpoint}", f"--output_dir={tmp_path / 'longer'}"]
+    assert pretrain.main(longer) == 0
+    assert (tmp_path / "longer" / "model" / "tokenizer.json").exists()
+
+
 def test_the_same_command_continues_a_stopped_run(recipe, tmp_path, capsys):
     whole = recipe(output_dir=str(tmp_path / "whole"))
     pretrain.main([whole])
