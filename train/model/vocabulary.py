@@ -1,4 +1,8 @@
-"""Whether two tokenizers give each token the same id. A model with another tokenizer reads and writes nonsense."""
+"""Whether two tokenizers give each token the same id. A model with another tokenizer reads and writes nonsense.
+
+Prepared data is compared more strictly, by its whole tokenizer.json (`tokenizer_sha256` in data/tokens.py): how text is
+split matters there too.
+"""
 
 import hashlib
 import json
