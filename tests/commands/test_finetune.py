@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TOKENS, END_OF_TURN
+from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TOKENS, END_OF_TURN, ScratchGPTTokenizer
 from tests.support.stopped import killed_after
 from tests.support.tiny_base import TEXTS, chat, options, save_base, write_conversations, write_rows
 from train import finetune, finetune_classifier, pretrain
@@ -172,6 +172,22 @@ def test_a_continued_run_keeps_the_values_that_it_has_chosen(tune, monkeypatch, 
     monkeypatch.setattr(defaults, "TUNING_RATES", {"adamw": 1.0})
     tune(**chosen, save_steps=2)
     assert "= 30 updates of 4 conversations, peak learning rate 0.021 (adamw)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trainable", [None, "all", "lora"])  # None: pretrain
+def test_a_full_disk_while_the_tokenizer_is_saved_is_an_error_of_the_system(
+    recipe, base, tmp_path, monkeypatch, capsys, trainable
+):
+    def full(*_, **__):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    rows = write_conversations(tmp_path / "rows.jsonl")
+    line = [recipe(max_steps=1, warmup_steps=0)]
+    if trainable:
+        line = options(model=base, train_file=rows, output_dir=tmp_path / "run", max_steps=1, trainable=trainable)
+    monkeypatch.setattr(ScratchGPTTokenizer, "save_pretrained", full)
+    assert run_command((finetune if trainable else pretrain).main, line) == 2
+    assert f"error: No space left on device: {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [pretrain, finetune, finetune_classifier])
