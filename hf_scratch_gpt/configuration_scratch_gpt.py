@@ -275,7 +275,7 @@ class ScratchGPTConfig(PreTrainedConfig):
             )
 
     def _validate_rope(self) -> None:
-        """Stricter than the base class, which only logs a warning about values that cannot be computed with."""
+        """Refuse values that no model can compute with; the base class only logs a warning."""
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even with position_embedding_type='rope'")
         given = {key: value for key, value in (self.rope_parameters or {}).items() if value is not None}

@@ -97,7 +97,7 @@ class ScratchGPTRotaryEmbedding(nn.Module):
 
     https://huggingface.co/papers/2104.09864. `rope_type` selects one of transformers' scalings for longer contexts.
     `from_pretrained` recomputes the buffers, which it finds by the names of this class and of the buffers. They stay
-    float32 when the model is cast: at position 2000, a frequency rounded to bfloat16 is wrong by up to a radian.
+    float32 when the model is cast: with bfloat16 frequencies, angles at position 2000 are off by one to three radians.
     """
 
     inv_freq: torch.Tensor
@@ -356,6 +356,7 @@ class ScratchGPTDecoderLayer(GradientCheckpointingLayer):
         self.residual_dropout = nn.Dropout(config.residual_dropout)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        # by name: PEFT's AdaptionPrompt replaces self_attn by a module that takes only named arguments
         attention_output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.residual_dropout(attention_output)
         mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
@@ -623,7 +624,7 @@ def chunk_loss_and_gradient(
     raw_logits = nn.functional.linear(hidden_states, weight)  # (chunk, vocab)
     logits = cap_logits(raw_logits.float(), softcapping)
     is_target = (targets != IGNORE_INDEX)[:, None]  # (chunk, 1)
-    index = targets.where(targets != IGNORE_INDEX, 0)[:, None]  # (chunk, 1)
+    index = targets[:, None].where(is_target, 0)  # (chunk, 1)
     log_normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (chunk, 1)
     loss_sum = ((log_normaliser - logits.gather(1, index)) * is_target).sum()
     if not needs_gradient:

@@ -35,7 +35,8 @@ from .model.find import find_model, tokenizer_folder
 from .model.generation import max_positions
 from .model.hints import data_of_model
 from .model.inference import load_for_inference
-from .model.load import memory_errors, num_different_ids
+from .model.load import memory_errors
+from .model.vocabulary import num_different_ids
 from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
 from .settings.corpus import CorpusArguments

@@ -140,7 +140,7 @@ def new_tokens(model: Any, given: int | None) -> int:
     count = given or min(DEFAULT_NEW_TOKENS, positions // 2)
     if count >= positions:
         raise ValueError(
-            f"--max_new_tokens ({count}) leaves no room for a prompt: the model reads {positions} tokens: lower it."
+            f"--max_new_tokens ({count}) leaves no room for a prompt: the model reads {positions} tokens. Lower it."
         )
     return count
 

@@ -23,7 +23,7 @@ from hf_scratch_gpt import ScratchGPTTokenizer
 
 from .checkpoint.find import checkpoint_paths
 from .data.blocks import TOKENIZER_FOLDER, PreparedData, open_data
-from .data.tokens import load_data_tokenizer, tokenizer_sha256
+from .data.tokens import load_data_tokenizer, save_tokenizer, tokenizer_sha256
 from .hub.cards.origin import Recipe, base_on_hub, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
@@ -36,7 +36,7 @@ from .loop.status import recorded_status
 from .loop.train import train
 from .metrics.plots import draw_loss_curve
 from .metrics.thinning import ShortenedLog
-from .model.find import find_model
+from .model.find import find_model, tokenizer_folder
 from .model.new import build_config, check_block_size, new_model
 from .model.pretrained import BaseModel, load_base
 from .settings.command import run_command
@@ -117,7 +117,8 @@ def load_initial_model(arguments: ModelArguments, seed: int, data: PreparedData)
     """
     if arguments.model is None:
         return None
-    tokenizer = load_data_tokenizer(str(find_model("--model", arguments.model)), "--model")
+    folder = tokenizer_folder(find_model("--model", arguments.model))
+    tokenizer = load_data_tokenizer(str(folder), "--model")
     if tokenizer_sha256(tokenizer.backend_tokenizer.to_str()) != data.manifest["tokenizer_sha256"]:
         raise ValueError(
             f"the data was not prepared with the tokenizer of --model {arguments.model}: prepare it again with "
@@ -188,7 +189,7 @@ def write_model(
     """
     model = run.bare_model
     model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     records = ShortenedLog(JsonLines(run.folder / METRICS_FILE)).metrics
     samples = JsonLines(run.folder / SAMPLES_FILE).read()
     title = (

@@ -24,12 +24,13 @@ from hf_scratch_gpt import ScratchGPTConfig
 from .hub.client import HubName, account_of_token, hub_errors
 from .hub.upload import UploadPlan, fetch_remote_state, is_retryable, plan_upload, upload, validate_card
 from .hub.upload_files import UploadFile, collect_files
+from .model.find import has_weights
 from .model.hints import about_folder, about_missing, is_model
 from .model.load import check_model
 from .settings.command import run_command
 from .settings.json_files import read_json
 from .settings.recipe import option, option_list, parse_recipe, required
-from .settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE, MODEL_FILE, MODEL_INDEX_FILE
+from .settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 ATTEMPTS = 4
 WAIT = 1.0  # seconds before the second attempt, doubled for each further one
@@ -110,9 +111,9 @@ def publish(arguments: PublishArguments) -> UploadPlan:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse what is no model, and a model of transformers' own that is not complete.
+    """Refuse a folder that is not a model, and an incomplete model of another type than ours.
 
-    `collect_files` checks our own without loading it.
+    `collect_files` checks ours without loading it.
 
     Raises:
         ValueError: what the folder is instead, or the weights that are missing or do not fit.
@@ -121,8 +122,7 @@ def check_model_folder(folder: Path) -> None:
         reason = about_folder(folder) if folder.exists() else about_missing(folder)
         raise ValueError(f"--folder_path {folder} {reason}")
     path = folder / CONFIG_FILE
-    has_weights = (folder / MODEL_FILE).exists() or (folder / MODEL_INDEX_FILE).exists()
-    if not (path.exists() and has_weights) or (folder / ADAPTER_CONFIG_FILE).exists():
+    if not (path.exists() and has_weights(folder)) or (folder / ADAPTER_CONFIG_FILE).exists():
         return
     if read_json(path).get("model_type") != ScratchGPTConfig.model_type:
         check_model(f"--folder_path {folder}", folder)

@@ -216,13 +216,23 @@ def test_data_of_another_tokenizer_of_equal_size_is_refused(model_folder, prepar
     assert "was encoded with another tokenizer than that of the model: 2 tokens differ" in capsys.readouterr().err
 
 
-def test_a_loss_above_guessing_is_pointed_out(model_folder, text_file, tmp_path, capsys):
-    model = ScratchGPTForCausalLM.from_pretrained(model_folder)
-    with torch.no_grad():
-        model.model.norm.weight *= -50  # so that it finds the right tokens improbable
-    shutil.copytree(model_folder, tmp_path / "model")
-    model.save_pretrained(tmp_path / "model")
-    assert run_command(evaluate.main, ["--model", str(tmp_path / "model"), "--text", str(text_file)]) == 0
+@pytest.fixture
+def evaluate_changed(model_folder, text_file, tmp_path):
+    """Evaluate a copy of the model, changed by a function of its last norm's weights; returns the exit code."""
+
+    def evaluate_changed(change):
+        model = ScratchGPTForCausalLM.from_pretrained(model_folder)
+        with torch.no_grad():
+            change(model.model.norm.weight)
+        shutil.copytree(model_folder, tmp_path / "model")
+        model.save_pretrained(tmp_path / "model")
+        return run_command(evaluate.main, ["--model", str(tmp_path / "model"), "--text", str(text_file)])
+
+    return evaluate_changed
+
+
+def test_a_loss_above_guessing_is_pointed_out(evaluate_changed, capsys):
+    assert evaluate_changed(lambda weight: weight.mul_(-50)) == 0  # the right tokens become improbable
     assert "warning: the loss is worse than guessing (ln 280 = 5.6348)" in capsys.readouterr().err
 
 
@@ -241,12 +251,8 @@ def test_refuses_options_without_effect(model_folder, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_refuses_damaged_weights(model_folder, text_file, tmp_path, capsys):
-    model = ScratchGPTForCausalLM.from_pretrained(model_folder)
-    model.model.norm.weight.data[0] = float("nan")
-    shutil.copytree(model_folder, tmp_path / "model")
-    model.save_pretrained(tmp_path / "model")
-    assert run_command(evaluate.main, ["--model", str(tmp_path / "model"), "--text", str(text_file)]) == 2
+def test_refuses_damaged_weights(evaluate_changed, capsys):
+    assert evaluate_changed(lambda weight: weight[0].fill_(math.nan)) == 2
     assert "not finite: its weights are damaged" in capsys.readouterr().err
 
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TOKENS, END_OF_TURN
+from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TOKENS, END_OF_TURN, ScratchGPTTokenizer
+from tests.support.stopped import killed_after
 from tests.support.tiny_base import TEXTS, chat, options, save_base, write_conversations, write_rows
 from train import finetune, finetune_classifier, pretrain
 from train.loop import train as loop
@@ -149,19 +150,10 @@ def test_new_embeddings_lie_among_the_old_ones(base, tmp_path):
     assert (rows[-1] - old.mean(dim=0)).norm() < 0.1 * (old - old.mean(dim=0)).norm(dim=1).mean()
 
 
-def test_a_stopped_run_continues_bit_identically(tune, monkeypatch):
+def test_a_stopped_run_continues_bit_identically(tune):
     whole = tune("whole", max_steps=6, save_steps=2, eval_steps=2)
-    real_step = loop.train_step
-
-    def killed(run, state, wants_stop=False):
-        if state.step == 3:
-            raise KeyboardInterrupt
-        return real_step(run, state, wants_stop)
-
-    monkeypatch.setattr(loop, "train_step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(3):
         tune("parts", max_steps=6, save_steps=2, eval_steps=2)
-    monkeypatch.setattr(loop, "train_step", real_step)
     parts = tune("parts", max_steps=6, save_steps=2, eval_steps=2)
     one, other = (load_file(run / "model" / "model.safetensors") for run in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -171,24 +163,31 @@ def test_a_stopped_run_continues_bit_identically(tune, monkeypatch):
 def test_a_continued_run_keeps_the_values_that_it_has_chosen(tune, monkeypatch, capsys):
     """Also if the rules for them have changed in between."""
     chosen = dict.fromkeys(("max_steps", "global_batch_size", "micro_batch_size", "learning_rate"))
-    real_step = loop.train_step
-
-    def killed(run, state, wants_stop=False):
-        if state.step == 3:
-            raise KeyboardInterrupt
-        return real_step(run, state, wants_stop)
-
-    monkeypatch.setattr(loop, "train_step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(3):
         tune(**chosen, save_steps=2)
     first = capsys.readouterr().out
     assert "12 conversations x 10 epochs = 30 updates of 4 conversations, peak learning rate 0.021 (adamw)" in first
-    monkeypatch.setattr(loop, "train_step", real_step)
     for name in ("MOST_EPOCHS", "SMALLEST_BATCH"):
         monkeypatch.setattr(defaults, name, 2 * getattr(defaults, name))
     monkeypatch.setattr(defaults, "TUNING_RATES", {"adamw": 1.0})
     tune(**chosen, save_steps=2)
     assert "= 30 updates of 4 conversations, peak learning rate 0.021 (adamw)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trainable", [None, "all", "lora"])  # None: pretrain
+def test_a_full_disk_while_the_tokenizer_is_saved_is_an_error_of_the_system(
+    recipe, base, tmp_path, monkeypatch, capsys, trainable
+):
+    def full(*_, **__):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    rows = write_conversations(tmp_path / "rows.jsonl")
+    line = [recipe(max_steps=1, warmup_steps=0)]
+    if trainable:
+        line = options(model=base, train_file=rows, output_dir=tmp_path / "run", max_steps=1, trainable=trainable)
+    monkeypatch.setattr(ScratchGPTTokenizer, "save_pretrained", full)
+    assert run_command((finetune if trainable else pretrain).main, line) == 2
+    assert f"error: No space left on device: {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [pretrain, finetune, finetune_classifier])

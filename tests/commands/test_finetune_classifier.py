@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from hf_scratch_gpt import ScratchGPTTokenizer
+from tests.support.stopped import killed_after
 from tests.support.tiny_base import COLOURS, TEXTS, options, write_labels, write_rows
 from train import finetune_classifier
-from train.loop import train as loop
 from train.settings.command import run_command
 
 
@@ -95,19 +95,10 @@ def test_lora_trains_adapters_that_load_merged_and_alone(tune, base, tmp_path):
 
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])
-def test_a_stopped_run_continues_bit_identically(tune, monkeypatch, trainable):
+def test_a_stopped_run_continues_bit_identically(tune, trainable):
     whole = tune("whole", trainable=trainable, max_steps=6, save_steps=2, eval_steps=2)
-    real_step = loop.train_step
-
-    def killed(run, state, wants_stop=False):
-        if state.step == 3:
-            raise KeyboardInterrupt
-        return real_step(run, state, wants_stop)
-
-    monkeypatch.setattr(loop, "train_step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(3):
         tune("parts", trainable=trainable, max_steps=6, save_steps=2, eval_steps=2)
-    monkeypatch.setattr(loop, "train_step", real_step)
     parts = tune("parts", trainable=trainable, max_steps=6, save_steps=2, eval_steps=2)
     one, other = (load_file(run / "model" / "model.safetensors") for run in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch_gpt import ScratchGPTConfig
+from tests.support.stopped import signalled_after
 from tests.support.tiny_run import SHAPE, records, weights
 from train import pretrain
-from train.loop import train as loop
 from train.model.new import build_config, new_model
 from train.settings import defaults
 from train.settings.command import run_command
@@ -128,20 +128,21 @@ def test_a_finished_run_is_left_alone(recipe, tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "model").iterdir()}
 
 
-def test_the_same_command_continues_a_stopped_run(recipe, tmp_path, monkeypatch, capsys):
+def test_pretraining_continues_from_a_checkpoint_with_the_tokenizer_of_its_run(recipe, tmp_path):
+    assert pretrain.main([recipe()]) == 0
+    checkpoint = tmp_path / "run" / "checkpoint-00000003"
+    assert not (checkpoint / "tokenizer.json").exists()
+    longer = [recipe(), "--config=null", f"--model={checkpoint}", f"--output_dir={tmp_path / 'longer'}"]
+    assert pretrain.main(longer) == 0
+    assert (tmp_path / "longer" / "model" / "tokenizer.json").exists()
+
+
+def test_the_same_command_continues_a_stopped_run(recipe, tmp_path, capsys):
     whole = recipe(output_dir=str(tmp_path / "whole"))
     pretrain.main([whole])
-    real_step = loop.train_step
-
-    def signalled(run, state, wants_stop=False):
-        if state.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real_step(run, state, wants_stop)
-
-    monkeypatch.setattr(loop, "train_step", signalled)
     command = [recipe(output_dir=str(tmp_path / "parts"))]
-    assert pretrain.main(command) == 130
-    monkeypatch.undo()
+    with signalled_after(3, signal.SIGTERM):
+        assert pretrain.main(command) == 130
     assert not (tmp_path / "parts" / "model").exists()
     capsys.readouterr()
     assert pretrain.main(command) == 0

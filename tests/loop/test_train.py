@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.support.stopped import killed_after, signalled_after
 from tests.support.tiny_loop import BLOCK, Rows, assert_same_weights, records, start, weights
 from train.checkpoint.checkpointer import Checkpointer
 from train.checkpoint.state import TrainState
@@ -73,22 +74,13 @@ def test_a_batch_without_any_target_is_refused(build):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_stopped_run_continues_as_if_it_had_not_stopped(build, monkeypatch, optimizer):
+def test_a_stopped_run_continues_as_if_it_had_not_stopped(build, optimizer):
     settings = {"optimizer": optimizer, "sample_prompts": ["def"], "max_new_tokens": 3}
     whole = build("whole", **settings)
     start(whole)
     first = build("parts", **settings)
-    real_step = loop.train_step
-
-    def killed_in_step_6(run, state, wants_stop=False):
-        if state.step == 5:
-            raise KeyboardInterrupt
-        return real_step(run, state, wants_stop)
-
-    monkeypatch.setattr(loop, "train_step", killed_in_step_6)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(5):
         start(first)
-    monkeypatch.setattr(loop, "train_step", real_step)
     second = build("parts", **settings)
     torch.manual_seed(99)
     state = resume(second, recipe="")
@@ -209,18 +201,11 @@ def test_one_batch_can_be_memorized(build):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_saves_and_ends(build, monkeypatch, capsys, number):
+def test_a_signal_saves_and_ends(build, capsys, number):
     run = build(save_steps=0, eval_steps=0)
-    real_step = loop.train_step
-
-    def signalled(run, state, wants_stop=False):
-        if state.step == 1:
-            os.kill(os.getpid(), number)
-        return real_step(run, state, wants_stop)
-
-    monkeypatch.setattr(loop, "train_step", signalled)
     before = signal.getsignal(number)
-    assert start(run).step == 3  # the step in progress, and one in which all processes learn of it
+    with signalled_after(1, number):
+        assert start(run).step == 3  # the step in progress, and one in which all processes learn of it
     assert signal.getsignal(number) == before
     assert "stopped after step 3 and saved: run the same command again" in capsys.readouterr().out
     assert [path.name for path in run.folder.glob("checkpoint-*")] == ["checkpoint-00000003"]

@@ -9,7 +9,7 @@ from hf_scratch_gpt import ScratchGPTTokenizer
 from tests.support.tiny_base import options, write_conversations
 from train import evaluate, finetune, generate, pretrain
 from train.model.find import find_model
-from train.model.vocabulary import vocabulary_sha256
+from train.model.vocabulary import vocabulary_in
 from train.settings.command import run_command
 
 
@@ -46,15 +46,15 @@ def test_a_replaced_tokenizer_is_refused_by_every_command(model, other, tmp_path
 def test_the_hash_depends_on_tokens_and_ids_only(other, tmp_path):
     path = tmp_path / "tokenizer.json"
     shutil.copy(other / "tokenizer.json", path)
-    expected = vocabulary_sha256(other)
+    expected = vocabulary_in(other)
     value = json.loads((other / "tokenizer.json").read_text())
     value["truncation"] = {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
     path.write_text(json.dumps(value))
-    assert vocabulary_sha256(tmp_path) == expected
+    assert vocabulary_in(tmp_path) == expected
     vocabulary = value["model"]["vocab"]
     first, second = list(vocabulary)[-2:]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     path.write_text(json.dumps(value))
-    assert vocabulary_sha256(tmp_path) != expected
+    assert vocabulary_in(tmp_path) != expected
     path.unlink()
-    assert vocabulary_sha256(tmp_path) is None
+    assert vocabulary_in(tmp_path) is None

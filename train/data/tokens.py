@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from hf_scratch_gpt.tokenization_scratch_gpt import BATCH_LENGTH, ScratchGPTTokenizer
 
@@ -32,7 +33,7 @@ def load_data_tokenizer(name: str, option: str = "--tokenizer") -> ScratchGPTTok
     return tokenizer
 
 
-def save_tokenizer(tokenizer: ScratchGPTTokenizer, folder: str | Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """`save_pretrained`, with the errors of the system as such.
 
     Raises:

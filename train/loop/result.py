@@ -12,7 +12,7 @@ from typing import Any
 
 from ..checkpoint.find import remove, set_aside
 from ..checkpoint.manifest import FILES, DamagedError, hashed_files, read_sealed, seal, verify_files, versions
-from ..model.vocabulary import vocabulary_sha256
+from ..model.vocabulary import vocabulary_in
 from ..settings.disk import flush
 from ..settings.json_files import DamagedFileError, read_json
 from ..settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, TRAINING_FILE
@@ -63,7 +63,7 @@ def new_result(run: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, Pat
     for path in (unfinished, unfinished_adapter):
         remove(path)  # what a kill has left
     yield unfinished, unfinished_adapter
-    facts = {**record, "versions": versions(), "adapter": {}, "tokenizer_sha256": vocabulary_sha256(unfinished)}
+    facts = {**record, "versions": versions(), "adapter": {}, "tokenizer_sha256": vocabulary_in(unfinished)}
     if unfinished_adapter.exists():
         facts["adapter"] = hashed_files(unfinished_adapter)
     seal(unfinished, facts, TRAINING_FILE)

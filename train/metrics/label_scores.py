@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from .evaluate_metrics import classification_metrics
+from .plots import printable
 
 HEADER = ["label", "precision", "recall", "F1", "examples"]
 NAME_WIDTH = 36  # of the table in the terminal, which fits into 80 columns
@@ -33,5 +34,4 @@ def majority_rate(confusion: Sequence[Sequence[int]]) -> tuple[float, int]:
 
 def shortened(text: str, length: int) -> str:
     """A text as one printable line of at most `length` characters."""
-    line = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
-    return line if len(line) <= length else line[: length - 3] + "..."
+    return printable(" ".join(text.split()), length)

@@ -113,6 +113,6 @@ def save(figure: Any, path: Path) -> None:
 
 
 def printable(text: str, length: int = 1000) -> str:
-    """A text that can be drawn in at most `length` characters, without control characters and lone surrogates."""
+    """At most `length` characters of a text, without control characters and lone surrogates."""
     drawn = "".join(character if character.isprintable() else "\ufffd" for character in text)
     return drawn if len(drawn) <= length else drawn[: length - 3] + "..."

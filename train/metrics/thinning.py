@@ -13,7 +13,7 @@ Merge = Callable[[Sequence[Record]], Record]
 
 
 class Shortened:
-    """The records of one kind: groups of old ones are merged into one, and the last ones are kept.
+    """The records of one kind: each group of old ones is merged into one record, and the last ones are kept.
 
     The size of the groups doubles whenever there are too many of them.
 

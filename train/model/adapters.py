@@ -100,7 +100,7 @@ def check_adapter_kind(place: str, folder: Path, auto_class: Any) -> None:
 
 
 def labels_of_adapter(folder: Path) -> dict[str, Any]:
-    """The values of the config of a classifier that its adapter stands for: the number and the names of its labels.
+    """The number and names of the labels of a classifier's adapter, as entries of the config.
 
     Raises:
         ValueError: the adapter has no head.

@@ -46,9 +46,14 @@ def find_model(option: str, name: str, needs_weights: bool = True) -> Path:
             f"{place} has the unknown model_type {model_type}: it must be scratch_gpt or one of transformers' "
             "own; code in a model folder is never executed."
         )
-    if needs_weights and not any((folder / weights).exists() for weights in (MODEL_FILE, MODEL_INDEX_FILE)):
+    if needs_weights and not has_weights(folder):
         raise ValueError(f"{place} {_without_weights(folder)}")
     return folder
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has the weights of a whole model, in one file or several."""
+    return (folder / MODEL_FILE).exists() or (folder / MODEL_INDEX_FILE).exists()
 
 
 def is_path(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a person may have meant by a path that is not a model, and the command that leads on."""
+"""What the user may have meant by a path that is not a model, and the command to run next."""
 
 import difflib
 import json

@@ -32,7 +32,8 @@ from ..settings.words import counted, shown_names
 USES = {AutoModelForCausalLM: "language model", AutoModelForSequenceClassification: "classifier"}
 LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")  # each without the others
+# a tokenizer has at least one of these; tokenizer.json alone does not say which tokens are special
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 COPY_TOKENIZER = "copy tokenizer.json and tokenizer_config.json of the model into this folder."
 
@@ -252,12 +253,6 @@ def load_tokenizer(place: str, folder: Path, remedy: str = COPY_TOKENIZER) -> Pr
     return tokenizer
 
 
-def num_different_ids(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> int:
-    """The number of tokens of `other` that `tokenizer` lacks, or to which it gives another id."""
-    ids = tokenizer.get_vocab()
-    return sum(ids.get(token) != number for token, number in other.get_vocab().items())
-
-
 def check_vocabulary_size(place: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Refuse a tokenizer with more tokens than the model.
 
@@ -267,5 +262,5 @@ def check_vocabulary_size(place: str, tokenizer: PreTrainedTokenizerBase, config
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"the tokenizer of {place} has {len(tokenizer)} tokens, but the model has only {config.vocab_size}: "
-            "it is another model's tokenizer."
+            "it is another model's tokenizer. Use the one that the model was trained with."
         )

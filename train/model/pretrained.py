@@ -1,7 +1,5 @@
 """The pretrained model that fine-tuning starts from: load it, choose its trained parameters, write the result."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,15 @@ from transformers import (
 )
 
 from ..checkpoint.weights import is_adapter
+from ..data.tokens import save_tokenizer
 from ..settings.finetuning import REQUIRED_TRAINABLE, BaseArguments
 from ..settings.run_folder import ADAPTER_CONFIG_FILE
 from ..settings.seeds import seed_at
 from .adapters import add_adapter, base_of_adapter, check_adapter_kind, merge_adapter, write_adapter
 from .find import find_model, find_tokenizer, tokenizer_folder, weights_sha256
-from .load import has_tokenizer, load_config, load_model, load_tokenizer, num_different_ids
+from .load import check_vocabulary_size, has_tokenizer, load_config, load_model, load_tokenizer
 from .new import new_model, parse_overrides
+from .vocabulary import num_different_ids, vocabulary_sha256
 
 
 @dataclass
@@ -37,8 +37,7 @@ class BaseModel:
     @property
     def identity(self) -> dict[str, Any]:
         """Hashes of weights and vocabulary, which must not change when a run continues."""
-        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return {"base": self.fingerprint, "tokenizer_sha256": hashlib.sha256(vocabulary.encode()).hexdigest()}
+        return {"base": self.fingerprint, "tokenizer_sha256": vocabulary_sha256(self.tokenizer.get_vocab())}
 
 
 def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: Any) -> BaseModel:
@@ -132,11 +131,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
         ValueError: it has more tokens than the model, or other special tokens.
     """
     name = arguments.tokenizer or arguments.model
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer of {name} has {len(tokenizer)} tokens, but the model {arguments.model} has only "
-            f"{config.vocab_size}: it is another model's tokenizer. Give the right one with --tokenizer."
-        )
+    check_vocabulary_size(name, tokenizer, config)
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
         theirs, ours = getattr(tokenizer, token), getattr(config, token, None)
         if isinstance(ours, int) and theirs is not None and theirs != ours and arguments.tokenizer:
@@ -193,8 +188,8 @@ def write_tuned_model(model: Any, base: BaseModel, folder: Path, weights: dict[s
     """
     if is_adapter(model):
         write_adapter(model, adapter, base.name, base.fingerprint)
-        base.tokenizer.save_pretrained(adapter)
+        save_tokenizer(base.tokenizer, adapter)
         model.merge_and_unload().save_pretrained(folder)
     else:
         model.save_pretrained(folder, state_dict=weights)
-    base.tokenizer.save_pretrained(folder)
+    save_tokenizer(base.tokenizer, folder)

@@ -1,15 +1,28 @@
-"""The identity of a tokenizer: the ids of its tokens. A model with another one reads and writes nonsense."""
+"""Whether two tokenizers give each token the same id. A model with another tokenizer reads and writes nonsense.
+
+Prepared data is compared more strictly, by its whole tokenizer.json (`tokenizer_sha256` in data/tokens.py): how text is
+split matters there too.
+"""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from ..settings.json_files import read_json
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from ..settings.json_files import DamagedFileError, read_json
 from ..settings.run_folder import TOKENIZER_FILE, TRAINING_FILE
 
 
-def vocabulary_sha256(folder: Path) -> str | None:
-    """The hash of all tokens and ids in a tokenizer.json; None if the folder has none.
+def vocabulary_sha256(ids: Mapping[str, int]) -> str:
+    """The hash of all tokens and their ids."""
+    return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
+
+
+def vocabulary_in(folder: Path) -> str | None:
+    """`vocabulary_sha256` of the tokenizer.json in a folder; None if there is none.
 
     Raises:
         DamagedFileError: the file is not a tokenizer.
@@ -17,12 +30,17 @@ def vocabulary_sha256(folder: Path) -> str | None:
     path = folder / TOKENIZER_FILE
     if not path.exists():
         return None
-    tokenizer = read_json(path, {"model": dict, "added_tokens?": [{"id": int, "content": str}]})
-    vocabulary = tokenizer["model"].get("vocab")
-    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    if isinstance(vocabulary, dict):  # BPE, WordPiece, word level: added tokens may be part of it
-        vocabulary, added = vocabulary | added, {}
-    return hashlib.sha256(json.dumps([vocabulary, added], sort_keys=True).encode()).hexdigest()
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a plain Exception
+        raise DamagedFileError(f"{path} is damaged: {' '.join(str(error).split())}.") from None
+    return vocabulary_sha256(tokenizer.get_vocab())
+
+
+def num_different_ids(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> int:
+    """The number of tokens of `other` that `tokenizer` lacks, or to which it gives another id."""
+    ids = tokenizer.get_vocab()
+    return sum(ids.get(token) != number for token, number in other.get_vocab().items())
 
 
 def check_tokenizer(place: str, folder: Path) -> None:
@@ -38,7 +56,7 @@ def check_tokenizer(place: str, folder: Path) -> None:
     if not record.exists():
         return
     expected = read_json(record, {"tokenizer_sha256?": str | None}).get("tokenizer_sha256")
-    if expected and vocabulary_sha256(folder) not in (expected, None):
+    if expected and vocabulary_in(folder) not in (expected, None):
         raise ValueError(
             f"{place}: {TOKENIZER_FILE} has other tokens or ids than the tokenizer that the model was trained with: it "
             "is another model's tokenizer. Copy the right one back into the folder."
