@@ -1,4 +1,4 @@
-"""Disturb an operation at every call, and judge what is left."""
+"""Inject faults at every call of an operation, and judge what is left."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .disk import Disk, Outcome, Tree, change_points, read_tree, write_tree
 from .operations import CHECKPOINT, Operation, differences, digests, fingerprint, finished, results_of
-from .shim import Action, Call, Disturbance, Kind, read_log
+from .shim import Action, Call, Injection, Kind, read_log
 from .trial import Ending, run
 
 LASTING = (errno.ENOSPC, errno.EIO)  # a full disk stays full, a broken one broken
@@ -32,14 +32,14 @@ class Point:
     """One fault at one call.
 
     Args:
-        call: index into the calls of the undisturbed run.
-        disturbance: None: the folder is rebuilt from the log of calls.
-        outcome: of a lost power.
+        call: index into the calls of the run without faults.
+        injection: None: the folder is rebuilt from the log of calls.
+        outcome: of a power loss.
     """
 
     fault: str
     call: int
-    disturbance: Disturbance | None = None
+    injection: Injection | None = None
     outcome: Outcome | None = None
 
 
@@ -59,7 +59,7 @@ class Campaign:
     Args:
         folder: for the log of calls.
         faults: words; a point is tried if its fault contains one of them.
-        parts: parts of the operation to disturb; empty: all.
+        parts: only these parts of the operation; empty: all.
         every: try only every N-th of the calls.
     """
 
@@ -89,7 +89,7 @@ class Campaign:
         if self.disk.tree(len(self.calls)) != found:
             raise ValueError(f"{operation.name}: the log of calls does not explain the folder")
         if problem := differences(self.expected, found):
-            raise ValueError(f"{operation.name}: two undisturbed runs differ: {problem}")
+            raise ValueError(f"{operation.name}: two runs without faults differ: {problem}")
         self.paths = list(_paths(self.calls, operation.folder))
 
     def points(self) -> Iterator[Point]:
@@ -105,11 +105,11 @@ class Campaign:
             self.table.setdefault(part, Counter())["calls"] += 1
             for fault, action, error in _faults_of(call):
                 is_real = action in (Action.FAIL, Action.FAIL_FROM_HERE) or counts[True] % REAL_KILLS == 0
-                disturbance = Disturbance(action, call.is_change, counts[call.is_change], error)
-                yield Point(fault, index, disturbance if is_real else None)
+                injection = Injection(action, call.is_change, counts[call.is_change], error)
+                yield Point(fault, index, injection if is_real else None)
             if index + 1 in changes:
                 for outcome in Outcome:
-                    yield Point(f"lost power: {outcome.value}", index, None, outcome)
+                    yield Point(f"power loss: {outcome.value}", index, None, outcome)
 
     def try_all(self) -> Iterator[tuple[Point, str, Verdict]]:
         """Try all points; yields each with its part of the operation and its verdict."""
@@ -125,11 +125,11 @@ class Campaign:
         """Try one point."""
         operation, ending = self.operation, None
         rebuilt = self._rebuilt(point)
-        if point.disturbance is None:
+        if point.injection is None:
             write_tree(operation.folder, rebuilt)
         else:
             write_tree(operation.folder, operation.before)
-            ending = run(operation.trial(watched=operation.folder, disturbance=point.disturbance))
+            ending = run(operation.trial(watched=operation.folder, injection=point.injection))
         left = read_tree(operation.folder)
         if (
             ending

@@ -320,7 +320,7 @@ def test_what_only_earlier_versions_have_saved_is_ignored():
 
 
 def test_logs_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
-    """Otherwise a lost power leaves a checkpoint whose log ends before it."""
+    """Otherwise a power loss leaves a checkpoint whose log ends before it."""
     order = []
     real_flush, real_rename = write.flush, Path.rename
     monkeypatch.setattr(write, "flush", lambda path: (order.append(path.name), real_flush(path)))
@@ -345,7 +345,7 @@ def test_a_file_is_replaced_when_the_new_one_is_on_the_disk(tmp_path, monkeypatc
 
 
 def test_a_log_is_cut_back_durably(tmp_path, monkeypatch):
-    """Otherwise a lost power costs the log of all earlier steps."""
+    """Otherwise a power loss costs the log of all earlier steps."""
     flushed = []
     monkeypatch.setattr(manifest, "flush", lambda path: flushed.append(path.name))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')

@@ -144,7 +144,7 @@ def sha256_of(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file at once: a kill or a lost power leaves the old content or the new one."""
+    """Write a text file at once: a kill or a power loss leaves the old content or the new one."""
     with replaced(path) as file:
         file.write(text)
 

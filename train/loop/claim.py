@@ -81,7 +81,7 @@ def open_run_folder(folder: Path) -> Path:
     (folder / LOCK_FILE).touch()
     for parent in {folder.parent, *(path.parent for path in new)}:
         with suppress(PermissionError):  # to list it
-            flush(parent)  # or a lost power could take the run folder with all its checkpoints
+            flush(parent)  # or a power loss could take the run folder with all its checkpoints
     return folder
 
 
