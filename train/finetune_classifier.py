@@ -22,7 +22,6 @@ from transformers import AutoModelForSequenceClassification
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
-from .checkpoint.manifest import replace_text
 from .checkpoint.recorded import recorded_settings
 from .data.labelled_texts import (
     LabelledTexts,
@@ -49,6 +48,7 @@ from .metrics.label_scores import label_table, majority_rate
 from .metrics.plots import draw_confusion_matrix, draw_loss_curve
 from .model.pretrained import BaseModel, choose_trained, load_base, trained_settings, write_tuned_model
 from .settings.command import run_command
+from .settings.durable import replace_text
 from .settings.finetuning import (
     DEFAULT_FRACTION,
     BaseArguments,

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..settings.durable import flush, flush_tree
+
 
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
@@ -84,22 +86,5 @@ def exclusive(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def flush_tree(folder: Path) -> None:
-    """Write all files of a folder, and their names, from the cache of the system to the disk."""
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            flush(Path(place, name))
-        flush(Path(place))
-
-
-def flush(path: Path) -> None:
-    """Write a file, or the names in a folder, from the cache of the system to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

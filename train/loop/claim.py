@@ -9,10 +9,10 @@ from typing import TextIO
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from ..checkpoint.manifest import flush
 from ..distributed.device import build_accelerator, keep_freed_memory
 from ..distributed.errors import end_after_the_others, run_on_main
 from ..distributed.heartbeat import heartbeat
+from ..settings.durable import flush
 from ..settings.run_folder import HEARTBEAT_FOLDER, LOCK_FILE
 from ..settings.training import TrainArguments, check_allow_change
 from .status import recorded_failure

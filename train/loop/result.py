@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.find import remove, set_aside
-from ..checkpoint.manifest import FILES, DamagedError, flush, hashed_files, read_sealed, seal, verify_files, versions
+from ..checkpoint.manifest import FILES, DamagedError, hashed_files, read_sealed, seal, verify_files, versions
 from ..model.vocabulary import vocabulary_sha256
+from ..settings.durable import flush
 from ..settings.json_files import DamagedFileError, read_json
 from ..settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, TRAINING_FILE
 
