@@ -28,6 +28,7 @@ from .operations import OPERATIONS, Inputs, operation
 from .trial import import_everything
 
 FAULTS = ["error", "errors from there", "kill", "power loss"]
+PARTS = ["checkpoint", "model", "run folder"]
 
 
 @dataclass
@@ -35,10 +36,17 @@ class FaultArguments:
     """Where to inject which faults."""
 
     operations: list[str] = option_list("Commands (default: all): " + ", ".join(OPERATIONS))
-    parts: list[str] = option_list("Parts of a command (default: all): checkpoint, model, run folder.")
+    parts: list[str] = option_list("Parts of a training command (default: all): " + ", ".join(PARTS))
     faults: list[str] = option_list("Kinds of faults (default: all): " + ", ".join(FAULTS))
     every: int = option("Try only every N-th call.", 1)
     findings: str = option("JSON Lines file for each point after which the command did not continue.", "")
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("operations", list(OPERATIONS)), ("faults", FAULTS), ("parts", PARTS)):
+            if unknown := [word for word in getattr(self, name) if word not in allowed]:
+                raise ValueError(f"--{name}: unknown {unknown[0]!r}; choose from {', '.join(allowed)}.")
+        if self.every < 1:
+            raise ValueError(f"--every is {self.every}: it must be at least 1.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_everything()
         inputs = Inputs(Path(name) / "inputs")
         for chosen in arguments.operations or OPERATIONS:
-            words = [word + ":" for word in arguments.faults or FAULTS]
             try:
                 one = operation(chosen, Path(name), inputs)
-                campaign = Campaign(one, Path(name), words, arguments.parts, arguments.every)
+                faults = arguments.faults or FAULTS
+                campaign = Campaign(one, Path(name), faults, arguments.parts, arguments.every)
                 findings += inject(campaign, arguments.findings)
                 rows += table_rows(campaign)
             except ValueError as error:  # it fails without any fault

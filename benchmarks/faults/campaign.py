@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .disk import Disk, Outcome, Tree, change_points, read_tree, write_tree
-from .operations import CHECKPOINT, Operation, differences, digests, fingerprint, finished, results_of
+from .operations import CHECKPOINT, LEFTOVER, Operation, differences, digests, fingerprint, finished, results_of
 from .shim import Action, Call, Injection, Kind, read_log
 from .trial import Ending, run
 
@@ -58,7 +58,7 @@ class Campaign:
 
     Args:
         folder: for the log of calls.
-        faults: words; a point is tried if its fault contains one of them.
+        faults: the kinds of faults to try.
         parts: only these parts of the operation; empty: all.
         every: try only every N-th of the calls.
     """
@@ -114,7 +114,7 @@ class Campaign:
     def try_all(self) -> Iterator[tuple[Point, str, Verdict]]:
         """Try all points; yields each with its part of the operation and its verdict."""
         for point in self.points():
-            if not any(word in point.fault for word in self.faults):
+            if point.fault.partition(":")[0] not in self.faults:
                 continue
             verdict = self.verdict(point)
             part = self.operation.part_of(self.paths[point.call])
@@ -214,6 +214,8 @@ class Campaign:
         before, after = digests(left), digests(found)
         if lost := [name for name in before if CHECKPOINT.search(name) and name not in after]:
             return Verdict(FAULT, f"run again: refused, and {lost[0]} is lost")
+        if left_over := [name for name in after if LEFTOVER.search(name)]:
+            return Verdict(FAULT, f"run again: refused, and {left_over[0]} is left over")
         return Verdict(REFUSED, ending.text.partition("error: ")[2].strip().replace("\n", " ")[:300])
 
     def _check_progress(self, point: Point, verdict: Verdict) -> Verdict:
