@@ -58,12 +58,7 @@ from .settings.finetuning import (
     checked_max_length,
 )
 from .settings.recipe import parse_recipe, recipe_text
-from .settings.run_folder import (
-    CONFUSION_MATRIX_FILE,
-    LOSS_CURVE_FILE,
-    METRICS_FILE,
-    TEST_RESULTS_FILE,
-)
+from .settings.run_folder import CONFUSION_MATRIX_FILE, LOSS_CURVE_FILE, METRICS_FILE, TEST_RESULTS_FILE
 
 MAX_SHOWN = 20  # labels in a line of text
 
@@ -210,11 +205,8 @@ def write_results(
 ) -> None:
     """Write the test results, model card, loss curve and confusion matrix; print the test metrics."""
     replace_text(run.folder / TEST_RESULTS_FILE, json.dumps(results, indent=2) + "\n")
-    records, labels, confusion = (
-        JsonLines(run.folder / METRICS_FILE).read(),
-        data.names,
-        results["test_confusion_matrix"],
-    )
+    records, labels = JsonLines(run.folder / METRICS_FILE).read(), data.names
+    confusion = results["test_confusion_matrix"]
     title = f"{len(labels)} labels, trained on {len(data.originals):,} texts"
     draw_loss_curve(records, folder / LOSS_CURVE_FILE, title=title, num_choices=len(labels), per="text")
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tests.support.tiny_checkpoint import SETTINGS, save, tiny_model
@@ -370,3 +371,15 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(two, monkeypatch, r
         monkeypatch.setattr(os, name, refused)
     with pytest.raises(PermissionError):
         read(two)
+
+
+def test_an_optimizer_that_cannot_be_read_is_named(two, monkeypatch):
+    """torch itself only asserts that it could."""
+    checkpoint = newest_checkpoint(two)
+
+    def refused(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(HuggingFaceStorageReader, "read_metadata", refused)
+    with pytest.raises(OSError, match=r"checkpoint-00000020 cannot be read: .*Input/output error"):
+        checkpoint.load_optimizer({"model.norm.weight.exp_avg": torch.zeros(16)})

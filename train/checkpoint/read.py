@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from ..distributed.parallel import is_split
@@ -43,7 +44,7 @@ class Checkpoint:
                 _read_parts(self.path, named_weights(model))
             else:
                 safetensors.torch.load_model(model, self.path / MODEL_FILE)
-        except (RuntimeError, dcp.api.CheckpointException) as error:  # names or shapes differ
+        except (RuntimeError, CheckpointException) as error:  # names or shapes differ
             raise ValueError(f"{self.path} does not fit the model: {error}") from None
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
@@ -59,8 +60,19 @@ class Checkpoint:
 
 
 def _read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `tensors` in place; each process reads the parts that it has."""
+    """Fill `tensors` in place; each process reads the parts that it has.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read it all
         reader = HuggingFaceStorageReader(str(folder))
-        dcp.load({name: tensor.detach() for name, tensor in tensors.items()}, storage_reader=reader)
+        try:
+            dcp.load({name: tensor.detach() for name, tensor in tensors.items()}, storage_reader=reader)
+        except CheckpointException as error:  # its own text is the tracebacks of all processes
+            causes = [cause for cause, _ in error.failures.values()]
+            if not all(isinstance(cause, OSError | AssertionError) for cause in causes):
+                raise
+            # torch asserts that it could read the metadata
+            raise OSError(f"{folder} cannot be read: {causes[0]}") from error
