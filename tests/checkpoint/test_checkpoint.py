@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tests.support.tiny_checkpoint import SETTINGS, save, tiny_model
-from train.checkpoint import manifest, write
+from train.checkpoint import manifest, read, write
 from train.checkpoint.find import best_checkpoint, checkpoint_paths, newest_checkpoint
 from train.checkpoint.state import TrainState
 from train.hub.cards.metadata import model_tags
@@ -373,13 +373,27 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(two, monkeypatch, r
         read(two)
 
 
-def test_an_optimizer_that_cannot_be_read_is_named(two, monkeypatch):
-    """torch itself only asserts that it could."""
+def unreadable(*args):
+    raise OSError(5, "Input/output error")
+
+
+def unreadable_for_torch(*args):
+    raise RuntimeError("unable to open file <x> in read-only mode: Input/output error (5)")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "function"),
+    [
+        (HuggingFaceStorageReader, "read_metadata", unreadable),  # torch then only asserts that it could
+        (read, "safetensors_names", unreadable_for_torch),
+        (read.safetensors.torch, "load_model", unreadable_for_torch),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_named(two, monkeypatch, owner, name, function):
+    """Neither a traceback, nor an error that says that it does not fit the model."""
     checkpoint = newest_checkpoint(two)
-
-    def refused(*args):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(HuggingFaceStorageReader, "read_metadata", refused)
-    with pytest.raises(OSError, match=r"checkpoint-00000020 cannot be read: .*Input/output error"):
+    monkeypatch.setattr(owner, name, function)
+    with pytest.raises(OSError, match="Input/output error"):  # noqa: PT012
+        checkpoint.load_model(tiny_model())
         checkpoint.load_optimizer({"model.norm.weight.exp_avg": torch.zeros(16)})
+        checkpoint.optimizer_shapes()
