@@ -19,8 +19,8 @@ from ..distributed.parallel import is_split
 from ..settings.run_folder import MODEL_FILE, OPTIMIZER_FILE, OPTIMIZER_SHARDS_FOLDER
 from .weights import is_adapter, load_adapter, named_weights, safetensors_names
 
-# in errors of torch for files that it cannot read
-READ_ERRORS = ("unable to open file", "metadata read failed")
+# in torch's error for a file that it cannot read
+READ_ERROR = "unable to open file"
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def _read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process may read it all
         reader = HuggingFaceStorageReader(str(folder))
+        metadata = reader.read_metadata()  # here, because torch would log an error with its traceback
+        reader.read_metadata = lambda: metadata  # type: ignore[method-assign]
         dcp.load({name: tensor.detach() for name, tensor in tensors.items()}, storage_reader=reader)
 
 
@@ -109,4 +111,4 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def _is_read_error(error: BaseException) -> bool:
-    return isinstance(error, OSError | SafetensorError) or any(words in str(error) for words in READ_ERRORS)
+    return isinstance(error, OSError | SafetensorError) or READ_ERROR in str(error)
