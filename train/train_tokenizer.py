@@ -112,7 +112,7 @@ def write_tokenizer(tokenizer: ScratchGPTTokenizer, folder: Path) -> None:
             save_tokenizer(tokenizer, temporary)
             flush_tree(Path(temporary))
             last = Path(f"{temporary}.json")
-            for path in Path(temporary).iterdir():
+            for path in sorted(Path(temporary).iterdir()):
                 path.replace(last if path.name == TOKENIZER_FILE else folder / path.name)
         flush(folder)
         last.replace(folder / TOKENIZER_FILE)  # nothing is left to do then, so a kill leaves nothing behind

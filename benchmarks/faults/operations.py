@@ -25,7 +25,7 @@ TRAINING = {
 TIMES = {"time", "tokens_per_second", "mfu", "seconds", "reason", "README.md", "seal"}
 SPEED = re.compile(rb"tokens per second.*")  # in a model card
 LEFTOVER = re.compile(r"(^|/)(\.tmp|\.trash)|\.(partial|tmp)$")
-RANDOM_NAME = re.compile(r"\.tmp([A-Za-z0-9]{6}|-\w+-[A-Za-z0-9_]{8})(?=/|$)")
+RANDOM_NAME = re.compile(r"\.tmp([A-Za-z0-9]{6}|-\w+-[A-Za-z0-9_]{8})(?=/|\.json$|$)")
 CHECKPOINT = re.compile(r"checkpoint-\d{8}$")
 
 
