@@ -22,7 +22,6 @@ from transformers import AutoModelForSequenceClassification
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
 
-from .checkpoint.manifest import replace_text
 from .checkpoint.recorded import recorded_settings
 from .data.labelled_texts import (
     LabelledTexts,
@@ -48,6 +47,7 @@ from .metrics.label_scores import label_table, majority_rate
 from .metrics.plots import draw_confusion_matrix, draw_loss_curve
 from .model.pretrained import BaseModel, choose_trained, load_base, trained_settings, write_tuned_model
 from .settings.command import run_command
+from .settings.durable import replace_text
 from .settings.finetuning import (
     DEFAULT_FRACTION,
     BaseArguments,
@@ -57,12 +57,7 @@ from .settings.finetuning import (
     checked_max_length,
 )
 from .settings.recipe import parse_recipe, recipe_text
-from .settings.run_folder import (
-    CONFUSION_MATRIX_FILE,
-    LOSS_CURVE_FILE,
-    METRICS_FILE,
-    TEST_RESULTS_FILE,
-)
+from .settings.run_folder import CONFUSION_MATRIX_FILE, LOSS_CURVE_FILE, METRICS_FILE, TEST_RESULTS_FILE
 from .settings.words import shown_names
 
 MAX_SHOWN = 20  # labels in a line of text
@@ -210,11 +205,8 @@ def write_results(
 ) -> None:
     """Write the test results, model card, loss curve and confusion matrix; print the test metrics."""
     replace_text(run.folder / TEST_RESULTS_FILE, json.dumps(results, indent=2) + "\n")
-    records, labels, confusion = (
-        JsonLines(run.folder / METRICS_FILE).read(),
-        data.names,
-        results["test_confusion_matrix"],
-    )
+    records, labels = JsonLines(run.folder / METRICS_FILE).read(), data.names
+    confusion = results["test_confusion_matrix"]
     title = f"{len(labels)} labels, trained on {len(data.originals):,} texts"
     draw_loss_curve(records, folder / LOSS_CURVE_FILE, title=title, num_choices=len(labels), per="text")
     title = f"{len(data.parts['test'])} test texts: accuracy {results['test_accuracy']:.2%}"

@@ -18,13 +18,13 @@ from tempfile import TemporaryDirectory
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
 
 from .data.corpora import Corpus, Document, open_corpora
-from .data.new_folder import exclusive, flush_tree
+from .data.new_folder import exclusive
 from .data.progress import CorpusProgress
 from .data.tokens import save_tokenizer
 from .settings.checks import create_folder
 from .settings.command import run_command
 from .settings.corpus import CorpusArguments, TokenizerArguments
-from .settings.disk import flush
+from .settings.durable import flush, flush_tree
 from .settings.recipe import parse_recipe, required
 from .settings.run_folder import TOKENIZER_FILE
 from .settings.words import counted
@@ -107,15 +107,16 @@ def write_tokenizer(tokenizer: ScratchGPTTokenizer, folder: Path) -> None:
     with exclusive(folder):
         _refuse_existing(folder)
         for left in folder.glob(".tmp-tokenizer-*"):  # by a killed process
-            shutil.rmtree(left, ignore_errors=True)
+            left.unlink() if left.is_file() else shutil.rmtree(left)
         with TemporaryDirectory(prefix=".tmp-tokenizer-", dir=folder) as temporary:
             save_tokenizer(tokenizer, temporary)
             flush_tree(Path(temporary))
-            for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == TOKENIZER_FILE):
-                if path.name == TOKENIZER_FILE:
-                    flush(folder)
-                os.replace(path, folder / path.name)
-            flush(folder)
+            last = Path(f"{temporary}.json")
+            for path in sorted(Path(temporary).iterdir()):
+                path.replace(last if path.name == TOKENIZER_FILE else folder / path.name)
+        flush(folder)
+        last.replace(folder / TOKENIZER_FILE)  # nothing is left to do then, so a kill leaves nothing behind
+        flush(folder)
 
 
 def sample_of(corpus: Corpus) -> Iterator[Document]:

@@ -1,9 +1,9 @@
-"""Disturb commands at every file-system call, and run them again: `python -m benchmarks.faults`.
+"""Inject a fault at every file-system call of a command, and run it again: `python -m benchmarks.faults`.
 
 A C library (shim.c) counts the calls below the output folder. At each of them, in turn, the call fails (no space, I/O
-error, no permission; once, or all from there on), the process is killed (before, after or within it), or the power is
-lost: what was not flushed with fsync is then gone, in six ways. Afterwards the folder must contain no half result, exit
-code and status.json must agree, and the same command must end with the same files.
+error, no permission; once, or from there on), the process is killed (before, after or within it), or the power fails:
+what was not flushed with fsync is then lost, in one of six ways. Afterwards the folder must contain no half result,
+exit code and status.json must agree, and the same command must end with the same files.
 """
 
 import json
@@ -27,18 +27,26 @@ from .campaign import CONTINUED, FAULT, REFUSED, Campaign
 from .operations import OPERATIONS, Inputs, operation
 from .trial import import_everything
 
-FAULTS = ["error", "errors from there", "kill", "lost power"]
+FAULTS = ["error", "errors from there", "kill", "power loss"]
+PARTS = ["checkpoint", "model", "run folder"]
 
 
 @dataclass
 class FaultArguments:
-    """What to disturb."""
+    """Where to inject which faults."""
 
-    operations: list[str] = option_list("What to disturb (default: all): " + ", ".join(OPERATIONS))
-    parts: list[str] = option_list("Parts of an operation (default: all), such as checkpoint or model.")
+    operations: list[str] = option_list("Commands (default: all): " + ", ".join(OPERATIONS))
+    parts: list[str] = option_list("Parts of a training command (default: all): " + ", ".join(PARTS))
     faults: list[str] = option_list("Kinds of faults (default: all): " + ", ".join(FAULTS))
     every: int = option("Try only every N-th call.", 1)
-    findings: str = option("JSON Lines file for the points that are not continued.", "")
+    findings: str = option("JSON Lines file for each point after which the command did not continue.", "")
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("operations", list(OPERATIONS)), ("faults", FAULTS), ("parts", PARTS)):
+            if unknown := [word for word in getattr(self, name) if word not in allowed]:
+                raise ValueError(f"--{name}: unknown {unknown[0]!r}; choose from {', '.join(allowed)}.")
+        if self.every < 1:
+            raise ValueError(f"--every is {self.every}: it must be at least 1.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_everything()
         inputs = Inputs(Path(name) / "inputs")
         for chosen in arguments.operations or OPERATIONS:
-            words = [word + ":" for word in arguments.faults or FAULTS]
             try:
                 one = operation(chosen, Path(name), inputs)
-                campaign = Campaign(one, Path(name), words, arguments.parts, arguments.every)
-                findings += disturb(campaign, arguments.findings)
+                faults = arguments.faults or FAULTS
+                campaign = Campaign(one, Path(name), faults, arguments.parts, arguments.every)
+                findings += inject(campaign, arguments.findings)
                 rows += table_rows(campaign)
             except ValueError as error:  # it fails without any fault
                 findings[f"{chosen} | {error}"] += 1
@@ -66,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(failed or any(row[-1] for row in rows))
 
 
-def disturb(campaign: Campaign, findings: str) -> Counter[str]:
+def inject(campaign: Campaign, findings: str) -> Counter[str]:
     """Run a campaign; returns how often each finding occurred."""
     campaign.record()
     name = campaign.operation.name

@@ -1,7 +1,7 @@
-"""Rebuild a folder as it was after any call, and as it may be after a lost power.
+"""Rebuild a folder as it was after any call, and as it may be after a power loss.
 
 What is guaranteed to survive is what POSIX says: the content of a file after fsync of the file, and the names in a
-folder after fsync of the folder. What was not flushed may survive or not, so a lost power has several outcomes.
+folder after fsync of the folder. What was not flushed may survive or not, so a power loss has several outcomes.
 """
 
 import os
@@ -18,7 +18,7 @@ Tree = dict[str, bytes | None]  # content of each file below a folder; None for 
 
 
 class Outcome(Enum):
-    """Which of the changes that were not flushed are on the disk after a lost power."""
+    """Which of the changes that were not flushed are on the disk after a power loss."""
 
     NOTHING = "nothing that was not flushed"
     NAMES = "names, but no content"
@@ -96,7 +96,7 @@ class Disk:
         return inode
 
     def tree(self, num_calls: int, outcome: Outcome | None = None, half_of: int | None = None) -> Tree:
-        """The folder after `num_calls` calls; with an outcome, after a lost power at that moment.
+        """The folder after `num_calls` calls; with an outcome, after a power loss at that moment.
 
         Args:
             half_of: index of a write of which only the first half was made.
@@ -253,7 +253,7 @@ def write_tree(folder: Path, tree: Tree) -> None:
 
 
 def change_points(calls: Sequence[Call]) -> Iterator[int]:
-    """The numbers of calls after which the folder differs from before: the moments at which a lost power matters."""
+    """The numbers of calls after which the folder differs from before: the moments at which a power loss matters."""
     for index, call in enumerate(calls):
         if call.is_change and not call.error:
             yield index + 1

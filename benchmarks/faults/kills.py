@@ -2,7 +2,7 @@
 
 Each run is killed (SIGKILL) until it is done: at a random moment, or while a checkpoint or the model is being written.
 With two processes, half of the kills after the start hit only one of them, and the other must end by itself. All files
-are then compared with those of a run that nobody disturbed.
+are then compared with those of an uninterrupted run.
 """
 
 import random
@@ -72,7 +72,7 @@ class Kills:
                 raise ValueError(f"{self.operation.name} fails without kills:\n{ending.text[-3000:]}")
             trees.append(read_tree(self.operation.folder))
         if problem := differences(*trees):
-            raise ValueError(f"{self.operation.name}: two undisturbed runs differ: {problem}")
+            raise ValueError(f"{self.operation.name}: two runs without faults differ: {problem}")
         self.expected: Tree = trees[0]
         self.seconds = max(seconds)
 

@@ -1,4 +1,4 @@
-"""The commands that are disturbed, their inputs, and what must be equal in the end."""
+"""The commands into which faults are injected, their inputs, and what must be equal in the end."""
 
 import csv
 import hashlib
@@ -25,7 +25,7 @@ TRAINING = {
 TIMES = {"time", "tokens_per_second", "mfu", "seconds", "reason", "README.md", "seal"}
 SPEED = re.compile(rb"tokens per second.*")  # in a model card
 LEFTOVER = re.compile(r"(^|/)(\.tmp|\.trash)|\.(partial|tmp)$")
-RANDOM_NAME = re.compile(r"\.tmp([A-Za-z0-9]{6}|-\w+-[A-Za-z0-9_]{8})(?=/|$)")
+RANDOM_NAME = re.compile(r"\.tmp([A-Za-z0-9]{6}|-\w+-[A-Za-z0-9_]{8})(?=/|\.json$|$)")
 CHECKPOINT = re.compile(r"checkpoint-\d{8}$")
 
 
@@ -49,7 +49,7 @@ class Operation:
     older: Tree
 
     def trial(self, **changes: Any) -> Trial:
-        """The undisturbed trial, with changes."""
+        """A trial of the command."""
         return Trial(self.command, self.arguments, output=self.folder.with_suffix(".txt"), **changes)
 
     def part_of(self, path: str) -> str:
@@ -66,10 +66,10 @@ def operation(name: str, root: Path, inputs: "Inputs") -> Operation:
     """One of OPERATIONS, which works below `root`.
 
     Raises:
-        ValueError: there is no such operation.
+        ValueError: an unknown operation.
     """
     if name not in OPERATIONS:
-        raise ValueError(f"there is no operation {name!r}: choose from {', '.join(OPERATIONS)}.")
+        raise ValueError(f"unknown operation {name!r}: choose from {', '.join(OPERATIONS)}.")
     title, command, options = OPERATIONS[name]
     folder = root / "work"
     values = options(inputs) | {"output_dir": folder / "out"}
@@ -79,7 +79,7 @@ def operation(name: str, root: Path, inputs: "Inputs") -> Operation:
 
 
 def finished(operation: Operation) -> Tree:
-    """The folder after an undisturbed run."""
+    """The folder after a run without faults."""
     write_tree(operation.folder, operation.before)
     ending = run(operation.trial())
     if ending.code:

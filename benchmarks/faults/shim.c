@@ -1,6 +1,6 @@
-/* Count, log and disturb the file-system calls of a process below one folder. Loaded with LD_PRELOAD; see shim.py.
+/* Count and log the file-system calls of a process below one folder, and let one fail. Loaded with LD_PRELOAD; see shim.py.
 
-   The calls of libc are replaced by ones that first decide whether this call is the one to disturb: it then fails, or
+   The calls of libc are replaced by ones that first decide whether this call is the chosen one: it then fails, or
    the process is killed before, after or (a write) in the middle of it. Calls that change something and calls that only
    read are counted apart, each from 1. The log has everything that is needed to rebuild the disk at any moment. */
 
@@ -56,7 +56,7 @@ static unsigned char watched[MAX_FD], writable[MAX_FD];
 
 static void trap_renames(void);
 
-/* Start to watch `path`; `at` counts from 1, 0 disturbs nothing. */
+/* Start to watch `path`; `at` counts from 1, 0 chooses no call. */
 void faults_arm(const char *path, const char *log_path, int action, int changes, long at, int error) {
     strncpy(folder, path, sizeof folder - 1);
     folder_length = strlen(folder);
@@ -153,7 +153,7 @@ static void note(enum kind kind, const char *path, const char *other, int fd, in
 }
 
 /* Run a call with one or two paths: `CALL` sets `result`. */
-#define DISTURBED(KIND, FLAGS, PATH, OTHER, FD, CALL)                                           \
+#define WITH_FAULT(KIND, FLAGS, PATH, OTHER, FD, CALL)                                           \
     pthread_mutex_lock(&mutex);                                                                 \
     enum action action = decide(KIND, FLAGS);                                                   \
     int saved;                                                                                  \
@@ -352,7 +352,7 @@ int fallocate64(int fd, int mode, off_t offset, off_t length) { return fallocate
 static int flushed(int fd, long number) {
     int result = 0;
     if (!is_watched(fd)) return syscall(number, fd);
-    DISTURBED(FSYNC, 0, 0, 0, fd, result = syscall(number, fd));
+    WITH_FAULT(FSYNC, 0, 0, 0, fd, result = syscall(number, fd));
 }
 int fsync(int fd) { return flushed(fd, SYS_fsync); }
 int fdatasync(int fd) { return flushed(fd, SYS_fdatasync); }
@@ -376,7 +376,7 @@ static int renamed(int from_directory, const char *from, int to_directory, const
     int result;
     if (!is_watched_path(from_directory, from, path) | !is_watched_path(to_directory, to, other))
         return syscall(SYS_renameat2, from_directory, from, to_directory, to, flags, OURS);
-    DISTURBED(RENAME, flags, path, other, -1, result = syscall(SYS_renameat2, from_directory, from, to_directory, to, flags, OURS));
+    WITH_FAULT(RENAME, flags, path, other, -1, result = syscall(SYS_renameat2, from_directory, from, to_directory, to, flags, OURS));
 }
 int rename(const char *from, const char *to) { return renamed(AT_FDCWD, from, AT_FDCWD, to, 0); }
 int renameat(int a, const char *from, int b, const char *to) { return renamed(a, from, b, to, 0); }
@@ -419,7 +419,7 @@ static int linked(int a, const char *from, int b, const char *to, int flags) {
     int result;
     if (!is_watched_path(b, to, other)) return syscall(SYS_linkat, a, from, b, to, flags);
     full_path(a, from, path);
-    DISTURBED(LINK, 0, path, other, -1, result = syscall(SYS_linkat, a, from, b, to, flags));
+    WITH_FAULT(LINK, 0, path, other, -1, result = syscall(SYS_linkat, a, from, b, to, flags));
 }
 int link(const char *from, const char *to) { return linked(AT_FDCWD, from, AT_FDCWD, to, 0); }
 int linkat(int a, const char *from, int b, const char *to, int flags) { return linked(a, from, b, to, flags); }
@@ -428,7 +428,7 @@ int unlinkat(int directory, const char *name, int flags) {
     char path[PATH_MAX];
     int result;
     if (!is_watched_path(directory, name, path)) return syscall(SYS_unlinkat, directory, name, flags);
-    DISTURBED(flags & AT_REMOVEDIR ? RMDIR : UNLINK, 0, path, 0, -1, result = syscall(SYS_unlinkat, directory, name, flags));
+    WITH_FAULT(flags & AT_REMOVEDIR ? RMDIR : UNLINK, 0, path, 0, -1, result = syscall(SYS_unlinkat, directory, name, flags));
 }
 int unlink(const char *name) { return unlinkat(AT_FDCWD, name, 0); }
 int rmdir(const char *name) { return unlinkat(AT_FDCWD, name, AT_REMOVEDIR); }
@@ -441,7 +441,7 @@ int mkdirat(int directory, const char *name, mode_t mode) {
     char path[PATH_MAX];
     int result;
     if (!is_watched_path(directory, name, path)) return syscall(SYS_mkdirat, directory, name, mode);
-    DISTURBED(MKDIR, 0, path, 0, -1, result = syscall(SYS_mkdirat, directory, name, mode));
+    WITH_FAULT(MKDIR, 0, path, 0, -1, result = syscall(SYS_mkdirat, directory, name, mode));
 }
 int mkdir(const char *name, mode_t mode) { return mkdirat(AT_FDCWD, name, mode); }
 
@@ -449,25 +449,25 @@ int chmod(const char *name, mode_t mode) {
     char path[PATH_MAX];
     int result;
     if (!is_watched_path(AT_FDCWD, name, path)) return syscall(SYS_chmod, name, mode);
-    DISTURBED(MODE, 0, path, 0, -1, result = syscall(SYS_chmod, name, mode));
+    WITH_FAULT(MODE, 0, path, 0, -1, result = syscall(SYS_chmod, name, mode));
 }
 int fchmod(int fd, mode_t mode) {
     int result;
     if (!is_watched(fd)) return syscall(SYS_fchmod, fd, mode);
-    DISTURBED(MODE, 0, 0, 0, fd, result = syscall(SYS_fchmod, fd, mode));
+    WITH_FAULT(MODE, 0, 0, 0, fd, result = syscall(SYS_fchmod, fd, mode));
 }
 int utimensat(int directory, const char *name, const struct timespec times[2], int flags) {
     char path[PATH_MAX];
     int result;
     if (!is_watched_path(directory, name, path)) return syscall(SYS_utimensat, directory, name, times, flags);
-    DISTURBED(MODE, 0, path, 0, -1, result = syscall(SYS_utimensat, directory, name, times, flags));
+    WITH_FAULT(MODE, 0, path, 0, -1, result = syscall(SYS_utimensat, directory, name, times, flags));
 }
 
 /* --- reading ----------------------------------------------------------------------------------------------------- */
 
 static ssize_t watched_read(int fd, void *data, size_t length, int64_t offset, int is_at) {
     ssize_t result;
-    DISTURBED(READ, 0, 0, 0, fd,
+    WITH_FAULT(READ, 0, 0, 0, fd,
               result = is_at ? syscall(SYS_pread64, fd, data, length, offset) : syscall(SYS_read, fd, data, length));
 }
 ssize_t read(int fd, void *data, size_t length) {
@@ -482,7 +482,7 @@ static int facts_of(int directory, const char *name, struct stat *facts, int fla
     char path[PATH_MAX];
     int result;
     if (!is_watched_path(directory, name, path)) return syscall(SYS_newfstatat, directory, name, facts, flags);
-    DISTURBED(STAT, 0, path, 0, -1, result = syscall(SYS_newfstatat, directory, name, facts, flags));
+    WITH_FAULT(STAT, 0, path, 0, -1, result = syscall(SYS_newfstatat, directory, name, facts, flags));
 }
 int fstatat(int directory, const char *name, struct stat *facts, int flags) { return facts_of(directory, name, facts, flags); }
 int fstatat64(int directory, const char *name, struct stat64 *facts, int flags) {
@@ -499,13 +499,13 @@ int statx(int directory, const char *name, int flags, unsigned mask, struct stat
     int result;
     if (!*name || !is_watched_path(directory, name, path))
         return syscall(SYS_statx, directory, name, flags, mask, facts);
-    DISTURBED(STAT, 0, path, 0, -1, result = syscall(SYS_statx, directory, name, flags, mask, facts));
+    WITH_FAULT(STAT, 0, path, 0, -1, result = syscall(SYS_statx, directory, name, flags, mask, facts));
 }
 int faccessat(int directory, const char *name, int mode, int flags) {
     char path[PATH_MAX];
     int result;
     if (!is_watched_path(directory, name, path)) return REAL(faccessat)(directory, name, mode, flags);
-    DISTURBED(STAT, 0, path, 0, -1, result = REAL(faccessat)(directory, name, mode, flags));
+    WITH_FAULT(STAT, 0, path, 0, -1, result = REAL(faccessat)(directory, name, mode, flags));
 }
 int access(const char *name, int mode) { return faccessat(AT_FDCWD, name, mode, 0); }
 

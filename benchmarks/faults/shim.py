@@ -68,7 +68,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Disturbance:
+class Injection:
     """At which call something happens: the `number`-th, from 1, of those that change something or only read."""
 
     action: Action = Action.PASS
@@ -101,10 +101,10 @@ def forget_shim() -> None:
     os.environ.pop("LD_PRELOAD", None)
 
 
-def arm(folder: Path, disturbance: Disturbance, log: Path | None = None) -> None:
+def arm(folder: Path, injection: Injection, log: Path | None = None) -> None:
     """Watch the calls of this process below `folder` from now on."""
     library = ctypes.CDLL(os.environ[VARIABLE])
-    d = disturbance
+    d = injection
     library.faults_arm(
         os.fsencode(folder),
         os.fsencode(log) if log else b"",

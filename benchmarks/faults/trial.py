@@ -2,17 +2,17 @@
 
 import gc
 import importlib
+import math
 import os
 import signal
-import socket
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from .shim import Disturbance, arm
+from ..forks import end_with, free_port, set_rank
+from .shim import Injection, arm
 
 COMMANDS = ("train_tokenizer", "prepare_data", "pretrain", "finetune", "finetune_classifier")
 LIBRARIES = ("matplotlib.backends.backend_agg", "matplotlib.pyplot", "peft", "datasets", "jinja2", "yaml", "tqdm")
@@ -32,7 +32,7 @@ class Trial:
     arguments: Sequence[str]
     output: Path
     watched: Path | None = None
-    disturbance: Disturbance = field(default_factory=Disturbance)
+    injection: Injection = field(default_factory=Injection)
     log: Path | None = None
     num_processes: int = 1
 
@@ -83,16 +83,26 @@ def run(trial: Trial) -> Ending:
 def start(trial: Trial) -> list[int]:
     """Fork the processes of a trial; returns their ids."""
     trial.output.write_bytes(b"")
-    port = _free_port() if trial.num_processes > 1 else 0
+    port = free_port() if trial.num_processes > 1 else 0
     children = []
     for rank in range(trial.num_processes):
         if (child := os.fork()) == 0:
-            _child(trial, rank, port)
+            set_rank(rank, trial.num_processes, port)
+            end_with(partial(_call, trial), trial.output)
         children.append(child)
     return children
 
 
-def finish(trial: Trial, children: list[int], while_waiting: Callable[[], None] = lambda: None) -> Ending:
+def _call(trial: Trial) -> int:
+    from train.settings.command import run_command
+
+    main = importlib.import_module(f"train.{trial.command}").main
+    if trial.watched is not None:
+        arm(trial.watched, trial.injection, trial.log)
+    return run_command(main, list(trial.arguments))
+
+
+def finish(trial: Trial, children: list[int]) -> Ending:
     """Wait for the processes of a trial. Those that still run after two minutes are killed."""
     deadline = time.monotonic() + PATIENCE
     codes: dict[int, int] = {}
@@ -100,8 +110,8 @@ def finish(trial: Trial, children: list[int], while_waiting: Callable[[], None] 
         for child in children:
             if child not in codes and (ended := os.waitpid(child, os.WNOHANG))[0]:
                 codes[child] = os.waitstatus_to_exitcode(ended[1])
-        while_waiting()
         if time.monotonic() > deadline:
+            deadline = math.inf
             kill(child for child in children if child not in codes)
             with trial.output.open("a") as file:
                 file.write(f"\nhung: killed after {PATIENCE:.0f} s\n")
@@ -113,37 +123,3 @@ def kill(children: Iterable[int]) -> None:
     """Kill processes that may have ended already but were not waited for."""
     for child in children:
         os.kill(child, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _child(trial: Trial, rank: int, port: int) -> None:
-    """Run the command and end this process."""
-    from train.settings.command import run_command
-
-    output = os.open(trial.output, os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    if trial.num_processes > 1:
-        world = str(trial.num_processes)
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-    code = 1
-    try:
-        main = importlib.import_module(f"train.{trial.command}").main
-        if trial.watched is not None:
-            arm(trial.watched, trial.disturbance, trial.log)
-        code = run_command(main, list(trial.arguments))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)

@@ -9,18 +9,22 @@ import shutil
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tests.support.tiny_checkpoint import SETTINGS, save, tiny_model
-from train.checkpoint import manifest, write
+from train.checkpoint import manifest, read, write
 from train.checkpoint.find import best_checkpoint, checkpoint_paths, newest_checkpoint
 from train.checkpoint.state import TrainState
+from train.hub.cards.metadata import model_tags
 from train.loop.log import JsonLines
+from train.settings import durable
 
 ROOT = Path(__file__).parents[2]
 
@@ -320,7 +324,7 @@ def test_what_only_earlier_versions_have_saved_is_ignored():
 
 
 def test_logs_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
-    """Otherwise a lost power leaves a checkpoint whose log ends before it."""
+    """Otherwise a power loss leaves a checkpoint whose log ends before it."""
     order = []
     real_flush, real_rename = write.flush, Path.rename
     monkeypatch.setattr(write, "flush", lambda path: (order.append(path.name), real_flush(path)))
@@ -333,22 +337,63 @@ def test_logs_are_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monke
 
 def test_a_file_is_replaced_when_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
     path, order = tmp_path / "log.jsonl", []
-    real_flush, real_replace = manifest.flush, os.replace
-    monkeypatch.setattr(manifest, "flush", lambda path: (order.append(path.name), real_flush(path)))
+    real_flush, real_replace = durable.flush, os.replace
+    monkeypatch.setattr(durable, "flush", lambda path: (order.append(path.name), real_flush(path)))
     monkeypatch.setattr(os, "replace", lambda old, new: (order.append("replace"), real_replace(old, new)))
-    manifest.replace_text(path, "old")
+    durable.replace_text(path, "old")
     assert order == [".tmp-log.jsonl", "replace", tmp_path.name]
-    with pytest.raises(OSError, match="full"), manifest.replaced(path) as file:  # noqa: PT012
+    with pytest.raises(OSError, match="full"), durable.replaced(path) as file:  # noqa: PT012
         file.write("new")
         raise OSError("full")
     assert path.read_text() == "old"
 
 
 def test_a_log_is_cut_back_durably(tmp_path, monkeypatch):
-    """Otherwise a lost power costs the log of all earlier steps."""
+    """Otherwise a power loss costs the log of all earlier steps."""
     flushed = []
-    monkeypatch.setattr(manifest, "flush", lambda path: flushed.append(path.name))
+    monkeypatch.setattr(durable, "flush", lambda path: flushed.append(path.name))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
     JsonLines(tmp_path / "metrics.jsonl").cut_back(1)
     assert flushed == [".tmp-metrics.jsonl", tmp_path.name]
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "read", [manifest.hashed_files, durable.flush_tree, checkpoint_paths, partial(model_tags, "llama")]
+)
+def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(two, monkeypatch, read):
+    """As `glob` does: then files are not sealed, or a run starts over."""
+
+    def refused(*args):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refused)
+    with pytest.raises(PermissionError):
+        read(two)
+
+
+def unreadable(*args):
+    raise OSError(5, "Input/output error")
+
+
+def unreadable_for_torch(*args):
+    raise RuntimeError("unable to open file <x> in read-only mode: Input/output error (5)")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "function"),
+    [
+        (HuggingFaceStorageReader, "read_metadata", unreadable),  # torch would log it with a traceback
+        (read, "safetensors_names", unreadable_for_torch),
+        (read.safetensors.torch, "load_model", unreadable_for_torch),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_named(two, monkeypatch, owner, name, function):
+    """Neither a traceback, nor an error that says that it does not fit the model."""
+    checkpoint = newest_checkpoint(two)
+    monkeypatch.setattr(owner, name, function)
+    with pytest.raises(OSError, match="Input/output error"):  # noqa: PT012
+        checkpoint.load_model(tiny_model())
+        checkpoint.load_optimizer({"model.norm.weight.exp_avg": torch.zeros(16)})
+        checkpoint.optimizer_shapes()

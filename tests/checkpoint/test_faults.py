@@ -126,7 +126,7 @@ def test_times_do_not_count_as_differences_but_leftovers_do():
 @pytest.mark.slow
 @pytest.mark.skipif(not is_available(), reason="needs Linux on x86-64 and cc")
 def test_faults_lose_nothing():
-    """A small part of the campaign `python -m benchmarks.faults`, which leaves out no call."""
+    """A small part of the campaign `python -m benchmarks.faults`, which tries every call."""
     command = [sys.executable, "-m", "benchmarks.faults", "--operations", "pretrain", "prepare_data", "--every", "47"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -6,6 +6,7 @@ import tracemalloc
 import pytest
 
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
+from train import train_tokenizer as module
 from train.data.corpora import Corpus, Document
 from train.settings.command import run_command
 from train.settings.corpus import TokenizerArguments
@@ -128,6 +129,7 @@ def test_a_tokenizer_that_another_process_wrote_is_not_overwritten(tmp_path, mon
         (tmp_path / "tokenizer.json").write_text("of another process")
 
     (tmp_path / ".tmp-tokenizer-x").mkdir()  # left by kill -9
+    (tmp_path / ".tmp-tokenizer-y.json").touch()
     settings = TokenizerArguments(vocab_size=270)
     with pytest.raises(ValueError, match="already contains a tokenizer"):
         train_tokenizer(tmp_path, settings, Corpus("slow", "0", read), endless(1))
@@ -135,6 +137,20 @@ def test_a_tokenizer_that_another_process_wrote_is_not_overwritten(tmp_path, mon
     (tmp_path / "tokenizer.json").unlink()
     train_tokenizer(tmp_path, settings, endless(1), endless(1))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_nothing_temporary_is_left_once_the_tokenizer_is_complete(tmp_path, monkeypatch):
+    """A kill at that moment would leave it for ever: the next call is refused."""
+    left, real_flush = [], module.flush
+
+    def flush(path):
+        if (tmp_path / "tokenizer.json").exists():
+            left.append(list(tmp_path.glob(".tmp-*")))
+        real_flush(path)
+
+    monkeypatch.setattr(module, "flush", flush)
+    train_tokenizer(tmp_path, TokenizerArguments(vocab_size=270), endless(1), endless(1))
+    assert left == [[]]
 
 
 def test_a_file_in_the_way_is_named(tmp_path, text, capsys):

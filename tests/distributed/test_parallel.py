@@ -1,7 +1,6 @@
 """Two processes on the CPU (gloo): tensor parallelism and native FSDP2 give what one process gives."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.forks import free_port
 from tests.support.tiny import GPT2, tiny_ids, tiny_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,12 +63,6 @@ for rank in range(2):
     children.append(process)
 assert [os.waitpid(process, 0)[1] for process in children] == [0, 0]
 """
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def expected_of_one_process(model, ids):

@@ -38,24 +38,38 @@ def command_line(command, recipe, base, tmp_path):
     return options(model=base, train_file=write(tmp_path / name), output_dir=tmp_path / "run", max_steps=1)
 
 
+def alive_at_the_end(monkeypatch, command, name, line, part_of=lambda result: result, collect=lambda: None):
+    """Whether a part of each result of the command's function `name` is still there when its process group ends."""
+    parts, alive = [], []
+    real_function, real_end = getattr(command, name), Accelerator.end_training
+
+    def function(*args, **kwargs):
+        result = real_function(*args, **kwargs)
+        parts.append(weakref.ref(part_of(result)))
+        return result
+
+    def end(accelerator):
+        collect()
+        alive.extend(part() is not None for part in parts)
+        real_end(accelerator)
+
+    monkeypatch.setattr(command, name, function)
+    monkeypatch.setattr(Accelerator, "end_training", end)
+    assert command.main(line) == 0
+    return alive
+
+
 @pytest.mark.parametrize("command", [pretrain, finetune, finetune_classifier], ids=lambda command: command.__name__)
 def test_a_run_is_gone_when_its_process_group_ends(recipe, base, tmp_path, monkeypatch, command):
     """A model that outlives the process group can hang in its destructor."""
-    runs, alive = [], []
-    real_build, real_end = command.build_run, Accelerator.end_training
+    line = command_line(command, recipe, base, tmp_path)
+    assert alive_at_the_end(monkeypatch, command, "build_run", line) == [False]
 
-    def build(*args):
-        run = real_build(*args)
-        runs.append(weakref.ref(run))
-        return run
 
-    def end(accelerator):
-        alive.extend(run() is not None for run in runs)
-        real_end(accelerator)
-
-    monkeypatch.setattr(command, "build_run", build)
-    monkeypatch.setattr(Accelerator, "end_training", end)
-    assert command.main(command_line(command, recipe, base, tmp_path)) == 0
+@pytest.mark.parametrize("command", [finetune, finetune_classifier], ids=lambda command: command.__name__)
+def test_the_base_model_is_gone_when_the_process_group_ends(recipe, base, tmp_path, monkeypatch, command):
+    line = command_line(command, recipe, base, tmp_path)
+    alive = alive_at_the_end(monkeypatch, command, "load_base", line, lambda loaded: loaded.model, gc.collect)  # cycles
     assert alive == [False]
 
 
@@ -92,27 +106,6 @@ def test_heartbeats_of_an_earlier_launch_are_removed(tmp_path):
     (tmp_path / "run" / ".heartbeat" / "1.json").write_text('{"pid": 1, "host": "x", "namespace": "", "ended": "y"}')
     with claimed(TrainArguments(str(tmp_path / "run"), precision="fp32")):
         assert not (tmp_path / "run" / ".heartbeat").exists()
-
-
-@pytest.mark.parametrize("command", [finetune, finetune_classifier], ids=lambda command: command.__name__)
-def test_the_base_model_is_gone_when_the_process_group_ends(recipe, base, tmp_path, monkeypatch, command):
-    models, alive = [], []
-    real_load, real_end = command.load_base, Accelerator.end_training
-
-    def load(*args, **kwargs):
-        loaded = real_load(*args, **kwargs)
-        models.append(weakref.ref(loaded.model))
-        return loaded
-
-    def end(accelerator):
-        gc.collect()  # models have cycles
-        alive.extend(model() is not None for model in models)
-        real_end(accelerator)
-
-    monkeypatch.setattr(command, "load_base", load)
-    monkeypatch.setattr(Accelerator, "end_training", end)
-    assert command.main(command_line(command, recipe, base, tmp_path)) == 0
-    assert alive == [False]
 
 
 def test_an_error_while_the_folder_is_released_changes_no_outcome():

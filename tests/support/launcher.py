@@ -8,12 +8,12 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import traceback
 from functools import partial
 from pathlib import Path
+
+from benchmarks.forks import end_with, free_port, set_rank
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -78,15 +78,14 @@ def serve():
     print("ready", flush=True)
     for line in sys.stdin:
         arguments, processes, log, hosts, script = json.loads(line)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
+        port = free_port()
         children = []
         for rank in range(processes):
             if (child := os.fork()) == 0:
                 if hosts:
                     move_to(hosts[rank][0], hosts[0][1])
-                trial(partial(run_command, scripts[script], arguments), rank, processes, port, log)
+                set_rank(rank, processes, port)
+                end_with(partial(run_command, scripts[script], arguments), log)
             children.append(child)
         print(json.dumps(children), flush=True)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
@@ -97,27 +96,6 @@ def move_to(namespace, main_address):
     file = os.open(f"/var/run/netns/{namespace}", os.O_RDONLY)
     assert ctypes.CDLL(None).setns(file, 0x40000000) == 0  # CLONE_NEWNET; os.setns comes with Python 3.12
     os.environ.update(MASTER_ADDR=main_address, GLOO_SOCKET_IFNAME="cable")
-
-
-def trial(main, rank, processes, port, log):
-    """Run a trial in a forked process; never returns."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    if processes > 1:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
-            MASTER_ADDR=os.environ.get("MASTER_ADDR", "127.0.0.1"), MASTER_PORT=port,
-        )  # fmt: skip
-    code = 1
-    try:
-        code = main()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 if __name__ == "__main__":

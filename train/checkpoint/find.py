@@ -31,8 +31,9 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoint_paths(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    found = (path for path in run.glob(f"{CHECKPOINT_PREFIX}*") if NAME.fullmatch(path.name) and path.is_dir())
-    return sorted(found, key=step_of)
+    names = os.listdir(run) if run.exists() else []  # unlike `glob`, raises an error where it may not read the folder
+    found = (run / name for name in names if NAME.fullmatch(name))
+    return sorted((path for path in found if path.is_dir()), key=step_of)
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:

@@ -3,17 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import accelerate
 import torch
 import transformers
 
-from ..settings.disk import flush
+from ..settings.durable import files_and_folders, flush
 from ..settings.json_files import DamagedFileError, Shape, mismatch, read_json
 from ..settings.run_folder import MANIFEST_FILE
 
@@ -110,7 +109,7 @@ def hashed_files(folder: Path) -> dict[str, dict[str, Any]]:
     They get the usual mode of new files: those of safetensors are readable by their owner only.
     """
     usual_mode = _usual_mode(folder)
-    paths = sorted(folder.rglob("*"))
+    paths = files_and_folders(folder)
     for path in paths:
         if path.is_file():
             path.chmod(usual_mode)
@@ -142,20 +141,3 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file at once: a kill or a lost power leaves the old content or the new one."""
-    with replaced(path) as file:
-        file.write(text)
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[TextIO]:
-    """Yield a new text file that replaces `path`, once it is on the disk, if the block ends without an error."""
-    partial = path.with_name(f".tmp-{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        yield file
-    flush(partial)
-    os.replace(partial, path)
-    flush(path.parent)

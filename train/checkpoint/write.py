@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from transformers import PreTrainedModel
 
 from ..distributed.errors import WRITE_ERRORS, run_on_all, run_on_main
-from ..settings.disk import flush
+from ..settings.durable import flush, flush_tree
 from ..settings.run_folder import (
     CONFUSION_MATRICES_FOLDER,
     METRICS_FILE,
@@ -125,11 +125,12 @@ def _new_folder(run: Path, contents: Contents) -> None:
 
 def _publish(run: Path, contents: Contents) -> None:
     unfinished = _unfinished(run, contents)
-    pictures = run / CONFUSION_MATRICES_FOLDER
     # the continued run writes only what comes after this step
-    for path in (run / METRICS_FILE, run / SAMPLES_FILE, *pictures.glob("*"), pictures):
-        if path.exists():
-            flush(path)
+    for log in (run / METRICS_FILE, run / SAMPLES_FILE):
+        if log.exists():
+            flush(log)
+    if (run / CONFUSION_MATRICES_FOLDER).exists():
+        flush_tree(run / CONFUSION_MATRICES_FOLDER)
     seal(unfinished, contents.manifest)
     unfinished.rename(checkpoint_folder(run, contents.manifest["step"]))
     flush(run)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..settings.disk import flush
+from ..settings.durable import flush, flush_tree
 
 
 @contextmanager
@@ -88,11 +88,3 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def flush_tree(folder: Path) -> None:
-    """Write all files of a folder, and their names, from the cache of the system to the disk."""
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            flush(Path(place, name))
-        flush(Path(place))

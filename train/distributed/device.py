@@ -132,16 +132,17 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     matrix = torch.ones(size, size, dtype=dtype, device=device)
     fastest = math.inf
     for _ in range(3):
-        _wait_for(device)
+        wait_for(device)
         started = time.perf_counter()
         for _ in range(repeats):
             matrix @ matrix
-        _wait_for(device)
+        wait_for(device)
         fastest = min(fastest, time.perf_counter() - started)
     return repeats * 2 * size**3 / fastest
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done everything that was asked of it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -23,6 +23,7 @@ from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 
 from ..checkpoint.manifest import sha256_of
 from ..checkpoint.weights import safetensors_shapes
+from ..settings.durable import files_and_folders
 from ..settings.json_files import read_json
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,
@@ -97,7 +98,7 @@ def collect_files(
     """
     if not folder.is_dir():
         raise ValueError(f"--folder_path {folder} is not a folder: give the model/ folder of a run.")
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(path.relative_to(folder).as_posix() for path in files_and_folders(folder) if path.is_file())
     known = [name for name in names if any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, *EXTRA_FILES))]
     if ADAPTER_CONFIG_FILE in known:
         files = _adapter_files(folder, base_model)

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from ..distributed.device import build_accelerator, keep_freed_memory
 from ..distributed.errors import end_after_the_others, run_on_main
 from ..distributed.heartbeat import heartbeat
-from ..settings.disk import flush
+from ..settings.durable import flush
 from ..settings.run_folder import HEARTBEAT_FOLDER, LOCK_FILE
 from ..settings.training import TrainArguments, check_allow_change
 from .status import recorded_failure
@@ -81,7 +81,7 @@ def open_run_folder(folder: Path) -> Path:
     (folder / LOCK_FILE).touch()
     for parent in {folder.parent, *(path.parent for path in new)}:
         with suppress(PermissionError):  # to list it
-            flush(parent)  # or a lost power could take the run folder with all its checkpoints
+            flush(parent)  # or a power loss could take the run folder with all its checkpoints
     return folder
 
 

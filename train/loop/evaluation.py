@@ -29,7 +29,7 @@ def evaluate_and_log(run: Run, state: TrainState, log: RunLog) -> None:
 
 
 def logged_evaluation(folder: Path, step: int) -> dict[str, Any] | None:
-    """The line of metrics.jsonl with the evaluation of a step; None if a full disk or a lost power has cost it."""
+    """The line of metrics.jsonl with the evaluation of a step; None if a full disk or a power loss has cost it."""
     records = JsonLines(folder / METRICS_FILE).read()
     return next((record for record in records if record["step"] == step and "eval_loss" in record), None)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from ..distributed.device import wait_for
 from .language_modeling import skips_logits
 from .optimizers import build_optimizers
 
@@ -78,12 +79,6 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
         wait_for(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done everything that was asked of it."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def free_memory() -> None:

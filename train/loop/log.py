@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from accelerate import Accelerator
 
-from ..checkpoint.manifest import replaced
 from ..checkpoint.state import TrainState
+from ..settings.durable import replaced
 from ..settings.run_folder import METRICS_FILE, SAMPLES_FILE
 from .display import MAX_SAMPLES, Pace, TrainingDisplay
 

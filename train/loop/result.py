@@ -13,7 +13,7 @@ from typing import Any
 from ..checkpoint.find import remove, set_aside
 from ..checkpoint.manifest import FILES, DamagedError, hashed_files, read_sealed, seal, verify_files, versions
 from ..model.vocabulary import vocabulary_in
-from ..settings.disk import flush
+from ..settings.durable import flush
 from ..settings.json_files import DamagedFileError, read_json
 from ..settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, TRAINING_FILE
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.find import remove_leftovers, set_aside
-from ..checkpoint.manifest import DamagedError, replace_text
+from ..checkpoint.manifest import DamagedError
 from ..checkpoint.recorded import recorded_settings
 from ..checkpoint.settings_check import changed_settings, check_settings
 from ..checkpoint.state import TrainState
@@ -27,6 +27,7 @@ from ..distributed.errors import exchange, run_on_main
 from ..distributed.parallel import Grid, build_grid, is_split, split_model, whole
 from ..model.flops import training_flops_per_token
 from ..settings.defaults import learning_rate_for
+from ..settings.durable import replace_text
 from ..settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, RECIPE_FILE, TRAINING_FILE
 from ..settings.training import MAY_CHANGE, TrainArguments
 from .log import cut_back_logs

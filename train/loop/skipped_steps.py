@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoint.manifest import replace_text
+from ..settings.durable import replace_text
 from ..settings.json_files import DamagedFileError, read_json
 from ..settings.run_folder import SKIPPED_STEPS_FILE
 

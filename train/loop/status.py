@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 
 from ..checkpoint.find import checkpoint_paths
-from ..checkpoint.manifest import replace_text
 from ..checkpoint.state import TrainState
+from ..settings.durable import replace_text
 from ..settings.json_files import read_json
 from ..settings.run_folder import STATUS_FILE
 

@@ -70,7 +70,7 @@ def adapter_metadata(merged: ModelCardData) -> ModelCardData:
 
 def model_tags(model_type: str, folder: Path, *more: str) -> list[str]:
     """The tags of the model in a folder, with CODE_TAG if the folder has Python files."""
-    return [model_type, *more, *([CODE_TAG] if any(folder.glob("*.py")) else [])]
+    return [model_type, *more, *([CODE_TAG] if any(path.suffix == ".py" for path in folder.iterdir()) else [])]
 
 
 def eval_results(task: str, measured_on: Source, metrics: Mapping[str, float]) -> list[EvalResult]:
