@@ -58,6 +58,7 @@ def test_after_rollback_the_run_continues_with_its_own_command(recipe, command, 
 def test_a_real_publication_and_other_commands_have_no_next_step():
     assert next_steps("publish", VALUES["publish"] | {"dry_run": False}) == []
     assert next_steps("report", {}) == []
+    assert next_steps("plan", VALUES["plan"] | {"tokens": 1e9}) == []  # pretrain has no --tokens
 
 
 def test_they_are_printed_so_that_a_shell_reads_them_back(capsys):

@@ -60,7 +60,9 @@ def after_pretrain(values: Values) -> Steps:
 
 
 def after_plan(values: Values) -> Steps:
-    """Train the planned model."""
+    """Train the planned model. Nothing with --tokens, because pretrain takes --max_steps instead."""
+    if "tokens" in values:
+        return []
     shared = {name: value for name, value in values.items() if name in PRETRAIN}
     places = ["--data_dir", "runs/data", "--output_dir", "runs/mine"]
     return [["pretrain", *as_options(shared), *places]]
