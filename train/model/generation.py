@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from ..data.plain_text import plain_ids
 from .load import memory_errors
 
 UNFINISHED = "\ufffd"  # how bytes decode that are not yet a whole character
@@ -126,3 +127,17 @@ def start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that a text begins with; None if the tokenizer has none."""
     found: Any = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return found if found is None else int(found)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The ids of a prompt; an empty one begins a text.
+
+    Raises:
+        ValueError: the tokenizer cannot encode it, or has no token that begins a text.
+    """
+    if ids := plain_ids(tokenizer, prompt):
+        return ids
+    start = start_id(tokenizer)
+    if start is None:
+        raise ValueError("the tokenizer has neither a bos_token nor an eos_token to begin a text: give a --prompt.")
+    return [start]

@@ -1,0 +1,92 @@
+"""Servers for tests: processes that are forked from one that has imported everything.
+
+`python served.py` reads a JSON list per line, [command line of `serve`, path of the log], and answers with the id of a
+process; then with its exit code, after "wait".
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Servers:
+    """Starts servers, and stops them at the end."""
+
+    def __init__(self):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        self.parent = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.running = []
+
+    def start(self, log, *options):
+        """Start a server at any free port."""
+        print(json.dumps([["--port", "0", *options], str(log)]), file=self.parent.stdin, flush=True)
+        server = Running(self, int(self.parent.stdout.readline()), log)
+        self.running.append(server)
+        return server
+
+    def close(self):
+        for server in self.running:
+            os.kill(server.process, signal.SIGKILL)
+        self.parent.communicate()
+
+
+class Running:
+    """One server."""
+
+    def __init__(self, servers, process, log):
+        self.servers, self.process, self.log = servers, process, log
+
+    @property
+    def url(self):
+        """Its address, as soon as it is ready."""
+        return self.wait_for(r"is served at (http://\S+/v1) ")[1]
+
+    def wait_for(self, pattern):
+        """Wait until a line of the log matches."""
+        deadline = time.monotonic() + 60
+        while not (found := re.search(pattern, self.log.read_text() if self.log.exists() else "")):
+            assert time.monotonic() < deadline, f"{pattern} is not in: {self.log.read_text()}"
+            time.sleep(0.02)
+        return found
+
+    def stop(self, number=signal.SIGINT):
+        """Send a signal, and return the exit code."""
+        os.kill(self.process, number)
+        self.servers.running.remove(self)
+        print(json.dumps(["wait", self.process]), file=self.servers.parent.stdin, flush=True)
+        return int(self.servers.parent.stdout.readline())
+
+
+def run():
+    import torch
+
+    torch.set_num_threads(1)
+    from train import serve
+    from train.serving import app, server  # noqa: F401  so that each server has them
+    from train.settings.command import run_command
+
+    for line in sys.stdin:
+        command, target = json.loads(line)
+        if command == "wait":
+            print(os.waitstatus_to_exitcode(os.waitpid(target, 0)[1]), flush=True)
+        elif (child := os.fork()) == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            sys.exit(run_command(serve.main, command))  # not _exit, which would hide a thread that does not end
+        else:
+            print(child, flush=True)
+
+
+if __name__ == "__main__":
+    run()
