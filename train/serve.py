@@ -95,7 +95,7 @@ def check_libraries() -> None:
         ValueError: what to install.
     """
     if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
-        raise ValueError(f'{" and ".join(missing)} not installed: pip install "hf_scratch_gpt[serve]"')
+        raise ValueError(f'{", ".join(missing)} must be installed: pip install "hf_scratch_gpt[serve]"')
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -28,6 +28,7 @@ from .requests import ChatRequest, CompletionRequest, RequestError, ResponsesReq
 
 # transformers' server has more: routes that load any model by name, unload it, or serve other kinds of model
 PATHS = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health"}
+STREAM_ERROR = 'data: {"error": "'  # how transformers' server reports one
 
 
 class ServedTokenizer:
@@ -139,7 +140,7 @@ class OneModel:
             )  # fmt: skip
         response = await super().handle_request(request.prepared(), request_id)  # type: ignore[misc]
         if isinstance(response, StreamingResponse) and self.fields is not ResponsesRequest:
-            response.body_iterator = with_end(response.body_iterator)
+            response.body_iterator = as_openai(response.body_iterator)
         return response
 
     def _validate_request(self, body: dict[str, Any]) -> None:
@@ -171,11 +172,15 @@ class Responses(OneModel, ResponseHandler):
     fields = ResponsesRequest
 
 
-async def with_end(parts: Any) -> AsyncIterator[Any]:
-    """A stream, and the line that ends it in OpenAI's API."""
+async def as_openai(parts: Any) -> AsyncIterator[str]:
+    """A stream with errors in OpenAI's format, and the line that ends it in OpenAI's API."""
     async with contextlib.aclosing(parts):
         async for part in parts:
-            yield part
+            chunks, start, message = part.partition(STREAM_ERROR)
+            yield chunks
+            if start:
+                error = {"message": json.loads(start[-1] + message[: message.rindex("}")]), "type": "server_error"}
+                yield f"data: {json.dumps({'error': error})}\n\n"
     yield "data: [DONE]\n\n"
 
 
