@@ -2,6 +2,7 @@
 
 from .families import Family, Rule, UnsupportedModelError
 from .folders import EXPORTS, FAMILIES, export_model, import_model, load_imported, our_config
+from .openai import is_openai_folder
 
 __all__ = [
     "EXPORTS",
@@ -11,6 +12,7 @@ __all__ = [
     "UnsupportedModelError",
     "export_model",
     "import_model",
+    "is_openai_folder",
     "load_imported",
     "our_config",
 ]

@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .. import modeling_scratch_gpt
 from ..configuration_scratch_gpt import ScratchGPTConfig
-from .families import LANGUAGE_MODEL, Family, UnsupportedModelError
+from .families import HEADS, LANGUAGE_MODEL, Family, UnsupportedModelError
 from .gpt2 import GPT2
 from .llama import LLAMA, QWEN2, QWEN3
 from .openai import OPENAI_GPT2, OpenAICheckpoint, is_openai_folder, openai_config
@@ -53,8 +53,9 @@ def our_config(config: PreTrainedConfig) -> ScratchGPTConfig:
     ]
     if reasons:
         raise UnsupportedModelError(f"this {family.model_type} model cannot be converted: {'; '.join(reasons)}.")
+    architectures = [our_class_of(config, family)]
     try:
-        return ScratchGPTConfig(**family.import_config(config))
+        return ScratchGPTConfig(**family.import_config(config), architectures=architectures)
     except (StrictDataclassError, ValueError) as error:
         reason = error.__cause__ or error
         raise UnsupportedModelError(f"this {family.model_type} model cannot be converted: {reason}.") from None
@@ -103,14 +104,14 @@ def import_model(source: Path, folder: Path, dtype: torch.dtype | None = None, m
         ValueError: `folder` is not empty, another kind of model, values of its config that we cannot express, or
             missing, damaged, unknown or wrong tensors.
     """
-    config, our_class, family, tensors = _opened(source)
+    config, family, tensors = _opened(source)
+    our_class = own_class(config)
     model = _empty_model(our_class, config)
     plan = import_plan(family, our_class, config.num_hidden_layers, own_shapes(model), tensors)
-    config.architectures = [our_class]
     config.dtype = dtype or _common_dtype(tensors)
     with _new_folder(folder):
         write_weights(plan, tensors, folder, config.dtype if dtype else None, max_shard_size)
-        custom_object_save(model, folder, config=config)
+        custom_object_save(model, folder)
         config.save_pretrained(folder)
         copy_tokenizer(source, folder)
     return our_class
@@ -131,7 +132,7 @@ def export_model(
     if not isinstance(values, ScratchGPTConfig):
         raise ValueError(f"{source} is not a ScratchGPT model, but has the model_type {values.model_type}.")
     config = their_config(values, family)
-    our_class = (values.architectures or [LANGUAGE_MODEL])[0]
+    our_class = own_class(values)
     their_class = family.architectures[our_class]
     tensors = SafetensorsFolder(source)
     plan = export_plan(
@@ -161,27 +162,32 @@ def load_imported(
     Raises:
         ValueError: as `import_model`.
     """
-    found, stored_class, family, tensors = _opened(folder)
+    found, family, tensors = _opened(folder)
+    stored_class = own_class(found)
     shapes = own_shapes(_empty_model(stored_class, found))
     plan = import_plan(family, stored_class, found.num_hidden_layers, shapes, tensors)
     state = {name: built(recipe, tensors) for name, recipe in plan.items()}
     model_class = getattr(modeling_scratch_gpt, our_class)
     if our_class != stored_class:
-        state = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
+        state = {name: tensor for name, tensor in state.items() if name not in HEADS[stored_class]}
     loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
         None, config=config, state_dict=state, output_loading_info=True, dtype=dtype or _common_dtype(tensors)
     )
     return loaded
 
 
-def _opened(folder: Path) -> tuple[ScratchGPTConfig, str, Family, Source]:
-    """Our config and class for the model in a folder, its family and its tensors."""
+def own_class(config: ScratchGPTConfig) -> str:
+    """The name of our class for a config."""
+    return str((config.architectures or [LANGUAGE_MODEL])[0])
+
+
+def _opened(folder: Path) -> tuple[ScratchGPTConfig, Family, Source]:
+    """Our config for the model in a folder, its family and its tensors."""
     if is_openai_folder(folder):
-        return ScratchGPTConfig(**openai_config(folder)), LANGUAGE_MODEL, OPENAI_GPT2, OpenAICheckpoint(folder)
+        config = ScratchGPTConfig(**openai_config(folder), architectures=[LANGUAGE_MODEL])
+        return config, OPENAI_GPT2, OpenAICheckpoint(folder)
     theirs = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    config = our_config(theirs)
-    family = FAMILIES[theirs.model_type]
-    return config, our_class_of(theirs, family), family, SafetensorsFolder(folder)
+    return our_config(theirs), FAMILIES[theirs.model_type], SafetensorsFolder(folder)
 
 
 def our_class_of(theirs: PreTrainedConfig, family: Family) -> str:
@@ -211,7 +217,7 @@ def own_shapes(model: PreTrainedModel) -> dict[str, Shape]:
 
 def _common_dtype(tensors: Source) -> torch.dtype:
     """The type of most tensors."""
-    dtypes = [tensors.dtype(name) for name in tensors.shapes]
+    dtypes = list(tensors.dtypes.values())
     return max(set(dtypes), key=dtypes.count)
 
 
@@ -231,7 +237,7 @@ def write_weights(
     common = _common_dtype(tensors)
 
     def dtype_of(recipe: Recipe) -> torch.dtype:
-        return dtype or (tensors.dtype(recipe.sources[0]) if recipe.sources else common)
+        return dtype or (tensors.dtypes[recipe.sources[0]] if recipe.sources else common)
 
     split = split_state_dict_into_shards_factory(
         dict(plan),

@@ -97,7 +97,7 @@ def export_limits(config: ScratchGPTConfig) -> list[str]:
             f"num_key_value_heads is {config.num_key_value_heads}, but must equal num_attention_heads "
             f"({config.num_attention_heads})"
         )
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
+    if config.num_attention_heads * (config.head_dim or 0) != config.hidden_size:
         limits.append(
             f"head_dim is {config.head_dim}, but must be hidden_size / num_attention_heads "
             f"({config.hidden_size} / {config.num_attention_heads})"

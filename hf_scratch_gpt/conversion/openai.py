@@ -17,6 +17,7 @@ import torch
 
 from .families import LANGUAGE_MODEL
 from .gpt2 import GPT2, OPENAI_RULES
+from .sources import Source
 
 HPARAMS_FILE = "hparams.json"
 INDEX_FILE = "model.ckpt.index"
@@ -65,7 +66,7 @@ def openai_config(folder: Path) -> dict[str, Any]:
     )
 
 
-class OpenAICheckpoint:
+class OpenAICheckpoint(Source):
     """The tensors of a TensorFlow checkpoint, read one at a time.
 
     Raises:
@@ -73,10 +74,10 @@ class OpenAICheckpoint:
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.path = folder / DATA_FILE
         if not self.path.exists():
             raise ValueError(f"{folder}: {DATA_FILE} is missing: copy or download it.")
-        self.shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, tuple[int, int]] = {}
         try:
             for name, value in table_entries((folder / INDEX_FILE).read_bytes()):
@@ -98,6 +99,7 @@ class OpenAICheckpoint:
         dimensions = [_fields(dimension).get(1, [0])[0] for dimension in _fields(fields[2][0]).get(2, [])]
         # the matrices of a layer are convolutions of width 1: (1, input, output)
         self.shapes[name] = tuple(dimensions[1:] if len(dimensions) == 3 and dimensions[0] == 1 else dimensions)
+        self.dtypes[name] = torch.float32
         self._places[name] = (fields.get(4, [0])[0], fields[5][0])
 
     def read(self, name: str) -> torch.Tensor:
@@ -107,10 +109,6 @@ class OpenAICheckpoint:
             file.seek(offset)
             data = bytearray(file.read(size))
         return torch.frombuffer(data, dtype=torch.float32).reshape(self.shapes[name])
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Its type."""
-        return torch.float32
 
 
 def table_entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -1,9 +1,8 @@
 """Where tensors come from: a folder of safetensors files, or memory. Shapes are known before a tensor is read."""
 
 import json
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,35 +12,19 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-class Source(Protocol):
-    """Tensors by name, read one at a time."""
+class Source(ABC):
+    """Tensors by name: their shapes and types are known at once, and each is read when it is needed."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
 
+    @abstractmethod
     def read(self, name: str) -> torch.Tensor:
         """One tensor."""
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Its type."""
 
-
-class InMemory:
-    """The tensors of a model."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor."""
-        return self.tensors[name].detach()
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Its type."""
-        return self.tensors[name].dtype
-
-
-class SafetensorsFolder:
+class SafetensorsFolder(Source):
     """The tensors of model.safetensors, or of the files that its index lists.
 
     A file is opened anew for each tensor, because the pages of an open file that were read stay in memory.
@@ -51,9 +34,8 @@ class SafetensorsFolder:
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.files: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
         weight_map = _weight_map(folder)
         for name in sorted(set(weight_map.values())) if weight_map else [SAFETENSORS_FILE]:
             self._add(folder / name)
@@ -69,7 +51,7 @@ class SafetensorsFolder:
                 for name in file.keys():  # noqa: SIM118  not a mapping
                     part = file.get_slice(name)
                     self.shapes[name] = tuple(part.get_shape())
-                    self._dtypes[name] = DTYPES[part.get_dtype()]
+                    self.dtypes[name] = DTYPES[part.get_dtype()]
                     self.files[name] = path
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}): copy or download it again.") from None
@@ -81,10 +63,6 @@ class SafetensorsFolder:
         with safe_open(self.files[name], "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Its type."""
-        return self._dtypes[name]
 
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
