@@ -83,9 +83,9 @@ def test_damaged_weights_are_refused(tmp_path, capsys):
 
 
 def test_a_cache_that_does_not_fit_is_refused(base, capsys, monkeypatch):
-    from train.serving import answers
+    from train.serving import cache
 
-    monkeypatch.setattr(answers, "memory_bytes", lambda: 4 * 3 * answers.PAGE_SIZE * 2 * 2 * 2 * 8 * 4 - 1)
+    monkeypatch.setattr(cache, "memory_bytes", lambda: 4 * 3 * cache.PAGE_SIZE * 2 * 2 * 2 * 8 * 4 - 1)
     message = refusal(capsys, "--model", base, "--port", 0)
     assert "continuous batching needs 0.0 GB of memory for one request of 64 tokens, more than a quarter" in message
     assert "--continuous_batching false" in message

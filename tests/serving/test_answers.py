@@ -11,7 +11,7 @@ from tests.support.tiny import tiny_model
 
 pytest.importorskip("fastapi")
 
-from train.serving import answers
+from train.serving import cache
 from train.serving.answers import Answer, Settings, batching_config
 
 
@@ -37,12 +37,12 @@ def test_a_request_wins_over_the_generation_config_of_the_model(body, defaults, 
 
 def test_the_cache_holds_all_requests_or_as_many_as_fit(monkeypatch):
     model = tiny_model()  # 4 layers, 3 heads for keys and values of size 8, positions 64
-    page = 2 * answers.PAGE_SIZE * 4 * 3 * 8 * 4
+    page = 2 * cache.PAGE_SIZE * 4 * 3 * 8 * 4
     config = batching_config(model, max_length=64, max_requests=5)
     assert (config.num_blocks, config.max_requests_per_batch) == (3 * 5, 5)
-    monkeypatch.setattr(answers, "memory_bytes", lambda: 4 * 7 * page + 3)
+    monkeypatch.setattr(cache, "memory_bytes", lambda: 4 * 7 * page + 3)
     assert batching_config(model, max_length=64, max_requests=5).num_blocks == 7
-    monkeypatch.setattr(answers, "memory_bytes", lambda: 4 * 3 * page - 1)
+    monkeypatch.setattr(cache, "memory_bytes", lambda: 4 * 3 * page - 1)
     with pytest.raises(ValueError, match="lower --max_length"):
         batching_config(model, max_length=64, max_requests=5)
 
@@ -85,4 +85,4 @@ def test_a_parser_of_transformers_sees_special_tokens_and_splits_the_answer(base
 
 
 def test_an_error_can_be_quoted(base):
-    assert answers.quotable('a "b"\n \\c') == "a 'b' /c"
+    assert quotable('a "b"\n \\c') == "a 'b' /c"

@@ -15,16 +15,14 @@ from hf_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTTokenizer
 from tests.support.tiny import shake
 from tests.support.tiny_base import chat, save_base
 from train.data.plain_text import plain_ids, prompt_ids
-from train.model.generation import TextStream, generate_text
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from tests.support.served import Servers  # noqa: E402
+from tests.support.served import NEW, Servers, ask, client_of, complete, generated, post  # noqa: E402
 
 POSITIONS = 1024
-NEW = 12
 PROMPTS = [f"The {thing} number {i} is" for i in range(7) for thing in ("a", "b", "car")][:20]
 
 
@@ -77,10 +75,6 @@ def together(servers):
     return servers["together"]
 
 
-def client_of(server):
-    return openai.OpenAI(base_url=server.url, api_key="any", max_retries=0, timeout=60)
-
-
 @pytest.fixture
 def client(server):
     return client_of(server)
@@ -90,37 +84,6 @@ def client(server):
 def model(folder):
     model = ScratchGPTForCausalLM.from_pretrained(folder).eval()
     return model, ScratchGPTTokenizer.from_pretrained(folder)
-
-
-def generated(model, ids, **settings):
-    """What `scratch-gpt generate --temperature 0` prints, and the number of tokens."""
-    stream = TextStream(model[1], lambda text: None, settings.pop("stop", ()))
-    generate_text(*model, ids, stream, **{"max_new_tokens": NEW, "do_sample": False} | settings)
-    return stream.text, len(stream.ids)
-
-
-def complete(client, prompt, **settings):
-    return client.completions.create(
-        **{"model": "tiny", "prompt": prompt, "max_tokens": NEW, "temperature": 0} | settings
-    )
-
-
-def ask(client, messages, **settings):
-    return client.chat.completions.create(
-        **{"model": "tiny", "messages": messages, "max_tokens": NEW, "temperature": 0} | settings
-    )
-
-
-def post(server, path, body, headers=()):
-    """Status and content of the answer to any body."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"} | dict(headers)
-    request = urllib.request.Request(f"{server.url}{path}", data, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def test_the_model_is_listed_and_the_server_is_healthy(client, server):

@@ -11,9 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
+from urllib.error import HTTPError
 
 REPOSITORY = Path(__file__).parents[2]
+NEW = 12  # tokens of an answer
 
 
 class Servers:
@@ -64,6 +67,45 @@ class Running:
         self.servers.running.remove(self)
         print(json.dumps(["wait", self.process]), file=self.servers.parent.stdin, flush=True)
         return int(self.servers.parent.stdout.readline())
+
+
+def client_of(server):
+    import openai
+
+    return openai.OpenAI(base_url=server.url, api_key="any", max_retries=0, timeout=60)
+
+
+def complete(client, prompt, **settings):
+    return client.completions.create(
+        **{"model": "tiny", "prompt": prompt, "max_tokens": NEW, "temperature": 0} | settings
+    )
+
+
+def ask(client, messages, **settings):
+    return client.chat.completions.create(
+        **{"model": "tiny", "messages": messages, "max_tokens": NEW, "temperature": 0} | settings
+    )
+
+
+def post(server, path, body, headers=()):
+    """Status and content of the answer to any body."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"} | dict(headers)
+    request = urllib.request.Request(f"{server.url}{path}", data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def generated(model, ids, **settings):
+    """What `scratch-gpt generate --temperature 0` prints, and the number of tokens."""
+    from train.model.generation import TextStream, generate_text
+
+    stream = TextStream(model[1], lambda text: None, settings.pop("stop", ()))
+    generate_text(*model, ids, stream, **{"max_new_tokens": NEW, "do_sample": False} | settings)
+    return stream.text, len(stream.ids)
 
 
 def run():

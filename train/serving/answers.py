@@ -7,11 +7,11 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.cli.serving.utils import (
     BaseGenerateManager,
     CBWorkerDeadError,
@@ -21,53 +21,9 @@ from transformers.cli.serving.utils import (
 )
 
 from ..model.generation import TextStream, generate_text
-from ..model.load import memory_bytes
-from ..settings.sampling import LOWEST_TEMPERATURE
+from .cache import batching_config
 from .requests import RequestError
-
-PAGE_SIZE = 32  # tokens
-BATCH_TOKENS = 512  # of prompts and answers in one forward pass; longer prompts are read in parts
-CACHE_SHARE = 0.25  # of the memory, at most
-
-
-@dataclass
-class Settings:
-    """How an answer is generated. transformers' server reads `max_new_tokens`.
-
-    Attributes:
-        max_new_tokens: None: as many as fit, and at the end of an answer: it ended before any maximum.
-        temperature: 0: always the most probable token.
-        top_k: 0: all tokens.
-    """
-
-    max_new_tokens: int | None
-    stop: Sequence[str]
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    seed: int | None
-
-    @classmethod
-    def of(cls, body: dict[str, Any], defaults: GenerationConfig) -> "Settings":
-        """Those of a request; the others are in the model's generation_config.json, or greedy."""
-        given = {name: body.get(name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
-        samples = defaults.do_sample or any(given[name] is not None for name in ("temperature", "top_k", "top_p"))
-        usual = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-        for name in usual if defaults.do_sample else ("repetition_penalty",):
-            usual[name] = usual[name] if getattr(defaults, name) is None else getattr(defaults, name)
-        chosen: dict[str, Any] = {name: usual[name] if value is None else value for name, value in given.items()}
-        if not samples or chosen["temperature"] < LOWEST_TEMPERATURE:
-            chosen["temperature"] = 0.0
-        return cls(body.get("max_tokens"), body.get("stop") or (), **chosen, seed=body.get("seed"))
-
-    @property
-    def generation(self) -> dict[str, Any]:
-        """Arguments of `generate` of transformers."""
-        values: dict[str, Any] = {"do_sample": self.temperature > 0, "repetition_penalty": self.repetition_penalty}
-        if self.temperature > 0:
-            values |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        return values | {"max_new_tokens": self.max_new_tokens}
+from .sampling import Settings
 
 
 class Answer(TextStream):
@@ -367,41 +323,6 @@ class ContinuousBatching(Answers):
     def stop(self) -> None:
         """End the thread that generates."""
         self.manager.stop(block=True, timeout=5, hard_stop=True)
-
-
-def batching_config(model: Any, max_length: int, max_requests: int) -> ContinuousBatchingConfig:
-    """A cache for all requests at full length, or for as many as fit into a part of the memory.
-
-    Raises:
-        ValueError: not even one fits.
-    """
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    page_bytes = 2 * PAGE_SIZE * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
-    pages_each = -(-max_length // PAGE_SIZE) + 1
-    affordable = int(CACHE_SHARE * free_bytes(model.device)) // page_bytes
-    if affordable < pages_each:
-        raise ValueError(
-            f"continuous batching needs {pages_each * page_bytes / 1e9:.1f} GB of memory for one request of "
-            f"{max_length:,} tokens, more than a quarter of what there is: lower --max_length, or give "
-            "--continuous_batching false."
-        )
-    is_old = "page_size" not in {field.name for field in fields(ContinuousBatchingConfig)}  # transformers 5.17
-    sizes: dict[str, Any] = {"block_size" if is_old else "page_size": PAGE_SIZE}
-    return ContinuousBatchingConfig(
-        **sizes,
-        num_blocks=min(affordable, pages_each * max_requests),
-        max_batch_tokens=max(BATCH_TOKENS, max_requests),
-        max_requests_per_batch=max_requests,
-        per_request_processors=True,
-        auto_switch_to_flash=False,  # it would download kernels
-    )
-
-
-def free_bytes(device: torch.device) -> int:
-    """The memory of a device: all of this machine, or what is free on a GPU."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else memory_bytes()
 
 
 def as_list(ids: int | Sequence[int] | None) -> list[int]:

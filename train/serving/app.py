@@ -23,8 +23,9 @@ from transformers.cli.serving.utils import CBWorkerDeadError, GenerationState, M
 
 from ..data.plain_text import prompt_ids
 from ..model.generation import encode_prompt
-from .answers import EXCHANGE, Answers, Exchange, Settings
+from .answers import EXCHANGE, Answers, Exchange
 from .requests import ChatRequest, CompletionRequest, RequestError, ResponsesRequest, checked
+from .sampling import Settings
 
 # transformers' server has more: routes that load any model by name, unload it, or serve other kinds of model
 PATHS = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health"}
