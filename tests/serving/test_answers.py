@@ -12,7 +12,9 @@ from tests.support.tiny import tiny_model
 pytest.importorskip("fastapi")
 
 from train.serving import cache
-from train.serving.answers import Answer, Settings, batching_config
+from train.serving.answers import Answer, quotable
+from train.serving.cache import batching_config
+from train.serving.sampling import Settings
 
 
 @pytest.mark.parametrize(
