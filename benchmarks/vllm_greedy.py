@@ -1,4 +1,4 @@
-"""Compare greedy text of vLLM with that of transformers, with remote code and with the plugin of this package.
+"""Compare the tokens that vLLM generates greedily with those of transformers, with remote code and with the plugin of this package.
 
     python -m benchmarks.vllm_greedy --folder /tmp/vllm
 
@@ -91,8 +91,13 @@ def install_plugin(python: Path, folder: Path, wanted: bool) -> None:
 
 
 def run(*command: Any) -> None:
-    """Run a command, and fail with it."""
-    subprocess.run([*map(str, command)], check=True)
+    """Run a command that does not see this checkout, and fail with it."""
+    subprocess.run([*map(str, command)], check=True, cwd="/", env=outside())
+
+
+def outside() -> dict[str, str]:
+    """The environment variables, without the path to this checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def versions(python: Path) -> str:
@@ -102,8 +107,8 @@ def versions(python: Path) -> str:
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def save_model(folder: Path, shape: dict[str, Any]) -> list[str]:
-    """Save a model with random weights and its tokenizer; returns what transformers generates."""
+def save_model(folder: Path, shape: dict[str, Any]) -> list[list[int]]:
+    """Save a model with random weights and its tokenizer; returns the tokens that transformers generates."""
     import torch
 
     from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTTokenizer
@@ -119,26 +124,25 @@ def save_model(folder: Path, shape: dict[str, Any]) -> list[str]:
     model.eval().save_pretrained(folder)
     prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     chat: Any = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=True)
-    texts = []
+    answers = []
     for prompt in [*prompts, chat["input_ids"]]:
         output: Any = model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)
-        texts.append(str(tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)))
-    return texts
+        answers.append(output[0, len(prompt) :].tolist())
+    return answers
 
 
-def generate(python: Path, model: Path, mode: str) -> list[str]:
-    """What vLLM generates, in a process that has no access to this checkout."""
-    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def generate(python: Path, model: Path, mode: str) -> list[list[int]]:
+    """The tokens that vLLM generates, in a process that has no access to this checkout."""
     command: list[Any] = [python, "-P", __file__, model, mode]
-    done = subprocess.run(command, cwd=model, env=outside | ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=model, env=outside() | ENVIRONMENT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-4000:])
-    texts: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return texts
+    answers: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
 
 
 def generate_with_vllm(model: str, mode: str) -> None:
-    """Print the texts as JSON; runs in the environment of vLLM."""
+    """Print the tokens as JSON; runs in the environment of vLLM."""
     from importlib.util import find_spec
 
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
@@ -150,7 +154,7 @@ def generate_with_vllm(model: str, mode: str) -> None:
     )  # fmt: skip
     greedy = SamplingParams(temperature=0, max_tokens=NEW)
     outputs = [*llm.generate(PROMPTS, greedy, use_tqdm=False), *llm.chat(CHAT, greedy, use_tqdm=False)]
-    print(json.dumps([output.outputs[0].text for output in outputs]))
+    print(json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
 
 
 if __name__ == "__main__":

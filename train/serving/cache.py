@@ -31,16 +31,18 @@ def batching_config(model: Any, max_length: int, max_requests: int) -> Continuou
             f"{max_length:,} tokens, more than a quarter of what there is: lower --max_length, or give "
             "--continuous_batching false."
         )
-    is_old = "page_size" not in {field.name for field in fields(ContinuousBatchingConfig)}  # transformers 5.17
-    sizes: dict[str, Any] = {"block_size" if is_old else "page_size": PAGE_SIZE}
-    return ContinuousBatchingConfig(
-        **sizes,
-        num_blocks=min(affordable, pages_each * max_requests),
-        max_batch_tokens=max(BATCH_TOKENS, max_requests),
-        max_requests_per_batch=max_requests,
-        per_request_processors=True,
-        auto_switch_to_flash=False,  # it would download kernels
-    )
+    values: dict[str, Any] = {
+        "page_size": PAGE_SIZE,
+        "block_size": PAGE_SIZE,  # the name of page_size in transformers 5.17
+        "num_blocks": min(affordable, pages_each * max_requests),
+        "max_batch_tokens": max(BATCH_TOKENS, max_requests),
+        "max_requests_per_batch": max_requests,
+        "per_request_processors": True,
+        "auto_switch_to_flash": False,  # it would download kernels
+    }
+    known = {field.name for field in fields(ContinuousBatchingConfig)}
+    known -= {"block_size"} if "page_size" in known else set()
+    return ContinuousBatchingConfig(**{name: value for name, value in values.items() if name in known})
 
 
 def free_bytes(device: torch.device) -> int:
