@@ -1,4 +1,4 @@
-"""Compare the tokens that vLLM generates greedily with those of transformers, with remote code and with the plugin of this package.
+"""Compare greedy tokens of vLLM with those of transformers: with remote code, and with the plugin of this package.
 
     python -m benchmarks.vllm_greedy --folder /tmp/vllm
 

@@ -58,7 +58,7 @@ class Reasoning:
         self.text = ""
 
     def feed(self, text):
-        field = "content" if "!" in self.text else "reasoning_content"
+        field = "content" if "!" in self.text else "thinking"
         self.text += text
         return [{"type": "region_chunk", "field": field, "text": text}]
 

@@ -60,7 +60,9 @@ class Running:
         """Wait until a line of the log matches."""
         deadline = time.monotonic() + 60
         while not (found := re.search(pattern, self.log.read_text() if self.log.exists() else "")):
-            assert time.monotonic() < deadline, f"{pattern} is not in: {self.log.read_text()}"
+            printed = self.log.read_text() if self.log.exists() else ""
+            is_failed = time.monotonic() > deadline or "Traceback" in printed
+            assert not is_failed, f"{pattern} is not in: {printed}"
             time.sleep(0.02)
         return found
 
