@@ -92,17 +92,17 @@ class Kills:
 
     def _killed(self) -> bool:
         """Start the command and kill it; False if it has ended before."""
-        trial = self.trial()
+        trial, started = self.trial(), time.time()
         children = start(trial)
         self._wait_for_the_moment()
-        phase = self._phase(trial)
+        phase = self._phase(trial, started)
         # before the processes have met, the other one would wait for minutes; a launcher ends it
         is_one = phase != "start" and self.dice.random() < 0.5
         hit = [self.dice.choice(children)] if is_one else children
         kill(hit)
-        started = time.monotonic()
+        killed = time.monotonic()
         ending = finish(trial, children)
-        if time.monotonic() - started > 60:
+        if time.monotonic() - killed > 60:
             self.hung += 1
         if not any(code < 0 for code in ending.codes):
             return False
@@ -120,13 +120,17 @@ class Kills:
                 return
             time.sleep(0.002)
 
-    def _phase(self, trial: Trial) -> str:
+    def _phase(self, trial: Trial, started: float) -> str:
+        """What the processes are doing; an earlier kill may have left the files of a later phase."""
         output = self.operation.folder / self.operation.output
+        status = output / "status.json"
+        if not status.exists() or status.stat().st_mtime < started:
+            return "start"
         if (output / ".tmp-model").exists() or (output / "model").exists():
             return "model"
         if any(output.glob(".t*-checkpoint-*")):
             return "save"
-        return "training" if (output / "status.json").exists() else "start"
+        return "training"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
