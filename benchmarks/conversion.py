@@ -1,8 +1,8 @@
-"""Memory and time to convert a Llama model of 1B parameters, compared with loading and saving it: `python -m benchmarks.conversion`.
+"""Memory and time to convert a Llama model of 1B parameters: `python -m benchmarks.conversion`.
 
-The model has random bfloat16 weights in files of at most 500 MB. Each conversion runs in a fresh process; its peak memory
-is counted above that of a process that has only imported the libraries, and includes the pages of the files that it
-has read.
+The peer loads and saves the model, as people usually rewrite one. The weights are random, in bfloat16. Each task runs
+in a fresh process; its peak memory is counted above that of a process that has only imported the libraries, and
+includes the pages of files that it has read.
 """
 
 import sys
