@@ -24,6 +24,7 @@ from .data.new_folder import written_whole
 from .hub.cards.converted import write_converted_card
 from .model.find import find_model
 from .model.load import check_files, stored_type
+from .settings.checks import bytes_of
 from .settings.command import run_command
 from .settings.json_files import read_json
 from .settings.recipe import option, parse_recipe, required
@@ -42,6 +43,9 @@ class ConvertArguments:
     to: Literal["scratch_gpt", "gpt2", "llama", "qwen3"] = option("What the model becomes.", OURS)
     dtype: Literal["float32", "float16", "bfloat16"] | None = option("Type of the weights (default: as they are).")
     max_shard_size: str = option("Maximum size of a weights file; at most one is in memory at a time.", "2GB")
+
+    def __post_init__(self) -> None:
+        bytes_of("max_shard_size", self.max_shard_size)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
