@@ -18,15 +18,17 @@ from typing import Literal
 import torch
 
 from hf_scratch_gpt import ScratchGPTConfig
-from hf_scratch_gpt.conversion import export_model, import_model, is_openai_folder
+from hf_scratch_gpt.conversion import FAMILIES, export_model, import_model, is_openai_folder
 
 from .data.new_folder import written_whole
 from .hub.cards.converted import write_converted_card
 from .model.find import find_model
 from .model.load import check_files, stored_type
+from .settings.checks import bytes_of
 from .settings.command import run_command
+from .settings.json_files import read_json
 from .settings.recipe import option, parse_recipe, required
-from .settings.run_folder import ADAPTER_CONFIG_FILE
+from .settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 OURS = "scratch_gpt"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -41,6 +43,9 @@ class ConvertArguments:
     to: Literal["scratch_gpt", "gpt2", "llama", "qwen3"] = option("What the model becomes.", OURS)
     dtype: Literal["float32", "float16", "bfloat16"] | None = option("Type of the weights (default: as they are).")
     max_shard_size: str = option("Maximum size of a weights file; at most one is in memory at a time.", "2GB")
+
+    def __post_init__(self) -> None:
+        bytes_of("max_shard_size", self.max_shard_size)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,6 +67,8 @@ def convert(arguments: ConvertArguments) -> Path:
     if is_ours and arguments.to == OURS:
         raise ValueError(f"{place} is a ScratchGPT model already: choose another format with --to.")
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
+    if is_ours:
+        print_losses(source, arguments.to)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as scratch, written_whole(folder) as partial:
         try:
@@ -73,8 +80,16 @@ def convert(arguments: ConvertArguments) -> Path:
                 written = export_model(source, partial, arguments.to, dtype, arguments.max_shard_size)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-        write_converted_card(partial, arguments.model, written)
+        write_converted_card(partial, arguments.model, written, arguments.dtype)
     return folder
+
+
+def print_losses(source: Path, to: str) -> None:
+    """Name the settings of training that a model loses."""
+    config = read_json(source / CONFIG_FILE)
+    for name in FAMILIES[to].export_loses:
+        if value := config.get(name):
+            print(f"note: {to} has no {name} (here {value}), so further training runs without it", file=sys.stderr)
 
 
 def find_source(name: str) -> Path:
