@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
@@ -58,7 +59,7 @@ IN_LAYERS = {
 FUSED = {"self_attn.q_proj": "attn_qkv", "self_attn.k_proj": "attn_qkv", "self_attn.v_proj": "attn_qkv"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """A decoder that llama.cpp can compute.
 
@@ -79,23 +80,21 @@ class Architecture:
     needs_biases: bool = False
 
 
-def rope_limits(config: ScratchGPTConfig, scalings: tuple[str, ...]) -> list[str]:
-    """Why llama.cpp cannot express the rotary positions of a config."""
-    rope = config.rope_parameters or {}
-    reasons = []
-    if rope.get("rope_type", "default") not in scalings:
-        reasons.append(f"rope_parameters['rope_type'] is {rope['rope_type']!r}, but must be {allowed(scalings)}")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        reasons.append(
-            f"rope_parameters['partial_rotary_factor'] is {rope['partial_rotary_factor']}, but must be 1 (llama.cpp "
-            "rotates all dimensions of a head)"
-        )
-    if rope.get("rope_type") == "yarn" and rope.get("truncate") is False:
-        reasons.append("rope_parameters['truncate'] is False, but must be True")
-    return reasons
+def rope_limits(config: ScratchGPTConfig, requires: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """Why llama.cpp cannot express the rotary positions of a config.
+
+    Args:
+        requires: for entries of rope_parameters, the values that it can express.
+    """
+    rope = {"partial_rotary_factor": 1.0, **(config.rope_parameters or {})}
+    return [
+        f"rope_parameters[{name!r}] is {rope[name]!r}, but must be {either(values)}"
+        for name, values in {**requires, "partial_rotary_factor": (1.0,)}.items()
+        if name in rope and rope[name] is not None and rope[name] not in values
+    ]
 
 
-def allowed(values: tuple[str, ...]) -> str:
+def either(values: tuple[Any, ...]) -> str:
     """Values as the end of a sentence: 'a', 'b' or 'c'."""
     *first, last = map(repr, values)
     return f"{', '.join(first)} or {last}" if first else last
@@ -110,6 +109,8 @@ def head_limits(config: ScratchGPTConfig) -> list[str]:
     return [f"head_dim is {config.head_dim}, but must be hidden_size / num_attention_heads ({width:g})"]
 
 
+# The range of frequencies that YaRN scales: the only one that llama.cpp computes itself.
+YARN_RANGE = {"beta_fast": (32,), "beta_slow": (1,), "truncate": (True,)}
 ROTARY = {
     "position_embedding_type": "rope",
     "norm_type": "rmsnorm",
@@ -120,13 +121,13 @@ ROTARY = {
 LLAMA = Architecture(
     "llama",
     requires={**ROTARY, "qk_norm": False},
-    limits=lambda config: rope_limits(config, ("default", "linear", "yarn", "llama3")),
+    limits=lambda config: rope_limits(config, {"rope_type": ("default", "linear", "yarn", "llama3")}),
     is_interleaved=True,
 )
 QWEN3 = Architecture(
     "qwen3",
     requires={**ROTARY, "qk_norm": True, "attention_bias": False, "mlp_bias": False},
-    limits=lambda config: rope_limits(config, ("default", "linear", "yarn")),
+    limits=lambda config: rope_limits(config, {"rope_type": ("default", "linear", "yarn"), **YARN_RANGE}),
 )
 GPT2 = Architecture(
     "gpt2",
@@ -149,25 +150,24 @@ def architecture_of(config: ScratchGPTConfig) -> Architecture:
     """The architecture that computes a model.
 
     Raises:
-        UnsupportedModelError: none does; the message names all fields that are in the way of the nearest one.
+        UnsupportedModelError: none does; the message names the fields that are in the way of the nearest ones.
     """
-    nearest = min(ARCHITECTURES, key=lambda architecture: len(limits(config, architecture)))
-    if reasons := limits(config, nearest):
-        raise UnsupportedModelError(
-            f"llama.cpp cannot compute this model, not even as {nearest.name}, its nearest architecture: "
-            f"{'; '.join(reasons)}."
-        )
-    return nearest
+    distances = {architecture: tuple(map(len, limits(config, architecture))) for architecture in ARCHITECTURES}
+    nearest = [architecture for architecture in ARCHITECTURES if distances[architecture] == min(distances.values())]
+    if any(distances[nearest[0]]):
+        reasons = [f"{each.name}: {'; '.join(chain(*limits(config, each)))}" for each in nearest]
+        raise UnsupportedModelError(f"llama.cpp cannot compute this model. As {', or as '.join(reasons)}.")
+    return nearest[0]
 
 
-def limits(config: ScratchGPTConfig, architecture: Architecture) -> list[str]:
-    """Why an architecture cannot express a config."""
-    reasons = [
+def limits(config: ScratchGPTConfig, architecture: Architecture) -> tuple[list[str], list[str]]:
+    """Why an architecture cannot express a config: its parts, and their details."""
+    parts = [
         f"{name} is {getattr(config, name)!r}, but must be {required!r}"
         for name, required in architecture.requires.items()
         if getattr(config, name) != required
     ]
-    return reasons + architecture.limits(config)
+    return parts, architecture.limits(config)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def add_config(writer: "GGUFWriter", config: ScratchGPTConfig, name: str, dtype:
 
 
 def add_rope(writer: "GGUFWriter", config: ScratchGPTConfig) -> None:
-    """Write the rotary positions. The factors of `llama3` are a tensor, see `rope_factors`."""
+    """Write the rotary positions, except the tensor `rope_factors`."""
     from gguf import RopeScalingType
 
     rope = config.rope_parameters
@@ -323,22 +323,31 @@ def add_rope(writer: "GGUFWriter", config: ScratchGPTConfig) -> None:
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
     elif rope["rope_type"] == "yarn":
-        _, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](config)
-        writer.add_rope_scaling_type(RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(rope["factor"])
-        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        writer.add_rope_scaling_yarn_beta_fast(rope.get("beta_fast") or 32)
-        writer.add_rope_scaling_yarn_beta_slow(rope.get("beta_slow") or 1)
-        writer.add_rope_scaling_attn_factors(attention_factor / (1 + 0.1 * math.log(rope["factor"])))
+        attention_factor = scaled_frequencies(config)[1]
+        if rope_factors(config) is None:
+            writer.add_rope_scaling_type(RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(rope["factor"])
+            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            attention_factor /= 1 + 0.1 * math.log(rope["factor"])  # what llama.cpp multiplies by itself
+        writer.add_rope_scaling_attn_factors(attention_factor)
 
 
 def rope_factors(config: ScratchGPTConfig) -> torch.Tensor | None:
-    """What the angles of a `llama3` model are divided by, (half,); None for another type of rotary positions."""
-    if (config.rope_parameters or {}).get("rope_type") != "llama3":
+    """What the angles are divided by, (half,), where llama.cpp cannot compute it itself: for the type `llama3`, and for
+    YaRN with a range of its own. `qwen3` reads no such tensor."""
+    rope = config.rope_parameters or {}
+    has_own_range = any(rope.get(name) not in (None, *values) for name, values in YARN_RANGE.items())
+    if not (rope.get("rope_type") == "llama3" or (rope.get("rope_type") == "yarn" and has_own_range)):
         return None
     plain, _ = ScratchGPTRotaryEmbedding.compute_default_rope_parameters(config)
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
-    return plain / scaled
+    return plain / scaled_frequencies(config)[0]
+
+
+def scaled_frequencies(config: ScratchGPTConfig) -> tuple[torch.Tensor, float]:
+    """Angle per position of each pair, (half,), and the factor of cosine and sine."""
+    assert config.rope_parameters is not None
+    frequencies: tuple[torch.Tensor, float] = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]](config)
+    return frequencies
 
 
 # ----------------------------------------------------------------------------------------------------------------------
