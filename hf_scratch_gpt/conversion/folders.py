@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, GPT2Tokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 from .. import modeling_scratch_gpt
@@ -19,7 +19,7 @@ from ..configuration_scratch_gpt import ScratchGPTConfig
 from .families import HEADS, LANGUAGE_MODEL, Family, UnsupportedModelError
 from .gpt2 import GPT2
 from .llama import LLAMA, QWEN2, QWEN3
-from .openai import OPENAI_GPT2, OpenAICheckpoint, is_openai_folder, openai_config
+from .openai import ENCODER_FILE, MERGES_FILE, OPENAI_GPT2, OpenAICheckpoint, is_openai_folder, openai_config
 from .plan import Recipe, Shape, export_plan, import_plan
 from .sources import INDEX_FILE, SafetensorsFolder, Source
 
@@ -166,12 +166,14 @@ def load_imported(
     stored_class = own_class(found)
     shapes = own_shapes(_empty_model(stored_class, found))
     plan = import_plan(family, stored_class, found.num_hidden_layers, shapes, tensors)
-    state = {name: built(recipe, tensors) for name, recipe in plan.items()}
+    dtype = dtype or _common_dtype(tensors)
+    # copies: parts of a tensor would share its memory, and a file may change while the model is used
+    state = {name: built(recipe, tensors).to(dtype, copy=True).contiguous() for name, recipe in plan.items()}
     model_class = getattr(modeling_scratch_gpt, our_class)
     if our_class != stored_class:
         state = {name: tensor for name, tensor in state.items() if name not in HEADS[stored_class]}
     loaded: tuple[PreTrainedModel, dict[str, Any]] = model_class.from_pretrained(
-        None, config=config, state_dict=state, output_loading_info=True, dtype=dtype or _common_dtype(tensors)
+        None, config=config, state_dict=state, output_loading_info=True, dtype=dtype
     )
     return loaded
 
@@ -264,12 +266,15 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in (*TOKENIZER_FILES, GENERATION_FILE):
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
-    names = [name for name in TOKENIZER_FILES if (folder / name).exists()]
-    if names and "tokenizer.json" not in names:  # what every runtime reads
-        try:
+    if (folder / "tokenizer.json").exists():  # what every runtime reads
+        return
+    try:
+        if (source / ENCODER_FILE).exists():
+            GPT2Tokenizer(str(source / ENCODER_FILE), str(source / MERGES_FILE)).save_pretrained(folder)
+        elif any((folder / name).exists() for name in TOKENIZER_FILES):
             AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
-        except Exception as error:  # tokenizers raises a plain Exception for a damaged file
-            raise ValueError(f"{source}: its tokenizer cannot be read ({' '.join(str(error).split())}).") from None
+    except Exception as error:  # tokenizers raises a plain Exception for a damaged file
+        raise ValueError(f"{source}: its tokenizer cannot be read ({' '.join(str(error).split())}).") from None
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from .sources import Source
 HPARAMS_FILE = "hparams.json"
 INDEX_FILE = "model.ckpt.index"
 DATA_FILE = "model.ckpt.data-00000-of-00001"
+ENCODER_FILE, MERGES_FILE = "encoder.json", "vocab.bpe"  # of the tokenizer
 TABLE_MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes
 FLOAT = 1  # DT_FLOAT of tensorflow/core/framework/types.proto

@@ -158,7 +158,7 @@ def by_layer(names: Iterable[str]) -> list[str]:
         layer = re.search(r"(?<=[./])(h?)(\d+)(?=[./])", name)
         pattern = name[: layer.start(2)] + "{}" + name[layer.end(2) :] if layer else name
         groups.setdefault(pattern, []).extend([int(layer[2])] if layer else [])
-    return [pattern.replace("{}", _numbers(layers)) for pattern, layers in groups.items()]
+    return [pattern.replace("{}", _numbers(layers)) if layers else pattern for pattern, layers in groups.items()]
 
 
 def _numbers(layers: list[int]) -> str:
