@@ -26,6 +26,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ..configuration_scratch_gpt import ScratchGPTConfig
 from ..modeling_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTRotaryEmbedding
 from .families import LANGUAGE_MODEL, UnsupportedModelError
+from .folders import common_dtype
 from .gguf_tokenizer import load_tokenizer, tokenizer_fields
 from .plan import Recipe, Shape, by_layer, check
 from .sources import SafetensorsFolder, Source
@@ -217,7 +218,7 @@ def name_in_file(ours: str, architecture: Architecture) -> str:
     """The name of our tensor in the file: "blk.0.attn_q.weight" of "model.layers.0.self_attn.q_proj.weight"."""
     module, kind = ours.rsplit(".", 1)
     if layer := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module):
-        return f"blk.{layer[1]}.{(IN_LAYERS | architecture.modules)[layer[2]]}.{kind}"
+        return f"blk.{layer[1]}.{architecture.modules.get(layer[2]) or IN_LAYERS[layer[2]]}.{kind}"
     return f"{OUTSIDE_LAYERS[module]}.{kind}"
 
 
@@ -355,7 +356,7 @@ def scaled_frequencies(config: ScratchGPTConfig) -> tuple[torch.Tensor, float]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(model_folder: Path, path: Path, dtype: str = "f16") -> list[str]:
+def write_gguf(model_folder: Path, path: Path, dtype: str = "f16", name: str | None = None) -> list[str]:
     """Write the language model in a folder, with its tokenizer and chat template, to a GGUF file.
 
     Tensors are read one at a time. The file appears under its name when it is whole.
@@ -363,6 +364,7 @@ def write_gguf(model_folder: Path, path: Path, dtype: str = "f16") -> list[str]:
     Args:
         path: a new file.
         dtype: of the matrices: "f32", "f16", "bf16" or "q8_0" (8 bits; each block of 32 has a factor of 16 bits).
+        name: of the model, which programs show (default: that of the folder).
 
     Returns:
         What differs in llama.cpp, as sentences.
@@ -384,12 +386,18 @@ def write_gguf(model_folder: Path, path: Path, dtype: str = "f16") -> list[str]:
     with new_file(path, sum(num_bytes(entry.shape, kinds[name]) for name, entry in entries.items())) as partial:
         writer = gguf.GGUFWriter(partial, architecture.name)
         try:
-            add_config(writer, config, model_folder.resolve().name, dtype)
+            add_config(writer, config, name or model_folder.resolve().name, dtype)
             fields.add_to(writer)
             write_tensors(writer, entries, kinds, tensors)
         finally:
             writer.close()
     return fields.notes + kept_in_f16(kinds, dtype)
+
+
+def stored_dtype(folder: Path) -> str:
+    """The type that most weights in a folder have; "f32" for those of 64 bits."""
+    names = {torch.float16: "f16", torch.bfloat16: "bf16"}
+    return names.get(common_dtype(SafetensorsFolder(folder)), "f32")
 
 
 def imported_gguf() -> ModuleType:
@@ -469,7 +477,7 @@ def kept_in_f16(kinds: Mapping[str, "GGMLQuantizationType"], dtype: str) -> list
     kept = [name for name, kind in kinds.items() if kind.name == "F16"] if dtype == "q8_0" else []
     if not kept:
         return []
-    return [f"f16 instead of q8_0, because their rows are no multiple of 32 numbers: {', '.join(by_layer(kept))}."]
+    return [f"these tensors are f16, as their rows are no multiple of 32 numbers: {', '.join(by_layer(kept))}."]
 
 
 @contextmanager

@@ -30,6 +30,11 @@ PATTERNS: Mapping[tuple[str, bool], str] = {
     (CONTRACTIONS + WORDS + r"\p{N}{1,3}" + REST, False): "dbrx",
     (GPT2_PATTERN, False): "gpt-2",
 }
+# True of all these patterns: characters that Unicode 16 added are letters or digits for the tokenizers library only.
+UNICODE_NOTE = (
+    "letters and digits that Unicode added in version 16 (2024), such as Garay and Todhri, may get other ids."
+)
+NFC_NOTE = "texts that are not in Unicode's NFC form, such as an 'e' followed by a combining accent, get other ids."
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
 
 
@@ -114,7 +119,7 @@ def tokenizer_fields(
         ids=ids,
         adds=added_around(tokenizer),
         chat_template=chat_templates(tokenizer),
-        notes=notes + normalizer_notes(state["normalizer"]),
+        notes=[*notes, UNICODE_NOTE, *([NFC_NOTE] if state["normalizer"] else [])],
     )
 
 
@@ -202,14 +207,12 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, stop_ids: list[int]) -> tupl
     if eos is None:
         raise ValueError("the tokenizer has no eos_token, and llama.cpp would stop at token 11 instead: set eos_token.")
     ids = {"bos": tokenizer.bos_token_id, "eos": eos, "pad": tokenizer.pad_token_id}
-    others = [token_id for token_id in stop_ids if token_id != eos]
-    if END_OF_TURN in tokenizer.get_vocab():
-        end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        others = [end_of_turn, *(token_id for token_id in others if token_id != end_of_turn)]
+    end_of_turn = tokenizer.get_vocab().get(END_OF_TURN)
+    others = [token_id for token_id in dict.fromkeys([end_of_turn, *stop_ids]) if token_id not in (None, eos)]
     ids |= dict(zip(("eot", "eom"), others, strict=False))
-    missed = [tokenizer.convert_ids_to_tokens(token_id) for token_id in others[2:]]
-    notes = [f"llama.cpp does not stop at {', '.join(missed)}: a GGUF file names three such tokens."] if missed else []
-    return {name: token_id for name, token_id in ids.items() if token_id is not None}, notes
+    missed = [repr(tokenizer.decode([token_id])) for token_id in others[2:] if token_id is not None]
+    notes = [f"{', '.join(missed)} does not end a text, because a GGUF file names only three such tokens."]
+    return {name: token_id for name, token_id in ids.items() if token_id is not None}, notes if missed else []
 
 
 def added_around(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
@@ -234,12 +237,3 @@ def chat_templates(tokenizer: PreTrainedTokenizerBase) -> str | list[dict[str, s
     if isinstance(template, dict):
         return [{"name": name, "template": text} for name, text in template.items()]
     return template
-
-
-def normalizer_notes(normalizer: Mapping[str, Any] | None) -> list[str]:
-    """What to tell of a normalizer."""
-    if normalizer is None:
-        return []
-    return [
-        "texts that are not in Unicode's NFC form, such as 'e' with a combining accent, get other ids in llama.cpp."
-    ]
