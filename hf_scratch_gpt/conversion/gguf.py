@@ -4,6 +4,7 @@ A model becomes one of three architectures of llama.cpp: `llama`; `qwen3`, with 
 Names of tensors and keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
+import errno
 import fcntl
 import math
 import os
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")
+LARGEST = {"F16": 65504, "Q8_0": 127 * 65504}  # numbers that a type can hold
 ROWS_AT_ONCE = 4096  # converted to another type at a time, so that no copy of a large tensor is made
 
 # Our modules, and the names of their tensors.
@@ -223,8 +225,10 @@ def name_in_file(ours: str, architecture: Architecture) -> str:
 
 
 def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Reorder rows, (heads * head_dim, ...), so that row i of the first half of each head is followed by row i of the
-    second: our model turns the halves against each other, llama.cpp's `llama` turns neighbors."""
+    """Reorder the rows of queries or keys, (heads * head_dim, ...), for llama.cpp's `llama`.
+
+    Our model turns row i of a head's first half together with row i of its second half; there, they are neighbors.
+    """
     halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])  # (heads, 2, half, ...)
     return halves.transpose(1, 2).reshape(tensor.shape)
 
@@ -256,13 +260,12 @@ def stored(tensor: torch.Tensor, kind: "GGMLQuantizationType") -> np.ndarray:
     bytes_of_rows = np.empty((rows.shape[0], num_bytes(rows.shape[1:], kind)), np.uint8)
     for start in range(0, rows.shape[0], ROWS_AT_ONCE):
         numbers = rows[start : start + ROWS_AT_ONCE].float().numpy()
-        if not np.isfinite(numbers).all():
+        largest = np.abs(numbers).max(initial=0)
+        if not np.isfinite(largest):
             raise ValueError("has weights that are infinite or not a number")
-        with np.errstate(over="ignore"):
-            coded = quantize(numbers, kind)
-        if coded.dtype == np.float16 and not np.isfinite(coded).all():
-            raise ValueError(f"has the weight {np.abs(numbers).max():g}, too large for f16: choose bf16 or f32")
-        bytes_of_rows[start : start + ROWS_AT_ONCE] = np.ascontiguousarray(coded).view(np.uint8)
+        if largest > LARGEST.get(kind.name, math.inf):
+            raise ValueError(f"has the weight {largest:g}, too large for {kind.name.lower()}: choose bf16 or f32")
+        bytes_of_rows[start : start + ROWS_AT_ONCE] = np.ascontiguousarray(quantize(numbers, kind)).view(np.uint8)
     return bytes_of_rows
 
 
@@ -334,8 +337,10 @@ def add_rope(writer: "GGUFWriter", config: ScratchGPTConfig) -> None:
 
 
 def rope_factors(config: ScratchGPTConfig) -> torch.Tensor | None:
-    """What the angles are divided by, (half,), where llama.cpp cannot compute it itself: for the type `llama3`, and for
-    YaRN with a range of its own. `qwen3` reads no such tensor."""
+    """What the angles are divided by, (half,), where llama.cpp cannot compute it; None where it can.
+
+    That is for the type `llama3`, and for YaRN with a range of its own. Only `llama` reads such a tensor.
+    """
     rope = config.rope_parameters or {}
     has_own_range = any(rope.get(name) not in (None, *values) for name, values in YARN_RANGE.items())
     if not (rope.get("rope_type") == "llama3" or (rope.get("rope_type") == "yarn" and has_own_range)):
@@ -371,8 +376,8 @@ def write_gguf(model_folder: Path, path: Path, dtype: str = "f16", name: str | N
 
     Raises:
         ValueError: `path` exists; fields of the config or of the tokenizer that llama.cpp cannot express (all are
-            named); missing, damaged or wrong tensors; not enough space.
-        ImportError: the package gguf is not installed.
+            named); missing, damaged or wrong tensors; not enough space; the package gguf is not installed.
+        OSError: the file cannot be written.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed values: {', '.join(DTYPES)}")
@@ -404,12 +409,12 @@ def imported_gguf() -> ModuleType:
     """The package gguf.
 
     Raises:
-        ImportError: it is not installed.
+        ValueError: it is not installed.
     """
     try:
         import gguf
     except ImportError:
-        raise ImportError("GGUF files require the package gguf: pip install 'hf_scratch_gpt[gguf]'") from None
+        raise ValueError('gguf is not installed: pip install "hf_scratch_gpt[gguf]"') from None
     return gguf
 
 
@@ -457,7 +462,12 @@ def opened(folder: Path, config: ScratchGPTConfig) -> Source:
 def write_tensors(
     writer: "GGUFWriter", entries: Mapping[str, Recipe], kinds: Mapping[str, "GGMLQuantizationType"], tensors: Source
 ) -> None:
-    """Write the header of the file, then one tensor after the other."""
+    """Write the header of the file, then one tensor after the other.
+
+    Raises:
+        ValueError: a tensor has numbers that its type cannot hold.
+        OSError: there is no space left.
+    """
     for name, entry in entries.items():
         size = num_bytes(entry.shape, kinds[name])
         writer.add_tensor_info(name, entry.shape, np.dtype(np.float32), size, raw_dtype=kinds[name])
@@ -470,6 +480,9 @@ def write_tensors(
             writer.write_tensor_data(stored(tensor, kinds[name]))
         except ValueError as error:
             raise ValueError(f"{' and '.join(entry.sources)} {error}.") from None
+        except OSError as error:  # numpy hides the reason why it could not write all
+            reason = error.strerror or "No space left on the disk, or the file is too large for it"
+            raise OSError(error.errno or errno.ENOSPC, reason, str(writer.path)) from None
 
 
 def kept_in_f16(kinds: Mapping[str, "GGMLQuantizationType"], dtype: str) -> list[str]:
@@ -487,8 +500,10 @@ def new_file(path: Path, size: int) -> Iterator[Path]:
     What a killed process has left is overwritten.
 
     Raises:
-        ValueError: `path` exists, another process is writing it, or there is no space for `size` bytes.
+        ValueError: `path` exists, its folder does not, another process is writing it, or `size` bytes have no space.
     """
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: the folder {path.parent} does not exist.")
     if path.exists():
         raise ValueError(f"{path} exists: choose another name, or delete it.")
     if (free := shutil.disk_usage(path.parent).free) < size:

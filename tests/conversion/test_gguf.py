@@ -306,6 +306,16 @@ def test_weights_too_large_for_16_bits(folder):
     write_gguf(folder, folder / "model.gguf", "bf16")
 
 
+def test_weights_too_large_for_the_factor_of_a_block(folder):
+    change_tensors(folder, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].fill_(9e6))
+    refused(folder, r"up_proj\.weight has the weight 9e\+06, too large for q8_0", dtype="q8_0")
+
+
+def test_a_folder_that_does_not_exist(folder):
+    with pytest.raises(ValueError, match=r"the folder .*/absent does not exist"):
+        write_gguf(folder, folder / "absent" / "model.gguf")
+
+
 def test_no_tokenizer(folder):
     for path in folder.glob("*token*"):
         path.unlink()
@@ -345,10 +355,13 @@ def test_no_space(folder, monkeypatch):
 
 def test_the_disk_fills_up(folder, monkeypatch):
     def fail(writer, tensor):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError("3145728 requested and 3015744 written")  # all that numpy says
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", fail)
-    refused(folder, "No space left on device", OSError)
+    with pytest.raises(OSError, match="No space left on the disk") as error:
+        write_gguf(folder, folder / "model.gguf")
+    assert error.value.errno == errno.ENOSPC
+    assert list(folder.glob("*.gguf")) + list(folder.glob(".*")) == []
 
 
 def test_what_a_killed_process_has_left_is_overwritten(folder):
