@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 from hf_scratch_gpt import ScratchGPTConfig
-from hf_scratch_gpt.conversion import export_model, import_model, is_openai_folder
+from hf_scratch_gpt.conversion import FAMILIES, export_model, import_model, is_openai_folder
 from hf_scratch_gpt.conversion.gguf import stored_dtype, write_gguf
 from hf_scratch_gpt.conversion.ollama import modelfile
 
@@ -28,8 +28,9 @@ from .hub.cards.converted import write_converted_card
 from .model.find import find_model
 from .model.load import check_files, stored_type
 from .settings.command import run_command
+from .settings.json_files import read_json
 from .settings.recipe import option, parse_recipe, required
-from .settings.run_folder import ADAPTER_CONFIG_FILE
+from .settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 OURS = "scratch_gpt"
 GGUF = "gguf"
@@ -71,6 +72,8 @@ def convert(arguments: ConvertArguments) -> Path:
         raise ValueError(f"{place} is a ScratchGPT model already: choose another format with --to.")
     check_options(arguments)
     dtype = DTYPES[arguments.dtype] if arguments.dtype and arguments.to != GGUF else None
+    if is_ours and arguments.to != GGUF:
+        print_losses(source, arguments.to)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as scratch, written_whole(folder) as partial:
         try:
@@ -85,7 +88,7 @@ def convert(arguments: ConvertArguments) -> Path:
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         if arguments.to != GGUF:
-            write_converted_card(partial, arguments.model, written)
+            write_converted_card(partial, arguments.model, written, arguments.dtype)
     return folder
 
 
@@ -117,8 +120,16 @@ def write_gguf_folder(source: Path, folder: Path, arguments: ConvertArguments) -
     name = model.parent.name if model.name == "model" else model.name
     path = folder / f"{name}-{dtype}.gguf"
     for note in write_gguf(source, path, dtype, name):
-        print(f"in llama.cpp: {note}", file=sys.stderr)
+        print(f"note: in llama.cpp, {note}", file=sys.stderr)
     (folder / "Modelfile").write_text(modelfile(source, path.name), encoding="utf-8")
+
+
+def print_losses(source: Path, to: str) -> None:
+    """Name the settings of training that a model loses."""
+    config = read_json(source / CONFIG_FILE)
+    for name in FAMILIES[to].export_loses:
+        if value := config.get(name):
+            print(f"note: {to} has no {name} (here {value}), so further training runs without it", file=sys.stderr)
 
 
 def find_source(name: str) -> Path:

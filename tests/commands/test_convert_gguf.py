@@ -25,7 +25,7 @@ def test_the_file_and_its_modelfile(tmp_path, capsys):
     assert gguf.GGUFReader(tmp_path / "output" / "mine-q8_0.gguf").fields["general.name"].contents() == "mine"
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'output'}\n"
-    assert f"in llama.cpp: {UNICODE_NOTE}" in printed.err.splitlines()
+    assert f"note: in llama.cpp, {UNICODE_NOTE}" in printed.err.splitlines()
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "f32"), (torch.float16, "f16"), (torch.bfloat16, "bf16")])
