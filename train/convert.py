@@ -5,7 +5,8 @@
     scratch-gpt convert --model runs/mine/model --to gguf --dtype q8_0 --output_dir runs/gguf
 
 Imports GPT-2, Llama, Qwen2 and Qwen3, from a folder or the Hub, and OpenAI's own GPT-2 files. Exports to the GPT-2,
-Llama and Qwen3 classes of transformers, which load without our code. The tokenizer and its chat template come along.
+Llama and Qwen3 classes of transformers, which load without our code, and to GGUF files for llama.cpp and Ollama. The
+tokenizer and its chat template come along.
 """
 
 import sys
@@ -19,6 +20,8 @@ import torch
 
 from hf_scratch_gpt import ScratchGPTConfig
 from hf_scratch_gpt.conversion import FAMILIES, export_model, import_model, is_openai_folder
+from hf_scratch_gpt.conversion.gguf import stored_dtype, write_gguf
+from hf_scratch_gpt.conversion.ollama import modelfile
 
 from .data.new_folder import written_whole
 from .hub.cards.converted import write_converted_card
@@ -31,7 +34,10 @@ from .settings.recipe import option, parse_recipe, required
 from .settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 OURS = "scratch_gpt"
+GGUF = "gguf"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+GGUF_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}
+SHARD_SIZE = "2GB"
 
 
 @dataclass
@@ -40,9 +46,11 @@ class ConvertArguments:
 
     model: str = required("Model: a folder, or a name on the Hugging Face Hub.", is_path=True)
     output_dir: str = required("New folder for the converted model.", is_path=True)
-    to: Literal["scratch_gpt", "gpt2", "llama", "qwen3"] = option("What the model becomes.", OURS)
-    dtype: Literal["float32", "float16", "bfloat16"] | None = option("Type of the weights (default: as they are).")
-    max_shard_size: str = option("Maximum size of a weights file; at most one is in memory at a time.", "2GB")
+    to: Literal["scratch_gpt", "gpt2", "llama", "qwen3", "gguf"] = option("What the model becomes.", OURS)
+    dtype: Literal["float32", "float16", "bfloat16", "q8_0"] | None = option(
+        "Type of the weights (default: as they are). q8_0, 8 bits in blocks of 32, requires --to gguf."
+    )
+    max_shard_size: str = option("Maximum size of a weights file; at most one is in memory at a time.", SHARD_SIZE)
 
     def __post_init__(self) -> None:
         bytes_of("max_shard_size", self.max_shard_size)
@@ -66,8 +74,9 @@ def convert(arguments: ConvertArguments) -> Path:
     is_ours = not is_openai_folder(source) and stored_type(source) == ScratchGPTConfig.model_type
     if is_ours and arguments.to == OURS:
         raise ValueError(f"{place} is a ScratchGPT model already: choose another format with --to.")
-    dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    if is_ours:
+    check_options(arguments)
+    dtype = DTYPES[arguments.dtype] if arguments.dtype and arguments.to != GGUF else None
+    if is_ours and arguments.to != GGUF:
         print_losses(source, arguments.to)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as scratch, written_whole(folder) as partial:
@@ -76,12 +85,47 @@ def convert(arguments: ConvertArguments) -> Path:
                 imported = partial if arguments.to == OURS else Path(scratch)
                 written = import_model(source, imported, dtype, arguments.max_shard_size)
                 source = imported
-            if arguments.to != OURS:
+            if arguments.to == GGUF:
+                write_gguf_folder(source, partial, arguments)
+            elif arguments.to != OURS:
                 written = export_model(source, partial, arguments.to, dtype, arguments.max_shard_size)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-        write_converted_card(partial, arguments.model, written, arguments.dtype)
+        if arguments.to != GGUF:
+            write_converted_card(partial, arguments.model, written, arguments.dtype)
     return folder
+
+
+def check_options(arguments: ConvertArguments) -> None:
+    """Refuse options that the target does not have.
+
+    Raises:
+        ValueError: a quantized type or a size of files for the wrong target.
+    """
+    if arguments.to == GGUF and arguments.max_shard_size != SHARD_SIZE:
+        raise ValueError(
+            f"--max_shard_size {arguments.max_shard_size} has no effect with --to gguf, which writes one file."
+        )
+    if arguments.to != GGUF and arguments.dtype not in (None, *DTYPES):
+        raise ValueError(f"--dtype {arguments.dtype} requires --to gguf; otherwise it is one of {', '.join(DTYPES)}.")
+
+
+def write_gguf_folder(source: Path, folder: Path, arguments: ConvertArguments) -> None:
+    """Write the GGUF file and the Modelfile, and print what differs in llama.cpp.
+
+    Args:
+        source: contains a model of ours.
+
+    Raises:
+        ValueError: llama.cpp cannot express the model or its tokenizer, or files are damaged.
+    """
+    dtype = GGUF_DTYPES[arguments.dtype] if arguments.dtype else stored_dtype(source)
+    model = Path(arguments.model).resolve()
+    name = model.parent.name if model.name == "model" else model.name
+    path = folder / f"{name}-{dtype}.gguf"
+    for note in write_gguf(source, path, dtype, name):
+        print(f"note: in llama.cpp, {note}", file=sys.stderr)
+    (folder / "Modelfile").write_text(modelfile(source, path.name), encoding="utf-8")
 
 
 def print_losses(source: Path, to: str) -> None:
