@@ -3,9 +3,11 @@
     scratch-gpt convert --model gpt2 --output_dir runs/gpt2
     scratch-gpt convert --model runs/mine/model --to llama --output_dir runs/llama
     scratch-gpt convert --model runs/mine/model --to gguf --dtype q8_0 --output_dir runs/gguf
+    scratch-gpt convert --model runs/mine/model --to onnx --output_dir runs/onnx
 
 Imports GPT-2, Llama, Qwen2 and Qwen3, from a folder or the Hub, and OpenAI's own GPT-2 files. Exports to the GPT-2,
-Llama and Qwen3 classes of transformers, which load without our code. The tokenizer and its chat template come along.
+Llama and Qwen3 classes of transformers, which load without our code, and to ONNX. The tokenizer and its chat template
+come along.
 """
 
 import sys
@@ -16,19 +18,23 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_scratch_gpt import ScratchGPTConfig
 from hf_scratch_gpt.conversion import export_model, import_model, is_openai_folder
+from hf_scratch_gpt.conversion.folders import copy_tokenizer
+from hf_scratch_gpt.conversion.onnx import check_installed, export_onnx
 
 from .data.new_folder import written_whole
 from .hub.cards.converted import write_converted_card
 from .model.find import find_model
-from .model.load import check_files, stored_type
+from .model.load import CLASSIFIER_SUFFIX, check_files, load_config, load_model, stored_type
 from .settings.command import run_command
 from .settings.recipe import option, parse_recipe, required
 from .settings.run_folder import ADAPTER_CONFIG_FILE
 
-OURS = "scratch_gpt"
+SHARD_SIZE = "2GB"
+OURS, ONNX = "scratch_gpt", "onnx"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -38,9 +44,17 @@ class ConvertArguments:
 
     model: str = required("Model: a folder, or a name on the Hugging Face Hub.", is_path=True)
     output_dir: str = required("New folder for the converted model.", is_path=True)
-    to: Literal["scratch_gpt", "gpt2", "llama", "qwen3"] = option("What the model becomes.", OURS)
+    to: Literal["scratch_gpt", "gpt2", "llama", "qwen3", "onnx"] = option("What the model becomes.", OURS)
     dtype: Literal["float32", "float16", "bfloat16"] | None = option("Type of the weights (default: as they are).")
-    max_shard_size: str = option("Maximum size of a weights file; at most one is in memory at a time.", "2GB")
+    max_shard_size: str = option("Maximum size of a weights file; at most one is in memory at a time.", SHARD_SIZE)
+
+    def __post_init__(self) -> None:
+        if self.to != ONNX:
+            return
+        if self.dtype not in (None, "float32"):
+            raise ValueError(f"--dtype is {self.dtype}, but an ONNX graph is float32: remove the option.")
+        if self.max_shard_size != SHARD_SIZE:
+            raise ValueError(f"--max_shard_size ({self.max_shard_size}) has no effect with --to onnx: remove it.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,6 +76,8 @@ def convert(arguments: ConvertArguments) -> Path:
     if is_ours and arguments.to == OURS:
         raise ValueError(f"{place} is a ScratchGPT model already: choose another format with --to.")
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
+    if arguments.to == ONNX:
+        check_installed()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as scratch, written_whole(folder) as partial:
         try:
@@ -69,12 +85,33 @@ def convert(arguments: ConvertArguments) -> Path:
                 imported = partial if arguments.to == OURS else Path(scratch)
                 written = import_model(source, imported, dtype, arguments.max_shard_size)
                 source = imported
+            if arguments.to == ONNX:
+                print(write_onnx(source, partial))
+                return folder
             if arguments.to != OURS:
                 written = export_model(source, partial, arguments.to, dtype, arguments.max_shard_size)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         write_converted_card(partial, arguments.model, written)
     return folder
+
+
+def write_onnx(source: Path, folder: Path) -> str:
+    """Write a model of ours as an ONNX graph with its tokenizer.
+
+    Returns:
+        How well the graph reproduces the model.
+
+    Raises:
+        ValueError: damaged files, or a model that has no graph.
+    """
+    config = load_config("the model", source)
+    is_classifier = str((config.architectures or [""])[0]).endswith(CLASSIFIER_SUFFIX)
+    auto_class = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    model = load_model("the model", source, auto_class, config=config, dtype=torch.float32)
+    difference = export_onnx(model, folder)
+    copy_tokenizer(source, folder)
+    return f"ONNX Runtime computes the same logits as the model: they differ by at most {difference:.1g}"
 
 
 def find_source(name: str) -> Path:
