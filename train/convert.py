@@ -21,17 +21,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_scratch_gpt import ScratchGPTConfig
-from hf_scratch_gpt.conversion import export_model, import_model, is_openai_folder
+from hf_scratch_gpt.conversion import FAMILIES, export_model, import_model, is_openai_folder
 from hf_scratch_gpt.conversion.folders import copy_tokenizer
 from hf_scratch_gpt.conversion.onnx import check_installed, export_onnx
 
 from .data.new_folder import written_whole
 from .hub.cards.converted import write_converted_card
 from .model.find import find_model
-from .model.load import CLASSIFIER_SUFFIX, check_files, load_config, load_model, stored_type
+from .model.load import CLASSIFIER_SUFFIX, check_files, load_config, load_model, refuse_quantized, stored_type
 from .settings.command import run_command
+from .settings.json_files import read_json
 from .settings.recipe import option, parse_recipe, required
-from .settings.run_folder import ADAPTER_CONFIG_FILE
+from .settings.run_folder import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 SHARD_SIZE = "2GB"
 OURS, ONNX = "scratch_gpt", "onnx"
@@ -47,14 +48,6 @@ class ConvertArguments:
     to: Literal["scratch_gpt", "gpt2", "llama", "qwen3", "onnx"] = option("What the model becomes.", OURS)
     dtype: Literal["float32", "float16", "bfloat16"] | None = option("Type of the weights (default: as they are).")
     max_shard_size: str = option("Maximum size of a weights file; at most one is in memory at a time.", SHARD_SIZE)
-
-    def __post_init__(self) -> None:
-        if self.to != ONNX:
-            return
-        if self.dtype not in (None, "float32"):
-            raise ValueError(f"--dtype is {self.dtype}, but an ONNX graph is float32: remove the option.")
-        if self.max_shard_size != SHARD_SIZE:
-            raise ValueError(f"--max_shard_size ({self.max_shard_size}) has no effect with --to onnx: remove it.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,8 +69,9 @@ def convert(arguments: ConvertArguments) -> Path:
     if is_ours and arguments.to == OURS:
         raise ValueError(f"{place} is a ScratchGPT model already: choose another format with --to.")
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    if arguments.to == ONNX:
-        check_installed()
+    check_options(arguments)
+    if is_ours and arguments.to != ONNX:
+        print_losses(source, arguments.to)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as scratch, written_whole(folder) as partial:
         try:
@@ -86,21 +80,33 @@ def convert(arguments: ConvertArguments) -> Path:
                 written = import_model(source, imported, dtype, arguments.max_shard_size)
                 source = imported
             if arguments.to == ONNX:
-                print(write_onnx(source, partial))
-                return folder
-            if arguments.to != OURS:
+                write_onnx_folder(source, partial)
+            elif arguments.to != OURS:
                 written = export_model(source, partial, arguments.to, dtype, arguments.max_shard_size)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-        write_converted_card(partial, arguments.model, written)
+        if arguments.to != ONNX:
+            write_converted_card(partial, arguments.model, written, arguments.dtype)
     return folder
 
 
-def write_onnx(source: Path, folder: Path) -> str:
-    """Write a model of ours as an ONNX graph with its tokenizer.
+def check_options(arguments: ConvertArguments) -> None:
+    """Refuse options that the target does not have.
 
-    Returns:
-        How well the graph reproduces the model.
+    Raises:
+        ValueError: such an option, or a library is missing.
+    """
+    if arguments.to != ONNX:
+        return
+    if arguments.dtype not in (None, "float32"):
+        raise ValueError(f"--dtype is {arguments.dtype}, but an ONNX graph is float32: remove the option.")
+    if arguments.max_shard_size != SHARD_SIZE:
+        raise ValueError(f"--max_shard_size ({arguments.max_shard_size}) has no effect with --to onnx: remove it.")
+    check_installed()
+
+
+def write_onnx_folder(source: Path, folder: Path) -> None:
+    """Write a model of ours as an ONNX graph with its tokenizer, and print how well the graph reproduces it.
 
     Raises:
         ValueError: damaged files, or a model that has no graph.
@@ -111,7 +117,15 @@ def write_onnx(source: Path, folder: Path) -> str:
     model = load_model("the model", source, auto_class, config=config, dtype=torch.float32)
     difference = export_onnx(model, folder)
     copy_tokenizer(source, folder)
-    return f"ONNX Runtime computes the same logits as the model: they differ by at most {difference:.1g}"
+    print(f"ONNX Runtime computes the same logits as the model: they differ by at most {difference:.1g}")
+
+
+def print_losses(source: Path, to: str) -> None:
+    """Name the settings of training that a model loses."""
+    config = read_json(source / CONFIG_FILE)
+    for name in FAMILIES[to].export_loses:
+        if value := config.get(name):
+            print(f"note: {to} has no {name} (here {value}), so further training runs without it", file=sys.stderr)
 
 
 def find_source(name: str) -> Path:
@@ -127,6 +141,7 @@ def find_source(name: str) -> Path:
     if (folder / ADAPTER_CONFIG_FILE).exists():
         raise ValueError(f"--model {name} is an adapter: give the merged model, which is in model/ of its run.")
     check_files(f"--model {name}", folder)
+    refuse_quantized(f"--model {name}", folder, "converted")
     return folder
 
 

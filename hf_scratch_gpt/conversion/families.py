@@ -65,6 +65,7 @@ class Family:
         export_requires: for each field of our config, the value that they can express.
         import_config: their config as values of ours.
         export_config: our config as values of theirs; None: only import.
+        export_loses: fields of ours that only matter in training, and that they lack.
         export_limits: further reasons why a config cannot be exported.
     """
 
@@ -76,6 +77,7 @@ class Family:
     prefix: str = "model."
     question_answering_prefix: str = "transformer."
     export_config: Callable[[ScratchGPTConfig], dict[str, Any]] | None = None
+    export_loses: tuple[str, ...] = ()
     export_limits: Callable[[ScratchGPTConfig], list[str]] = lambda config: []
     import_requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     export_requires: Mapping[str, Any] = field(default_factory=dict)

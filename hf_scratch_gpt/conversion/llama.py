@@ -151,6 +151,7 @@ LLAMA = Family(
     import_config=import_llama,
     export_requires=REQUIRED | {"qk_norm": False, "sliding_window": None},
     export_config=export_llama,
+    export_loses=("residual_dropout", "embedding_dropout"),
     export_limits=llama_limits,
 )
 
@@ -173,5 +174,6 @@ QWEN3 = Family(
     import_config=import_qwen3,
     export_requires=REQUIRED | {"qk_norm": True, "mlp_bias": False},
     export_config=export_qwen3,
+    export_loses=("residual_dropout", "embedding_dropout"),
     export_limits=rope_limits,
 )

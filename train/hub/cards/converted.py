@@ -20,13 +20,14 @@ TASKS = {  # by the ending of the class
 }
 
 
-def write_converted_card(folder: Path, source: str, architecture: str) -> None:
+def write_converted_card(folder: Path, source: str, architecture: str, dtype: str | None) -> None:
     """Write the README.md of a converted model.
 
     Args:
         folder: contains the model.
         source: the model it was converted from: a name on the Hub or a folder.
         architecture: the class that it was converted to.
+        dtype: that the weights were rounded to; None: they were not changed.
     """
     name = hub_name(source)
     task = next(task for ending, task in TASKS.items() if architecture.endswith(ending))
@@ -37,6 +38,6 @@ def write_converted_card(folder: Path, source: str, architecture: str) -> None:
         tags=model_tags(str(config["model_type"]), folder),
         base_model=name,
     )
-    title = f"{Path(source).name} as {architecture}"
-    card = render_card("converted.md.jinja", metadata, title=title, source=name, architecture=architecture, task=task)
+    values = {"source": name, "architecture": architecture, "task": task, "dtype": dtype}
+    card = render_card("converted.md.jinja", metadata, title=f"{Path(source).name} as {architecture}", **values)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
