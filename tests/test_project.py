@@ -3,7 +3,9 @@
 import ast
 import functools
 import re
+import shutil
 import statistics
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,23 @@ def offenders(paths, found):
 # ----------------------------------------------------------------------------------------------------------------------
 # Layout
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_wheel_is_built_from_what_git_knows_and_new_files(tmp_path):
+    """Not from what earlier builds have left, which setuptools would take into the wheel."""
+    checkout, copy = tmp_path / "checkout", tmp_path / "a copy"
+    names = (".ci/copy_source", ".gitignore", "pkg/old name.py", "pkg/gone.py")
+    for name in (*names, "pkg/new.py", "build/lib/pkg/stale.py"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("build/\n")
+    shutil.copy(REPOSITORY / ".ci" / "copy_source", checkout / ".ci")
+    for command in (["git", "init", "-q"], ["git", "add", *names], ["rm", "pkg/gone.py"]):
+        subprocess.run(command, cwd=checkout, check=True)
+    (checkout / "pkg" / "old name.py").write_text("changed")
+    subprocess.run([checkout / ".ci" / "copy_source", copy], check=True)
+    copied = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    assert copied == {".ci/copy_source", ".gitignore", "pkg/old name.py", "pkg/new.py"}
+    assert (copy / "pkg" / "old name.py").read_text() == "changed"
 
 
 def test_train_contains_commands_and_at_most_ten_folders():

@@ -24,6 +24,7 @@ from .settings.checks import check_bounds, requires
 from .settings.command import interruptible, run_command
 from .settings.recipe import option, option_list, parse_recipe, required
 from .settings.sampling import SamplingArguments
+from .settings.standard_input import read_stdin
 
 DEFAULT_NEW_TOKENS = 128
 FROM_STDIN = "-"
@@ -56,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, sampling = parse_recipe([GenerateArguments, SamplingArguments], argv, description=__doc__ or "")
     if arguments.num_samples > 1 and sampling.temperature == 0:
         raise ValueError(requires("num_samples", arguments.num_samples, "--temperature above 0: all would be equal"))
-    prompts = read_prompts(arguments.prompt)
     model, tokenizer = load_for_inference(arguments.model)
+    prompts = read_prompts(arguments.prompt)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     max_new_tokens = new_tokens(model, arguments.max_new_tokens)
     check_outputs(arguments.model, model, encoded[0][:1])
@@ -90,7 +91,7 @@ def read_prompts(given: Sequence[str]) -> list[str]:
         raise ValueError('--prompt has "-" twice, but standard input can be read only once: remove one of them.')
     if not given and has_input():
         given = [FROM_STDIN]
-    return [read_stdin() if prompt == FROM_STDIN else prompt for prompt in given] or [""]
+    return [prompt_from_stdin() if prompt == FROM_STDIN else prompt for prompt in given] or [""]
 
 
 def has_input() -> bool:
@@ -102,16 +103,9 @@ def has_input() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def read_stdin() -> str:
-    """Standard input without its last line break.
-
-    Raises:
-        ValueError: it is not UTF-8 text.
-    """
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 text ({error}).") from None
+def prompt_from_stdin() -> str:
+    """Standard input without its last line break."""
+    return read_stdin("a prompt", "give --prompt").removesuffix("\n")
 
 
 def new_tokens(model: Any, given: int | None) -> int:
