@@ -7,6 +7,11 @@ from .checks import check_bounds, check_fraction, requires
 from .reading import COLUMNS, ENCODING, FOLDER_SUFFIXES, KEEP_CRLF, Reading, require_files
 from .recipe import option, option_list
 
+PATTERN = (
+    "How a rank file of tiktoken splits text into words: gpt2, r50k_base, p50k_base, cl100k_base, o200k_base, llama3, "
+    "or a regular expression (default: as its name says)."
+)
+
 
 @dataclass
 class CorpusArguments:
