@@ -8,7 +8,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from ..tokenization_scratch_gpt import SETTINGS, ScratchGPTTokenizer
+from hf_scratch_gpt.tokenization_scratch_gpt import SETTINGS, ScratchGPTTokenizer
+
 from .gpt2 import PAIRS, files_in, read_gpt2
 from .rank_files import is_rank_file, pattern_of, read_rank_file
 from .sentencepiece_models import read_sentencepiece

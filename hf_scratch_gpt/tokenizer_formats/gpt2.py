@@ -6,7 +6,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from ..tokenization_scratch_gpt import END_OF_TEXT, ScratchGPTTokenizer
+from hf_scratch_gpt.tokenization_scratch_gpt import END_OF_TEXT, ScratchGPTTokenizer
+
 from .wrapped import ROLES, check_bytes, check_ids, wrapped
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))

@@ -15,7 +15,8 @@ from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import BPE
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from ..tokenization_scratch_gpt import END_OF_TEXT, ScratchGPTTokenizer
+from hf_scratch_gpt.tokenization_scratch_gpt import END_OF_TEXT, ScratchGPTTokenizer
+
 from .gpt2 import words
 from .wrapped import check_bytes, wrapped
 

@@ -12,7 +12,8 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 from transformers.convert_slow_tokenizer import generate_merges, import_protobuf
 
-from ..tokenization_scratch_gpt import ScratchGPTTokenizer
+from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
+
 from .wrapped import wrapped
 
 SPACE = "\u2581"  # what a space is in the pieces

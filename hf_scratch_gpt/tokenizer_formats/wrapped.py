@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
-from ..tokenization_scratch_gpt import END_OF_TEXT, SETTINGS, ScratchGPTTokenizer
+from hf_scratch_gpt.tokenization_scratch_gpt import END_OF_TEXT, SETTINGS, ScratchGPTTokenizer
 
 # What the field calls these tokens. The first one that a vocabulary has among its special tokens is taken.
 ROLES = {
