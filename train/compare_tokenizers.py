@@ -33,7 +33,7 @@ from .settings.recipe import option, option_list, parse_recipe, required
 from .settings.training import PRESET_NAMES
 
 ALL_TYPES = ("characters", "bytes", "bpe:1024", "bpe:4096", "bpe:16384", "unigram:4096")
-TOKENS_PER_STEP, MICRO_BATCH = 2048, 8
+TOKENS_PER_STEP, MICRO_BATCH = 2048, 32  # the second: at most so many sequences at once
 COLUMNS = ("tokenizer", "vocabulary", "tokens", "bytes/token", "never used", "embedding", "MB/s")
 
 
@@ -48,7 +48,7 @@ class CompareArguments:
     )
     pattern: str | None = option(PATTERN)
     config: str = option(
-        f"Preset of the model ({', '.join(PRESET_NAMES)}) in which the embedding is counted.", "laptop"
+        f"Preset of the model ({', '.join(PRESET_NAMES)}) that the embedding is counted for.", "laptop"
     )
     max_megabytes: float = option("Read at most so much of the text, in 10^6 characters.", 10.0)
     train: bool = option("Train a model with each tokenizer, for --flops.", False)
@@ -91,9 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, tokenizer in named.items():
             row = describe(score_tokenizer(name, tokenizer, texts), tokenizer, arguments.config)
             for context in (arguments.context_bytes or [512]) if arguments.train else []:
-                bits = train_model(
-                    partial / f"{len(rows)}-{context}", tokenizer, row, (train, validation), arguments, context
-                )
+                place = partial / f"{len(rows)}-{context}"
+                bits = train_model(place, tokenizer, row, (train, validation), arguments, context)
                 row["bits_per_byte"][context] = bits
             rows.append(row)
         write_comparison(partial, rows, validation.description, arguments)
@@ -174,7 +173,8 @@ def train_model(
         ValueError: the text is shorter than a block, or too little compute for a step.
     """
     block_size = max(2, round(context_bytes / row["bytes_per_token"]))
-    batch = max(1, round(TOKENS_PER_STEP / block_size / MICRO_BATCH)) * MICRO_BATCH
+    batch = max(1, round(TOKENS_PER_STEP / block_size))
+    micro_batch = max(size for size in range(1, MICRO_BATCH + 1) if batch % size == 0)
     config = model_config(tokenizer, arguments.config, max_position_embeddings=block_size)
     steps = round(arguments.flops / (flops_per_token(config, block_size) * batch * block_size))
     if steps < 1:
@@ -186,7 +186,7 @@ def train_model(
     code = pretrain.main([
         f"--config={arguments.config}", f"--config_overrides=max_position_embeddings={block_size}",
         f"--data_dir={folder / 'data'}", f"--output_dir={folder / 'run'}", f"--max_steps={steps}",
-        f"--global_batch_size={batch}", f"--micro_batch_size={MICRO_BATCH}", f"--eval_steps={steps}",
+        f"--global_batch_size={batch}", f"--micro_batch_size={micro_batch}", f"--eval_steps={steps}",
         f"--save_steps={steps}", "--max_eval_samples=0", f"--warmup_steps={steps // 20}",
     ])  # fmt: skip
     if code:
