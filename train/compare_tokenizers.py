@@ -52,7 +52,7 @@ class CompareArguments:
     )
     max_megabytes: float = option("Read at most so much of the text, in 10^6 characters.", 10.0)
     train: bool = option("Train a model with each tokenizer, for --flops.", False)
-    flops: float = option("With --train: FLOPs of each model, as in scratch-gpt plan: 6 per weight and token.", 1e12)
+    flops: float = option("With --train: FLOPs of each model, as in scratch-gpt plan: 6 per weight and token.", 1e13)
     context_bytes: list[int] = option_list("With --train: bytes of context; several: a model for each (default: 512).")
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class CompareArguments:
         check_bounds(self, {"max_megabytes": 0.001, "flops": 1.0})
         for name in ("context_bytes", "flops"):
             value = getattr(self, name)
-            if value not in ([], 1e12) and not self.train:
+            if value not in ([], 1e13) and not self.train:
                 raise ValueError(requires(name, value, "--train true"))
         if any(context < 16 for context in self.context_bytes):
             raise ValueError(f"--context_bytes is {min(self.context_bytes)}: it must be at least 16.")
