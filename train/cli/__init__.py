@@ -24,6 +24,7 @@ COMMANDS = {
     "chat": "chat with a fine-tuned model in the terminal",
     "finetune_classifier": "fine-tune a model to classify texts",
     "classify": "label texts with a fine-tuned classifier",
+    "convert": "to and from GPT-2, Llama and Qwen3",
     "report": "compare runs on one page",
     "rollback": "rewind a run to an earlier checkpoint and skip steps",
     "publish": "upload a model to the Hugging Face Hub",

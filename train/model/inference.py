@@ -30,7 +30,7 @@ def load_for_inference(name: str, auto_class: Any = AutoModelForCausalLM) -> tup
     if (folder / ADAPTER_CONFIG_FILE).exists():
         model = _load_adapted(place, folder, auto_class)
     else:
-        model = load_model(place, folder, auto_class)
+        model = load_model(place, folder, auto_class, config=load_config(place, folder, as_ours=True))
     tokenizer = load_tokenizer(place, tokenizer_folder(folder))
     check_vocabulary_size(place, tokenizer, model.config)
     with memory_errors(place):

@@ -4,6 +4,7 @@ Every command loads models with `load_model`: transformers itself fills missing 
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +25,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from hf_scratch_gpt import ScratchGPTConfig
+from hf_scratch_gpt.conversion import UnsupportedModelError, load_imported, our_config
 from hf_scratch_gpt.tokenizer_formats import is_tokenizer, open_tokenizer
 
 from ..checkpoint.weights import safetensors_names
 from ..settings.json_files import read_json
-from ..settings.run_folder import MODEL_INDEX_FILE
+from ..settings.run_folder import CONFIG_FILE, MODEL_INDEX_FILE
 from ..settings.words import counted, shown_names
 
 USES = {AutoModelForCausalLM: "language model", AutoModelForSequenceClassification: "classifier"}
@@ -71,13 +74,36 @@ def load_model(
     new_head = new_head and not _architecture(config).endswith(CLASSIFIER_SUFFIX)  # whose head is kept
     check_files(place, folder, dtype)
     with _quiet_transformers(), memory_errors(place):
-        model, loading_info = auto_class.from_pretrained(
-            folder, config=config, trust_remote_code=False, use_safetensors=True, ignore_mismatched_sizes=True,
-            output_loading_info=True, **({} if dtype is None else {"dtype": dtype}),
-        )  # fmt: skip
+        if isinstance(config, ScratchGPTConfig) and stored_type(folder) != ScratchGPTConfig.model_type:
+            model_class = auto_class._model_mapping[type(config)]
+            model, loading_info = _imported(place, folder, config, model_class.__name__, dtype)
+        else:
+            model, loading_info = auto_class.from_pretrained(
+                folder, config=config, trust_remote_code=False, use_safetensors=True, ignore_mismatched_sizes=True,
+                output_loading_info=True, **({} if dtype is None else {"dtype": dtype}),
+            )  # fmt: skip
     _check_loaded(place, model, loading_info, new_head, all_used)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _imported(
+    place: str, folder: Path, config: ScratchGPTConfig, our_class: str, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, Any]:
+    """The model of another family in a folder, as one of ours, and what `from_pretrained` says of its weights."""
+    try:
+        loaded = load_imported(folder, config, our_class, dtype)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    if os.environ.get("RANK", "0") == "0":
+        kind = stored_type(folder)
+        print(f"{place} is a {kind} model: its weights were imported into a {our_class}", file=sys.stderr)
+    return loaded
+
+
+def stored_type(folder: Path) -> str:
+    """The model_type in the config.json of a folder."""
+    return str(read_json(folder / CONFIG_FILE).get("model_type"))
 
 
 def check_model(place: str, folder: Path) -> None:
@@ -99,20 +125,36 @@ def check_model(place: str, folder: Path) -> None:
     _check_loaded(place, model, loading_info, new_head=False, all_used=True)
 
 
-def load_config(place: str, folder: Path, **changes: Any) -> PreTrainedConfig:
+def load_config(place: str, folder: Path, *, as_ours: bool = False, **changes: Any) -> PreTrainedConfig:
     """The config in `folder`, with some values changed.
+
+    Args:
+        as_ours: whether that of a GPT-2, Llama, Qwen2 or Qwen3 model becomes a `ScratchGPTConfig`, if one can express
+            the model. `load_model` then imports its weights.
 
     Raises:
         ValueError: values that are not valid for this type of model.
     """
+    config: PreTrainedConfig
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
+        if as_ours and (ours := _as_ours(folder)):
+            config = ScratchGPTConfig.from_dict(ours.to_dict(), **changes)
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         if changes:  # a mistake in --config_overrides, which the message names
             raise
         reason = " ".join(str(error).split())
         raise ValueError(f"{place}: its config.json is not valid ({reason}).") from None
     return config
+
+
+def _as_ours(folder: Path) -> ScratchGPTConfig | None:
+    """Our config for the model of another family in a folder, if it can express the model."""
+    try:
+        return our_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except UnsupportedModelError:
+        return None
 
 
 def check_kind(place: str, config: PreTrainedConfig, auto_class: Any, new_head: bool = False) -> None:
@@ -166,7 +208,7 @@ def check_files(place: str, folder: Path, dtype: torch.dtype | None = None) -> N
         except SafetensorError as error:
             raise ValueError(f"{place}: {name} is damaged ({error}): copy or download it again.") from None
     num_bytes = sum((folder / name).stat().st_size for name in names)
-    stored = read_json(folder / "config.json").get("dtype")
+    stored = read_json(folder / CONFIG_FILE).get("dtype")
     if dtype is torch.float32 and stored in ("bfloat16", "float16"):
         num_bytes *= 2
     if num_bytes > memory_bytes():

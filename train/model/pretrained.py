@@ -43,7 +43,8 @@ class BaseModel:
 def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: Any) -> BaseModel:
     """Load the base model with float32 weights. New weights, such as a head, depend only on `seed`.
 
-    An adapter is merged into its base model.
+    An adapter is merged into its base model. A GPT-2, Llama, Qwen2 or Qwen3 model becomes one of ours, unless it gets
+    an adapter: an adapter has to fit the model that others load.
 
     Args:
         auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification ...
@@ -64,11 +65,12 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
     tokenizer = load_base_tokenizer(arguments, folder)
     source = base_of_adapter(folder) if is_adapted else folder
     overrides = parse_overrides(arguments.config_overrides or "")
-    settings = load_config(f"--model {name}", source)
+    as_ours = not is_adapted and arguments.trainable != "lora"
+    settings = load_config(f"--model {name}", source, as_ours=as_ours)
     for key in overrides:
         if not hasattr(settings, key):
             raise ValueError(f"--config_overrides sets {key}, which the config of {source} does not have.")
-    settings = load_config(f"--model {name}", source, **overrides, **config)
+    settings = load_config(f"--model {name}", source, as_ours=as_ours, **overrides, **config)
     check_vocabulary(tokenizer, settings, arguments)
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
