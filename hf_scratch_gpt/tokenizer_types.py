@@ -40,7 +40,7 @@ def train_on_bytes(
     show_progress: bool,
 ) -> None:
     """Train a backend with byte-level words. Unigram has the words and bytes of BPE, so that it decodes exactly too."""
-    options = {
+    options: dict[str, Any] = {
         "vocab_size": vocab_size,
         "special_tokens": [AddedToken(token, special=True) for token in special_tokens],
         "initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet()),
