@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = [document.text for document in validation if document.text]
     with written_whole(folder) as partial:
         named = open_all(arguments, train, validation)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, tokenizer in named.items():
             row = describe(score_tokenizer(name, tokenizer, texts), tokenizer, arguments.config)
             for context in (arguments.context_bytes or [512]) if arguments.train else []:
