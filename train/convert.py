@@ -27,6 +27,7 @@ from .data.new_folder import written_whole
 from .hub.cards.converted import write_converted_card
 from .model.find import find_model
 from .model.load import check_files, stored_type
+from .settings.checks import bytes_of
 from .settings.command import run_command
 from .settings.json_files import read_json
 from .settings.recipe import option, parse_recipe, required
@@ -50,6 +51,9 @@ class ConvertArguments:
         "Type of the weights (default: as they are). q8_0, 8 bits in blocks of 32, requires --to gguf."
     )
     max_shard_size: str = option("Maximum size of a weights file; at most one is in memory at a time.", SHARD_SIZE)
+
+    def __post_init__(self) -> None:
+        bytes_of("max_shard_size", self.max_shard_size)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
