@@ -109,7 +109,7 @@ def import_model(source: Path, folder: Path, dtype: torch.dtype | None = None, m
     model = _empty_model(our_class, config)
     plan = import_plan(family, our_class, config.num_hidden_layers, own_shapes(model), tensors)
     config.dtype = dtype or common_dtype(tensors)
-    with _new_folder(folder):
+    with new_folder(folder):
         write_weights(plan, tensors, folder, config.dtype if dtype else None, max_shard_size)
         custom_object_save(model, folder)
         config.save_pretrained(folder)
@@ -140,7 +140,7 @@ def export_model(
     )
     config.architectures = [their_class]
     config.dtype = dtype or common_dtype(tensors)
-    with _new_folder(folder):
+    with new_folder(folder):
         write_weights(plan, tensors, folder, config.dtype if dtype else None, max_shard_size)
         config.save_pretrained(folder)
         copy_tokenizer(source, folder)
@@ -278,7 +278,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
+def new_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and remove what was written to it after an error.
 
     Raises:

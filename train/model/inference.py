@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ..settings.run_folder import ADAPTER_CONFIG_FILE
 from .adapters import base_of_adapter, check_adapter_kind, labels_of_adapter, merge_adapter
 from .find import find_model, tokenizer_folder
-from .load import check_vocabulary_size, load_config, load_model, load_tokenizer, memory_errors
+from .load import check_vocabulary_size, load_config, load_model, load_tokenizer, memory_errors, refuse_quantized
 
 
 def load_for_inference(
@@ -65,6 +65,7 @@ def _load_adapted(place: str, folder: Path, auto_class: Any) -> PreTrainedModel:
     is_classifier = auto_class is AutoModelForSequenceClassification
     config = load_config(place, base, **(labels_of_adapter(place, folder) if is_classifier else {}))
     whose = f"{place} is an adapter whose base model {base_name}"
+    refuse_quantized(whose, base, "merged with it")
     model = load_model(whose, base, auto_class, config=config, new_head=is_classifier)
     merged: PreTrainedModel = merge_adapter(model, place, folder)
     return merged
