@@ -26,7 +26,7 @@ def draw_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> N
     panels = list(PANELS)
     if len(contexts) == 1:  # a curve of one point shows less than bars
         (context,) = contexts
-        panels.append(("bits", f"bits per byte ({context:,} bytes of context)", "{:.2f}"))
+        panels.append(("bits", f"bits per byte (context: {context:,})", "{:.2f}"))
         rows = [row | {"bits": row["bits_per_byte"].get(context, 0.0)} for row in rows]
     has_curves = len(contexts) > 1
     height = 1.6 + 0.34 * len(rows)
