@@ -135,6 +135,13 @@ def test_merges_that_reach_a_token_in_several_ways_give_the_ids_of_tiktoken(tmp_
             assert tokenizer.encode_texts([text])[0].tolist() == original.encode_ordinary(text)
 
 
+def test_whitespace_at_the_end_is_one_word_only_there(tmp_path):
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"\n ": 256, b"\n  ": 257}
+    tokenizer = open_tokenizer(write_ranks(tmp_path / "a.tiktoken", ranks), pattern="cl100k_base")
+    assert tokenizer.encode("a\n  ") == [97, 257]
+    assert tokenizer.encode("a\n  b") == [97, 10, 32, 32, 98]
+
+
 def test_gpt2_files_give_the_ids_of_tiktoken(gpt2, ranks):
     tiktoken = pytest.importorskip("tiktoken")
     public = pytest.importorskip("tiktoken_ext.openai_public")

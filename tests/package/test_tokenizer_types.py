@@ -5,6 +5,7 @@ from pydoc_data.topics import topics
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.models import Unigram
 from transformers import AutoTokenizer
 
 from hf_scratch_gpt.tokenization_scratch_gpt import CHAT_TEMPLATE, SPECIAL_TOKENS, ScratchGPTTokenizer
@@ -70,6 +71,7 @@ def test_bytes_are_special_tokens_and_256_bytes():
 def test_unigram_learns_pieces_of_the_given_number():
     texts = [topics["strings"]]
     tokenizer = of_type("unigram", texts)
+    assert isinstance(tokenizer.backend_tokenizer.model, Unigram)
     assert len(tokenizer) == 300
     assert len(tokenizer.encode(texts[0])) < 0.8 * len(texts[0])
 

@@ -15,22 +15,28 @@ PANELS = (
 
 
 def draw_comparison(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Plot one bar per tokenizer and measure; below them, bits per byte by context if models were trained.
+    """Plot one bar per tokenizer and measure; below them, bits per byte by context if models were trained for several.
 
     Args:
         rows: per tokenizer `name`, the keys of PANELS, and `bits_per_byte`, a dictionary from bytes of context.
     """
     from matplotlib.figure import Figure  # not pyplot, which selects a window system
 
-    is_trained = any(row["bits_per_byte"] for row in rows)
+    contexts = {context for row in rows for context in row["bits_per_byte"]}
+    panels = list(PANELS)
+    if len(contexts) == 1:  # a curve of one point shows less than bars
+        (context,) = contexts
+        panels.append(("bits", f"bits per byte (context: {context:,})", "{:.2f}"))
+        rows = [row | {"bits": row["bits_per_byte"].get(context, 0.0)} for row in rows]
+    has_curves = len(contexts) > 1
     height = 1.6 + 0.34 * len(rows)
-    figure = Figure(figsize=(11, height + 4.2 * is_trained), dpi=130, layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[height, 4.2]) if is_trained else [figure]
+    figure = Figure(figsize=(2.75 * len(panels), height + 4.2 * has_curves), dpi=130, layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[height, 4.2]) if has_curves else [figure]
     parts[0].suptitle(printable(title), x=0.01, ha="left", fontsize=10, color=TEXT_COLOUR)
-    axes = parts[0].subplots(1, len(PANELS), sharey=True)
-    for place, (key, label, number) in zip(axes, PANELS, strict=True):
+    axes = parts[0].subplots(1, len(panels), sharey=True)
+    for place, (key, label, number) in zip(axes, panels, strict=True):
         _draw_bars(place, rows, key, label, number)
-    if is_trained:
+    if has_curves:
         _draw_curves(parts[1].subplots(), rows)
     save(figure, path)
 
@@ -61,8 +67,6 @@ def _draw_curves(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
     axes.xaxis.set_minor_locator(NullLocator())
-    if len(contexts) == 1:
-        axes.set_xlim(contexts[0] / 2, contexts[0] * 2)
     axes.set_xlabel("context (bytes)")
     axes.set_ylabel("validation bits per byte")
     axes.grid(axis="y", color="#e8e8e8")
