@@ -23,6 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
+from hf_scratch_gpt.conversion.gguf import write_gguf
 from hf_scratch_gpt.conversion.onnx import GRAPH_FILE, export_onnx
 from train.data.blocks import TOKENIZER_FOLDER, open_data
 from train.data.tokens import load_data_tokenizer
@@ -102,7 +103,7 @@ def measure(name: str, source: Path, data_dir: Path, arguments: QuantizedArgumen
             model, saved = FORMATS[name](source, Path(folder))
         except ImportError as error:
             return f"{error.name or 'a library'} is not installed"
-        tokenizer = load_data_tokenizer(str(data_dir / TOKENIZER_FOLDER), "--data_dir")
+        tokenizer = load_data_tokenizer("--data_dir", data_dir / TOKENIZER_FOLDER)
         data = open_data(data_dir, verify=["validation"])
         named = [(name, itertools.islice(stream, arguments.num_windows)) for name, stream in data_streams(data)]
         block_size = data.validation.block_size
@@ -211,7 +212,7 @@ def gguf(dtype: str) -> Format:
 
     def write(source: Path, folder: Path) -> tuple[Any, bool]:
         importlib.import_module("gguf")
-        importlib.import_module("hf_scratch_gpt.conversion.gguf").write_gguf(source, folder / "model.gguf", dtype)
+        write_gguf(source, folder / "model.gguf", dtype)
         return AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf").eval(), True
 
     return write

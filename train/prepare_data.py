@@ -57,7 +57,8 @@ class PrepareArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the blocks of both splits."""
     arguments, corpus = parse_recipe((PrepareArguments, CorpusArguments), argv, description=__doc__ or "")
-    tokenizer = load_data_tokenizer(str(find_tokenizer("--tokenizer", arguments.tokenizer)))
+    found = find_tokenizer("--tokenizer", arguments.tokenizer)
+    tokenizer = load_data_tokenizer(f"--tokenizer {arguments.tokenizer}", found)
     prepare_data(arguments.output_dir, tokenizer, open_corpora(corpus), arguments.block_size)
 
 

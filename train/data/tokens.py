@@ -15,21 +15,20 @@ from hf_scratch_gpt.tokenization_scratch_gpt import BATCH_LENGTH, ScratchGPTToke
 from .corpora import Document
 
 
-def load_data_tokenizer(name: str, option: str = "--tokenizer") -> ScratchGPTTokenizer:
-    """Load the tokenizer of a folder or of the Hub, whatever its class.
+def load_data_tokenizer(place: str, folder: Path) -> ScratchGPTTokenizer:
+    """Load the tokenizer of a folder, whatever its class.
 
     Args:
-        option: the option that names it, for the error message.
+        place: the option and its value, for error messages, such as "--tokenizer runs/tokenizer".
 
     Raises:
         ValueError: the folder has no tokenizer.json, or the tokenizer has no end-of-text token.
     """
-    folder = Path(name)
-    if (folder.exists() or name.startswith((".", "/"))) and not (folder / "tokenizer.json").exists():
-        raise ValueError(f"{option} {name} has no tokenizer.json: write one with scratch-gpt train_tokenizer.")
-    tokenizer: ScratchGPTTokenizer = ScratchGPTTokenizer.from_pretrained(name)
+    if not (folder / "tokenizer.json").exists():
+        raise ValueError(f"{place} has no tokenizer.json: write one with scratch-gpt train_tokenizer.")
+    tokenizer: ScratchGPTTokenizer = ScratchGPTTokenizer.from_pretrained(folder)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{option} {name} has no eos_token, which marks the end of a document: use another one.")
+        raise ValueError(f"{place} has no eos_token, which marks the end of a document: use another one.")
     return tokenizer
 
 
