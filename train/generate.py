@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from .data.plain_text import plain_ids
-from .model.generation import TextStream, check_outputs, generate_text, max_positions, start_id
+from .model.generation import TextStream, check_outputs, encode_prompt, generate_text, max_positions
 from .model.inference import load_for_inference
 from .settings.checks import check_bounds, requires
 from .settings.command import interruptible, run_command
@@ -108,20 +106,6 @@ def has_input() -> bool:
 def prompt_from_stdin() -> str:
     """Standard input without its last line break."""
     return read_stdin("a prompt", "give --prompt").removesuffix("\n")
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The ids of a prompt; an empty one begins a text.
-
-    Raises:
-        ValueError: the tokenizer cannot encode it, or has no token that begins a text.
-    """
-    if ids := plain_ids(tokenizer, prompt):
-        return ids
-    start = start_id(tokenizer)
-    if start is None:
-        raise ValueError("the tokenizer has neither a bos_token nor an eos_token to begin a text: give a --prompt.")
-    return [start]
 
 
 def new_tokens(model: Any, given: int | None) -> int:

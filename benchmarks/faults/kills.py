@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,41 +93,52 @@ class Kills:
 
     def _killed(self) -> bool:
         """Start the command and kill it; False if it has ended before."""
-        trial = self.trial()
+        trial, started = self.trial(), time.time()
         children = start(trial)
-        self._wait_for_the_moment()
-        phase = self._phase(trial)
+        self._wait_for_the_moment(started)
+        phase = self._phase(trial, started)
         # before the processes have met, the other one would wait for minutes; a launcher ends it
         is_one = phase != "start" and self.dice.random() < 0.5
         hit = [self.dice.choice(children)] if is_one else children
         kill(hit)
-        started = time.monotonic()
+        killed = time.monotonic()
         ending = finish(trial, children)
-        if time.monotonic() - started > 60:
+        if time.monotonic() - killed > 60:
             self.hung += 1
         if not any(code < 0 for code in ending.codes):
             return False
         self.phases[phase] += 1
         return True
 
-    def _wait_for_the_moment(self) -> None:
-        """Until a random moment, or shortly after a temporary folder has appeared."""
+    def _wait_for_the_moment(self, started: float) -> None:
+        """Until a random moment, or shortly after this launch has made a temporary folder."""
         deadline = time.monotonic() + self.dice.uniform(0.1, 1.1) * self.seconds
         name = self.dice.choice(["", ".tmp-checkpoint-*", ".tmp-model", ".tmp-model"])
         output = self.operation.folder / self.operation.output
         while time.monotonic() < deadline + (self.seconds if name else 0):
-            if name and any(output.glob(name)):
+            if name and any(is_newer(path, started) for path in output.glob(name)):
                 time.sleep(self.dice.uniform(0, 0.1))
                 return
             time.sleep(0.002)
 
-    def _phase(self, trial: Trial) -> str:
+    def _phase(self, trial: Trial, started: float) -> str:
+        """What the processes are doing; an earlier kill may have left the files of a later phase."""
         output = self.operation.folder / self.operation.output
+        status = output / "status.json"
+        if not is_newer(status, started):
+            return "start"
         if (output / ".tmp-model").exists() or (output / "model").exists():
             return "model"
         if any(output.glob(".t*-checkpoint-*")):
             return "save"
-        return "training" if (output / "status.json").exists() else "start"
+        return "training"
+
+
+def is_newer(path: Path, moment: float) -> bool:
+    """Whether a file or folder exists and was changed after a moment."""
+    with suppress(OSError):  # removed in the meantime
+        return path.stat().st_mtime > moment
+    return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING
 
 import hf_scratch_gpt  # noqa: F401  registers the model's classes
+from hf_scratch_gpt.conversion.sources import PICKLES, without_weights
 
 from ..checkpoint.manifest import sha256_of
 from ..hub.client import HubName
@@ -79,6 +80,8 @@ def _without_weights(folder: Path) -> str:
             "is the checkpoint of a model that was split over several processes: only its run can read it. "
             f"{about_unfinished(folder.parent)}"
         )
+    if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+        return without_weights(folder)
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
     return (
         f"has no weights ({MODEL_FILE}; found: {found}): give the folder of a trained model. Only fine-tuning can "

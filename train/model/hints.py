@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from hf_scratch_gpt.conversion import is_openai_folder
+
 from ..data.blocks import TOKENIZER_FOLDER
 from ..settings.near_paths import near_paths
 from ..settings.run_folder import (
@@ -55,6 +57,8 @@ def about_folder(folder: Path) -> str:
     inside = [path.parent for depth in ("*", f"*/{MODEL_FOLDER}") for path in folder.glob(f"{depth}/{CONFIG_FILE}")]
     if inside:
         return f"is not a model folder: did you mean {' or '.join(map(str, sorted(inside)[:3]))}?"
+    if is_openai_folder(folder):
+        return f"has OpenAI's own files of GPT-2: convert them with scratch-gpt convert --model {folder}."
     found = sorted(entry.name for entry in folder.iterdir())
     return f"is not a model folder: it has no {CONFIG_FILE} (found: {', '.join(found[:8]) or 'nothing'})."
 

@@ -3,7 +3,10 @@
 Every command loads models with `load_model`: transformers itself fills missing weights with random numbers.
 """
 
+import importlib.util
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +27,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from hf_scratch_gpt import ScratchGPTConfig
+from hf_scratch_gpt.conversion import UnsupportedModelError, load_imported, our_config
+
 from ..checkpoint.weights import safetensors_names
 from ..settings.json_files import read_json
-from ..settings.run_folder import MODEL_INDEX_FILE
+from ..settings.run_folder import CONFIG_FILE, MODEL_INDEX_FILE
 from ..settings.words import counted, shown_names
 
 USES = {AutoModelForCausalLM: "language model", AutoModelForSequenceClassification: "classifier"}
@@ -34,6 +40,8 @@ LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 # a tokenizer has at least one of these; tokenizer.json alone does not say which tokens are special
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+QUANTIZERS = ("bitsandbytes", "torchao")  # quant_method in config.json, and the name of the package
 
 COPY_TOKENIZER = "copy tokenizer.json and tokenizer_config.json of the model into this folder."
 
@@ -69,13 +77,36 @@ def load_model(
     new_head = new_head and not _architecture(config).endswith(CLASSIFIER_SUFFIX)  # whose head is kept
     check_files(place, folder, dtype)
     with _quiet_transformers(), memory_errors(place):
-        model, loading_info = auto_class.from_pretrained(
-            folder, config=config, trust_remote_code=False, use_safetensors=True, ignore_mismatched_sizes=True,
-            output_loading_info=True, **({} if dtype is None else {"dtype": dtype}),
-        )  # fmt: skip
+        if isinstance(config, ScratchGPTConfig) and stored_type(folder) != ScratchGPTConfig.model_type:
+            model_class = auto_class._model_mapping[type(config)]
+            model, loading_info = _imported(place, folder, config, model_class.__name__, dtype)
+        else:
+            model, loading_info = auto_class.from_pretrained(
+                folder, config=config, trust_remote_code=False, use_safetensors=True, ignore_mismatched_sizes=True,
+                output_loading_info=True, **({} if dtype is None else {"dtype": dtype}),
+            )  # fmt: skip
     _check_loaded(place, model, loading_info, new_head, all_used)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _imported(
+    place: str, folder: Path, config: ScratchGPTConfig, our_class: str, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, Any]:
+    """The model of another family in a folder, as one of ours, and what `from_pretrained` says of its weights."""
+    try:
+        loaded = load_imported(folder, config, our_class, dtype)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    if os.environ.get("RANK", "0") == "0":
+        kind = stored_type(folder)
+        print(f"{place} is a {kind} model: its weights were imported into a {our_class}", file=sys.stderr)
+    return loaded
+
+
+def stored_type(folder: Path) -> str:
+    """The model_type in the config.json of a folder."""
+    return str(read_json(folder / CONFIG_FILE).get("model_type"))
 
 
 def check_model(place: str, folder: Path) -> None:
@@ -97,20 +128,69 @@ def check_model(place: str, folder: Path) -> None:
     _check_loaded(place, model, loading_info, new_head=False, all_used=True)
 
 
-def load_config(place: str, folder: Path, **changes: Any) -> PreTrainedConfig:
+def load_config(place: str, folder: Path, *, as_ours: bool = False, **changes: Any) -> PreTrainedConfig:
     """The config in `folder`, with some values changed.
 
+    Args:
+        as_ours: whether that of a GPT-2, Llama, Qwen2 or Qwen3 model becomes a `ScratchGPTConfig`, if one can express
+            the model. `load_model` then imports its weights.
+
     Raises:
-        ValueError: values that are not valid for this type of model.
+        ValueError: values that are not valid for this type of model, or quantized weights whose library is missing.
     """
+    config: PreTrainedConfig
+    check_quantization(place, folder)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
+        if as_ours and (ours := _as_ours(folder)):
+            config = ScratchGPTConfig.from_dict(ours.to_dict(), **changes)
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **changes)
     except (StrictDataclassError, ValueError, KeyError, TypeError, AttributeError) as error:
         if changes:  # a mistake in --config_overrides, which the message names
             raise
         reason = " ".join(str(error).split())
         raise ValueError(f"{place}: its config.json is not valid ({reason}).") from None
     return config
+
+
+def quantization_of(folder: Path) -> str | None:
+    """The library that the weights in a folder were quantized with, such as bitsandbytes; None: they are not."""
+    settings = read_json(folder / CONFIG_FILE).get("quantization_config") if (folder / CONFIG_FILE).exists() else None
+    return str(settings.get("quant_method", "an unknown method")) if isinstance(settings, dict) else None
+
+
+def check_quantization(place: str, folder: Path) -> None:
+    """Refuse weights that were quantized with a library that is not installed.
+
+    Raises:
+        ValueError: the library is missing.
+    """
+    method = quantization_of(folder)
+    if method == "bitsandbytes":  # which else says at every layer of every step that it casts the inputs
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if method in QUANTIZERS and importlib.util.find_spec(method) is None:
+        raise ValueError(f"{place} was quantized with {method}, which is not installed: pip install {method}")
+
+
+def refuse_quantized(place: str, folder: Path, use: str) -> None:
+    """Refuse quantized weights where only the original ones are of use.
+
+    Args:
+        use: what cannot be done with them.
+
+    Raises:
+        ValueError: the weights are quantized.
+    """
+    if method := quantization_of(folder):
+        raise ValueError(f"{place} was quantized with {method} and cannot be {use}: give the model it was made from.")
+
+
+def _as_ours(folder: Path) -> ScratchGPTConfig | None:
+    """Our config for the model of another family in a folder, if it can express the model."""
+    try:
+        return our_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    except UnsupportedModelError:
+        return None
 
 
 def check_kind(place: str, config: PreTrainedConfig, auto_class: Any, new_head: bool = False) -> None:
@@ -164,7 +244,7 @@ def check_files(place: str, folder: Path, dtype: torch.dtype | None = None) -> N
         except SafetensorError as error:
             raise ValueError(f"{place}: {name} is damaged ({error}): copy or download it again.") from None
     num_bytes = sum((folder / name).stat().st_size for name in names)
-    stored = read_json(folder / "config.json").get("dtype")
+    stored = read_json(folder / CONFIG_FILE).get("dtype")
     if dtype is torch.float32 and stored in ("bfloat16", "float16"):
         num_bytes *= 2
     if num_bytes > memory_bytes():

@@ -20,7 +20,7 @@ from ..settings.run_folder import ADAPTER_CONFIG_FILE
 from ..settings.seeds import seed_at
 from .adapters import add_adapter, base_of_adapter, check_adapter_kind, merge_adapter, write_adapter
 from .find import find_model, find_tokenizer, tokenizer_folder, weights_sha256
-from .load import check_vocabulary_size, has_tokenizer, load_config, load_model, load_tokenizer
+from .load import check_vocabulary_size, has_tokenizer, load_config, load_model, load_tokenizer, refuse_quantized
 from .new import new_model, parse_overrides
 from .vocabulary import num_different_ids, vocabulary_sha256
 
@@ -43,7 +43,8 @@ class BaseModel:
 def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: Any) -> BaseModel:
     """Load the base model with float32 weights. New weights, such as a head, depend only on `seed`.
 
-    An adapter is merged into its base model.
+    An adapter is merged into its base model. A GPT-2, Llama, Qwen2 or Qwen3 model becomes one of ours, unless it gets
+    an adapter: an adapter has to fit the model that others load.
 
     Args:
         auto_class: AutoModelForCausalLM, AutoModelForSequenceClassification ...
@@ -63,12 +64,14 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
         )
     tokenizer = load_base_tokenizer(arguments, folder)
     source_name, source = base_of_adapter(f"--model {name}", folder) if is_adapted else (name, folder)
+    refuse_quantized(f"--model {name}", source, "fine-tuned")
     overrides = parse_overrides(arguments.config_overrides or "")
-    settings = load_config(f"--model {name}", source)
+    as_ours = not is_adapted and arguments.trainable != "lora"
+    settings = load_config(f"--model {name}", source, as_ours=as_ours)
     for key in overrides:
         if not hasattr(settings, key):
             raise ValueError(f"--config_overrides sets {key}, which the config of {source_name} does not have.")
-    settings = load_config(f"--model {name}", source, **overrides, **config)
+    settings = load_config(f"--model {name}", source, as_ours=as_ours, **overrides, **config)
     check_vocabulary(tokenizer, settings, arguments)
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
