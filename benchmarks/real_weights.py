@@ -81,7 +81,7 @@ def results_of(folder: Path, max_new_tokens: int) -> dict[str, Any]:
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
     outputs = model(ids, labels=ids)
     messages = [{"role": "user", "content": QUESTION}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    prompt: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
     answer = model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
     return {
         "class": type(model).__name__,

@@ -1,10 +1,12 @@
-"""What PEFT must know about our models. It may be imported before this package, after it, or never.
+"""What PEFT and vLLM must know about our models.
 
-PEFT has no function to register a model, only dictionaries: one per adapter type with its default target modules, and
-one with the functions of AdaptionPrompt. Importing PEFT here would add more than a second to the import of this
-package, so an import hook waits for the modules that define these dictionaries.
+PEFT may be imported before this package, after it, or never. It has no function to register a model, only dictionaries:
+one per adapter type with its default target modules, and one with the functions of AdaptionPrompt. Importing PEFT here
+would add more than a second to the import of this package, so an import hook waits for the modules that define these
+dictionaries.
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +17,13 @@ from typing import Any
 
 import torch
 
-from .modeling_scratch_gpt import ScratchGPTAttention, rotate
+from .modeling_scratch_gpt import (
+    ScratchGPTAttention,
+    ScratchGPTForCausalLM,
+    ScratchGPTForSequenceClassification,
+    ScratchGPTModel,
+    rotate,
+)
 
 
 def register_with_peft() -> None:
@@ -89,3 +97,14 @@ class _PeftHook(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
         self.add_entries(module)
+
+
+def register_with_vllm() -> None:
+    """Put our classes where vLLM's Transformers backend looks for them: into the module `transformers`.
+
+    This is the entry point in the group `vllm.general_plugins`, which vLLM calls in each of its processes. With it,
+    vLLM needs no `--trust-remote-code`.
+    """
+    importlib.import_module("transformers.processing_utils")  # replaces the module `transformers`, so it comes first
+    for model_class in (ScratchGPTModel, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification):
+        setattr(sys.modules["transformers"], model_class.__name__, model_class)

@@ -109,10 +109,7 @@ class ScratchGPTRotaryEmbedding(nn.Module):
         self.max_seq_len_cached = config.max_position_embeddings
         self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
-        frequencies = self.compute_default_rope_parameters
-        if self.rope_type != "default":
-            frequencies = ROPE_INIT_FUNCTIONS[self.rope_type]
-        inv_freq, self.attention_scaling = frequencies(config)
+        inv_freq, self.attention_scaling = self.initial_frequencies()
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
@@ -124,6 +121,12 @@ class ScratchGPTRotaryEmbedding(nn.Module):
             if buffer.dtype != before[name].dtype:
                 setattr(self, name, before[name].to(buffer.device))
         return self
+
+    def initial_frequencies(self, device: torch.device | None = None) -> tuple[torch.Tensor, float]:
+        """As `compute_default_rope_parameters`, with the scaling of `rope_type`."""
+        scaled = self.rope_type != "default"
+        compute = ROPE_INIT_FUNCTIONS[self.rope_type] if scaled else self.compute_default_rope_parameters
+        return compute(self.config, device)
 
     @staticmethod
     def compute_default_rope_parameters(
@@ -138,7 +141,10 @@ class ScratchGPTRotaryEmbedding(nn.Module):
     @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         positions = position_ids[:, :, None].to(torch.float32)  # (..., seq, 1)
-        angles = positions * self.inv_freq.to(hidden_states.device, torch.float32)  # (..., seq, half)
+        inv_freq = self.inv_freq
+        if inv_freq.dtype != torch.float32:  # FSDP1 with mixed precision casts buffers in place
+            inv_freq, _ = self.initial_frequencies(hidden_states.device)
+        angles = positions * inv_freq.to(hidden_states.device)  # (..., seq, half)
         cosine = angles.cos() * self.attention_scaling
         sine = angles.sin() * self.attention_scaling
         return cosine.to(hidden_states.dtype), sine.to(hidden_states.dtype)

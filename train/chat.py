@@ -22,6 +22,7 @@ from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
 from .settings.recipe import option, parse_recipe, required
 from .settings.sampling import SamplingArguments
+from .settings.standard_input import PATIENCE, is_terminal, saying_after
 
 DEFAULT_NEW_TOKENS = 128
 COMMANDS = {
@@ -122,13 +123,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     conversation = start(arguments, model, tokenizer)
     check_outputs(arguments.model, model, prompt_ids(tokenizer, [{"role": "user", "content": "?"}]))
     torch.manual_seed(sampling.seed)
-    if sys.stdin.isatty():
+    if is_terminal():
         print("Type a message. /help lists the commands, Ctrl-D quits.")
-    while (line := next_line()) not in (None, "/exit"):
+    line = first_line()
+    while line not in (None, "/exit"):
         if line in COMMANDS or re.fullmatch("/[a-z]+", line or ""):
             obey(str(line), conversation)
         elif line:
             respond(line, conversation, model, sampling)
+        line = next_line()
 
 
 def start(arguments: ChatArguments, model: Any, tokenizer: PreTrainedTokenizerBase) -> Conversation:
@@ -152,15 +155,30 @@ def start(arguments: ChatArguments, model: Any, tokenizer: PreTrainedTokenizerBa
     return conversation
 
 
+def first_line() -> str | None:
+    """As `next_line`, but input that is not typed must have one.
+
+    Raises:
+        ValueError: standard input is empty or closed.
+    """
+    if is_terminal():
+        return next_line()
+    with saying_after(PATIENCE, "waiting for a message per line on standard input"):
+        line = next_line() if sys.stdin else None
+    if line is None:
+        raise ValueError("standard input is empty: chat reads a message per line, from a terminal, a pipe or a file.")
+    return line
+
+
 def next_line() -> str | None:
-    """The next line that the user types, or None at the end of the input or after Ctrl-C."""
+    """The next line that the user types, or None at the end of the input; Ctrl-C is /exit."""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        return input("> " if is_terminal() else "").strip()
     except EOFError:
         return None
     except KeyboardInterrupt:
         print()
-        return None
+        return "/exit"
     except UnicodeDecodeError:
         notice("this line is not UTF-8 text.")
         return ""

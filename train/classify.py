@@ -34,6 +34,7 @@ from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
 from .settings.reading import COLUMNS, ENCODING, Reading, require_files
 from .settings.recipe import option, option_list, parse_recipe, required
+from .settings.standard_input import read_stdin
 from .settings.words import counted, shown_names
 
 LABEL, PROBABILITY = "predicted_label", "probability"
@@ -112,7 +113,7 @@ def read_texts(arguments: ClassifyArguments, text_column: str) -> Iterator[Row]:
     """The rows of --file, of --text, or of the lines of standard input.
 
     Raises:
-        ValueError: standard input is a terminal, or a table cannot be read.
+        ValueError: standard input is not UTF-8 text, or a table cannot be read.
         OSError: a file cannot be read.
     """
     if arguments.file:
@@ -121,9 +122,7 @@ def read_texts(arguments: ClassifyArguments, text_column: str) -> Iterator[Row]:
                 check_columns(place_of(path, number), cells, arguments, text_column)
                 yield Row(place_of(path, number), cells)
         return
-    if not arguments.text and sys.stdin.isatty():
-        print("Type a text per line. Ctrl-D ends the input.", file=sys.stderr)
-    lines = arguments.text or (line.rstrip("\n") for line in sys.stdin)
+    lines = arguments.text or read_stdin("a text per line", "give --text or --file").split("\n")
     what = "--text" if arguments.text else "line"
     for number, line in enumerate(lines, start=1):
         if line.strip() or arguments.text:

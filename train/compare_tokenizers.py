@@ -135,7 +135,7 @@ def open_all(arguments: CompareArguments, train: Corpus, validation: Corpus) -> 
         place = find_tokenizer("--tokenizers", name)
         short = Path(name).name if Path(name).name not in named else name
         own = arguments.pattern if Path(name).suffix in (".tiktoken", ".model") else None
-        named[short] = load_data_tokenizer(str(place), "--tokenizers", own)
+        named[short] = load_data_tokenizer(f"--tokenizers {name}", place, own)
     for entry in arguments.types:
         type, size = parse_type(entry)
         corpora = {"bytes": (), "characters": (train, validation)}.get(type, (train,))

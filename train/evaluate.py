@@ -34,7 +34,7 @@ from .metrics.text_scores import TextScores, score_table
 from .model.find import find_model, tokenizer_folder
 from .model.generation import max_positions
 from .model.hints import data_of_model
-from .model.inference import load_for_inference
+from .model.inference import load_found
 from .model.load import memory_errors
 from .model.vocabulary import num_different_ids
 from .settings.checks import check_bounds
@@ -84,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "there is nothing to evaluate on: give --text, --dataset_name, --data_dir (a folder of prepare_data) or "
             "--pairs."
         )
-    model, _ = load_for_inference(str(folder))
-    tokenizer = load_data_tokenizer(str(tokenizer_folder(folder)), "--model")
+    place = f"--model {arguments.model}"
+    model, _ = load_found(place, folder)
+    tokenizer = load_data_tokenizer(place, tokenizer_folder(folder))
     data = None if data_dir is None else open_checked(data_dir, tokenizer)
     block_size, reason = choose_block_size(model, arguments.block_size, data, trained_on)
     rows = encode_pairs(pairs, tokenizer, block_size)  # errors in the pairs must not wait for the text
@@ -128,7 +129,7 @@ def open_checked(data_dir: str | Path, tokenizer: ScratchGPTTokenizer) -> Prepar
     """
     data = open_data(data_dir, verify=["validation"])
     num_different = num_different_ids(
-        tokenizer, load_data_tokenizer(str(Path(data_dir) / TOKENIZER_FOLDER), "--data_dir")
+        tokenizer, load_data_tokenizer(f"--data_dir {data_dir}", Path(data_dir) / TOKENIZER_FOLDER)
     )
     if num_different:
         raise ValueError(

@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from .data.plain_text import plain_ids
-from .model.generation import TextStream, check_outputs, generate_text, max_positions, start_id
+from .model.generation import TextStream, check_outputs, encode_prompt, generate_text, max_positions
 from .model.inference import load_for_inference
 from .settings.checks import check_bounds, requires
 from .settings.command import interruptible, run_command
 from .settings.recipe import option, option_list, parse_recipe, required
 from .settings.sampling import SamplingArguments
+from .settings.standard_input import read_stdin
 
 DEFAULT_NEW_TOKENS = 128
 FROM_STDIN = "-"
@@ -58,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, sampling = parse_recipe([GenerateArguments, SamplingArguments], argv, description=__doc__ or "")
     if arguments.num_samples > 1 and sampling.temperature == 0:
         raise ValueError(requires("num_samples", arguments.num_samples, "--temperature above 0: all would be equal"))
-    prompts = read_prompts(arguments.prompt)
     model, tokenizer = load_for_inference(arguments.model)
+    prompts = read_prompts(arguments.prompt)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     max_new_tokens = new_tokens(model, arguments.max_new_tokens)
     check_outputs(arguments.model, model, encoded[0][:1])
@@ -92,7 +91,7 @@ def read_prompts(given: Sequence[str]) -> list[str]:
         raise ValueError('--prompt has "-" twice, but standard input can be read only once: remove one of them.')
     if not given and has_input():
         given = [FROM_STDIN]
-    return [read_stdin() if prompt == FROM_STDIN else prompt for prompt in given] or [""]
+    return [prompt_from_stdin() if prompt == FROM_STDIN else prompt for prompt in given] or [""]
 
 
 def has_input() -> bool:
@@ -104,30 +103,9 @@ def has_input() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def read_stdin() -> str:
-    """Standard input without its last line break.
-
-    Raises:
-        ValueError: it is not UTF-8 text.
-    """
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 text ({error}).") from None
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The ids of a prompt; an empty one begins a text.
-
-    Raises:
-        ValueError: the tokenizer cannot encode it, or has no token that begins a text.
-    """
-    if ids := plain_ids(tokenizer, prompt):
-        return ids
-    start = start_id(tokenizer)
-    if start is None:
-        raise ValueError("the tokenizer has neither a bos_token nor an eos_token to begin a text: give a --prompt.")
-    return [start]
+def prompt_from_stdin() -> str:
+    """Standard input without its last line break."""
+    return read_stdin("a prompt", "give --prompt").removesuffix("\n")
 
 
 def new_tokens(model: Any, given: int | None) -> int:

@@ -61,8 +61,8 @@ class PrepareArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the blocks of both splits."""
     arguments, corpus = parse_recipe((PrepareArguments, CorpusArguments), argv, description=__doc__ or "")
-    folder = find_tokenizer("--tokenizer", arguments.tokenizer)
-    tokenizer = load_data_tokenizer(str(folder), pattern=arguments.pattern)
+    found = find_tokenizer("--tokenizer", arguments.tokenizer)
+    tokenizer = load_data_tokenizer(f"--tokenizer {arguments.tokenizer}", found, arguments.pattern)
     warn_of_changes(arguments.tokenizer, tokenizer)
     prepare_data(arguments.output_dir, tokenizer, open_corpora(corpus), arguments.block_size)
 

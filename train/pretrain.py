@@ -118,7 +118,7 @@ def load_initial_model(arguments: ModelArguments, seed: int, data: PreparedData)
     if arguments.model is None:
         return None
     folder = tokenizer_folder(find_model("--model", arguments.model))
-    tokenizer = load_data_tokenizer(str(folder), "--model")
+    tokenizer = load_data_tokenizer(f"--model {arguments.model}", folder)
     if tokenizer_sha256(tokenizer.backend_tokenizer.to_str()) != data.manifest["tokenizer_sha256"]:
         raise ValueError(
             f"the data was not prepared with the tokenizer of --model {arguments.model}: prepare it again with "

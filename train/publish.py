@@ -26,7 +26,7 @@ from .hub.upload import UploadPlan, fetch_remote_state, is_retryable, plan_uploa
 from .hub.upload_files import UploadFile, collect_files
 from .model.find import has_weights
 from .model.hints import about_folder, about_missing, is_model
-from .model.load import check_model
+from .model.load import check_model, refuse_quantized
 from .settings.command import run_command
 from .settings.json_files import read_json
 from .settings.recipe import option, option_list, parse_recipe, required
@@ -124,6 +124,7 @@ def check_model_folder(folder: Path) -> None:
     path = folder / CONFIG_FILE
     if not (path.exists() and has_weights(folder)) or (folder / ADAPTER_CONFIG_FILE).exists():
         return
+    refuse_quantized(f"--folder_path {folder}", folder, "published")
     if read_json(path).get("model_type") != ScratchGPTConfig.model_type:
         check_model(f"--folder_path {folder}", folder)
 

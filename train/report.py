@@ -19,7 +19,7 @@ from .metrics.run_comparison import MISSING, LoggedRun, comparison_page
 from .metrics.run_plots import draw_runs, line_style
 from .metrics.thinning import ShortenedLog
 from .settings.command import run_command
-from .settings.recipe import option, option_list, parse_recipe
+from .settings.recipe import option, parse_recipe, required_list
 from .settings.recipe_file import read_entries
 from .settings.run_folder import METRICS_FILE, RECIPE_FILE, REPORT_FILE, SAMPLES_FILE
 from .settings.run_hints import check_run_folder
@@ -29,7 +29,7 @@ from .settings.run_hints import check_run_folder
 class ReportArguments:
     """The runs to compare, and the file to write."""
 
-    output_dir: list[str] = option_list("Run folders to compare.", is_path=True)
+    output_dir: list[str] = required_list("Run folders to compare.", is_path=True)
     report_file: str | None = option(
         f"File to write; .html: the page; .png: only the curves (default: {REPORT_FILE} in the first run folder).",
         is_path=True,
@@ -37,10 +37,6 @@ class ReportArguments:
     by: Literal["tokens", "step"] = option("x axis of the curves: tokens seen, or steps.", "tokens")
 
     def __post_init__(self) -> None:
-        if not self.output_dir:
-            raise ValueError(
-                "--output_dir is required: the run folders to compare, such as --output_dir runs/a runs/b."
-            )
         if self.report_file is None:
             return
         if Path(self.report_file).suffix.lower() not in (".html", ".png"):

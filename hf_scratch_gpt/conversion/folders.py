@@ -108,8 +108,8 @@ def import_model(source: Path, folder: Path, dtype: torch.dtype | None = None, m
     our_class = own_class(config)
     model = _empty_model(our_class, config)
     plan = import_plan(family, our_class, config.num_hidden_layers, own_shapes(model), tensors)
-    config.dtype = dtype or _common_dtype(tensors)
-    with _new_folder(folder):
+    config.dtype = dtype or common_dtype(tensors)
+    with new_folder(folder):
         write_weights(plan, tensors, folder, config.dtype if dtype else None, max_shard_size)
         custom_object_save(model, folder)
         config.save_pretrained(folder)
@@ -139,8 +139,8 @@ def export_model(
         family, our_class, values.num_hidden_layers, own_shapes(_empty_model(our_class, values)), tensors
     )
     config.architectures = [their_class]
-    config.dtype = dtype or _common_dtype(tensors)
-    with _new_folder(folder):
+    config.dtype = dtype or common_dtype(tensors)
+    with new_folder(folder):
         write_weights(plan, tensors, folder, config.dtype if dtype else None, max_shard_size)
         config.save_pretrained(folder)
         copy_tokenizer(source, folder)
@@ -166,7 +166,7 @@ def load_imported(
     stored_class = own_class(found)
     shapes = own_shapes(_empty_model(stored_class, found))
     plan = import_plan(family, stored_class, found.num_hidden_layers, shapes, tensors)
-    dtype = dtype or _common_dtype(tensors)
+    dtype = dtype or common_dtype(tensors)
     # copies: parts of a tensor would share its memory, and a file may change while the model is used
     state = {name: built(recipe, tensors).to(dtype, copy=True).contiguous() for name, recipe in plan.items()}
     model_class = getattr(modeling_scratch_gpt, our_class)
@@ -217,7 +217,7 @@ def own_shapes(model: PreTrainedModel) -> dict[str, Shape]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _common_dtype(tensors: Source) -> torch.dtype:
+def common_dtype(tensors: Source) -> torch.dtype:
     """The type of most tensors."""
     dtypes = list(tensors.dtypes.values())
     return max(set(dtypes), key=dtypes.count)
@@ -236,7 +236,7 @@ def write_weights(
     Args:
         dtype: None: each as its source.
     """
-    common = _common_dtype(tensors)
+    common = common_dtype(tensors)
 
     def dtype_of(recipe: Recipe) -> torch.dtype:
         return dtype or (tensors.dtypes[recipe.sources[0]] if recipe.sources else common)
@@ -278,7 +278,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
+def new_folder(folder: Path) -> Iterator[None]:
     """Make a folder, and remove what was written to it after an error.
 
     Raises:

@@ -35,6 +35,22 @@ def test_the_model_remembers_the_conversation_until_it_is_reset(base, monkeypatc
     ]
 
 
+@pytest.mark.parametrize("stdin", [io.StringIO(""), None], ids=["empty", "closed"])
+def test_input_without_a_message_is_refused(base, monkeypatch, capsys, stdin):
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert run_command(chat.main, ["--model", str(base)]) == 2
+    assert "standard input is empty: chat reads a message per line" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_message_ends_the_chat(base, monkeypatch, capsys):
+    def interrupt(_prompt):
+        raise KeyboardInterrupt
+
+    talk(monkeypatch)
+    monkeypatch.setattr("builtins.input", interrupt)
+    assert run_command(chat.main, ["--model", str(base)]) == 0
+
+
 def test_commands_are_listed_and_other_slashes_are_messages(base, monkeypatch, asked, capsys):
     talk(monkeypatch, "/help", "/quit", "/usr/bin is?")
     assert run_command(chat.main, ["--model", str(base)]) == 0

@@ -152,9 +152,10 @@ def test_refuses(run, table, capsys, line, message):
 
 
 def test_refuses_nothing_and_columns_that_it_would_overwrite(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert run_command(classify.main, ["--model", str(run / "model")]) == 2
-    assert "there is no text to classify" in capsys.readouterr().err
+    for stdin in (io.StringIO(""), None):  # empty and closed
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert run_command(classify.main, ["--model", str(run / "model")]) == 2
+        assert "there is no text to classify" in capsys.readouterr().err
     table = tmp_path / "rows.csv"
     table.write_text("text,probability\na,1\n")
     line = ["--model", str(run / "model"), "--file", str(table), "--output_file", str(tmp_path / "out.csv")]

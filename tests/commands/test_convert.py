@@ -179,6 +179,7 @@ def test_mistakes(base, qwen3, tmp_path, capsys):
         ("--model", base, "--to", "llama", *new): "qk_norm is True, but must be False. It can be converted to qwen3.",
         ("--model", qwen3, "--output_dir", tmp_path / "full"): "exists and is not an empty folder: choose a new one.",
         ("--model", qwen3, "--to", "bert", *new): "--to takes scratch_gpt or gpt2 or llama or qwen3",
+        ("--model", qwen3, "--max_shard_size", "0GB", *new): "--max_shard_size is '0GB': give a size such as 5GB",
         ("--model", tmp_path / "openai", *new): "hparams.json is damaged",
     }
     for line, message in mistakes.items():

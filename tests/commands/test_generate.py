@@ -123,6 +123,12 @@ def test_reads_a_pipe_or_a_file_without_prompt_but_no_terminal(model_folder, tmp
         assert generate.read_prompts([]) == [""]
 
 
+def test_names_a_missing_model_before_it_waits_for_a_prompt(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # reading it would fail
+    assert run(tmp_path / "missing", "--prompt", "-", "-") == 2
+    assert "missing" in capsys.readouterr().err
+
+
 def test_samples_of_a_prompt_differ_and_the_first_is_that_of_a_single_one(model_folder, capsys):
     run(model_folder, "--prompt", "def one")
     single = capsys.readouterr().out

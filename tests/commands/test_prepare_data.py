@@ -184,8 +184,8 @@ def test_mistakes_end_with_one_line_and_leave_nothing(folders, tmp_path, capsys,
 
 def test_tokenizer_without_end_of_text_is_refused(tokenizer, tmp_path):
     ScratchGPTTokenizer(tokenizer_object=tokenizer.backend_tokenizer, pad_token="<|pad|>").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no eos_token"):
-        load_data_tokenizer(str(tmp_path))
+    with pytest.raises(ValueError, match="--tokenizer mine has no eos_token"):
+        load_data_tokenizer("--tokenizer mine", tmp_path)
 
 
 def test_the_tokenizer_travels_with_the_data(folders, tmp_path, capsys):
@@ -277,7 +277,7 @@ def test_the_tokenizer_of_another_library_is_prepared_with(folders, tokenizer, t
     assert "note:" not in capsys.readouterr().err
     data = open_data(tmp_path / "data")
     assert data.manifest["vocab_size"] == 260
-    again = load_data_tokenizer(str(tmp_path / "data/tokenizer"))
+    again = load_data_tokenizer("--data_dir", tmp_path / "data/tokenizer")
     assert again.decode(stream_of(tmp_path / "data/validation")).startswith("Document ")
 
 

@@ -237,7 +237,9 @@ def test_folders_of_the_same_name_are_shown_with_their_parents(tmp_path):
 
 
 def test_without_runs_the_error_shows_how_to_give_them(capsys):
-    assert "--output_dir runs/a runs/b" in refused(capsys)
+    message = refused(capsys)
+    assert "required: --output_dir." in message
+    assert "--output_dir runs/a runs/b" in message
 
 
 def test_a_run_given_twice_is_refused(tmp_path, capsys):

@@ -102,6 +102,19 @@ def test_no_option_is_suggested_where_there_is_none(tmp_path, content):
     assert "--encoding" not in str(error.value)
 
 
+@pytest.mark.parametrize("spelling", ["utf8", "UTF8", "utf_8", "U8", "cp65001", "utf_8_sig", "UTF-8"])
+def test_utf_8_has_many_spellings(tmp_path, spelling):
+    """With the same message, and the same identity of a corpus."""
+    assert Reading(encoding=spelling) == Reading()
+    with pytest.raises(ValueError, match=r"is not UTF-8 text: byte 3 is 0xe9\. It looks like Latin-1"):
+        read_text(write(tmp_path / "a.txt", "caf\xe9".encode("latin-1")), Reading(encoding=spelling))
+
+
+def test_a_null_byte_in_another_encoding_with_16_in_its_name(tmp_path):
+    with pytest.raises(ValueError, match="It looks like UTF-16: read it with --encoding utf-16-le"):
+        read_text(write(tmp_path / "a.txt", "caffe".encode("utf-16-le")), Reading(encoding="iso8859-16"))
+
+
 def test_a_wrong_encoding_is_named_with_the_place(tmp_path):
     with pytest.raises(ValueError, match=r"a\.txt is not cp1252 text at byte 3 .*choose another --encoding"):
         read_text(write(tmp_path / "a.txt", b"abc\x81"), Reading(encoding="cp1252"))

@@ -169,6 +169,15 @@ def test_refuses_a_file_given_twice(tmp_path):
         read_pairs([tmp_path, path])
 
 
+def test_pairs_of_a_file_without_lines_are_named_by_their_row(tokenizer, tmp_path):
+    path = tmp_path / "pairs.json"
+    path.write_text(
+        '[\n{"sentence_good": "zz",\n"sentence_bad": "zy"},\n{"sentence_good": "zzz", "sentence_bad": "zz"}]'
+    )
+    with pytest.raises(ValueError, match=r"pairs\.json, row 1: a sentence has 3 tokens"):
+        encode_pairs(read_pairs([path]), tokenizer, block_size=2)
+
+
 def test_refuses_a_sentence_longer_than_the_block_size(tokenizer, tmp_path):
     pairs = read_pairs([write(tmp_path / "pairs.jsonl", ("zz", "zy"), ("zzz", "zz"))])
     assert len(encode_pairs(pairs, tokenizer, block_size=3)[2]) == 1 + 3

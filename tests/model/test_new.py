@@ -4,7 +4,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from hf_scratch_gpt import ScratchGPTConfig
-from train.model.new import build_config, parse_overrides
+from train.model.new import build_config, parse_overrides, read_config
+from train.settings.json_files import DamagedFileError
 from train.settings.training import ModelArguments
 
 
@@ -21,6 +22,21 @@ from train.settings.training import ModelArguments
 )
 def test_overrides_are_read_as_yaml_with_numbers_at_any_depth(text, values):
     assert parse_overrides(text) == values
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 200_000, "not valid JSON"),
+        (b"[]", "expected an object, not a list"),
+    ],
+)
+def test_a_damaged_config_is_refused(content, message, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=rf"config.json is damaged: {message}.*Give another --config\."):
+        read_config(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["a", "a=", "a=1,b=", "a=1,,b=2", "a=b=c", "[1]=2", "{a: 1}=2", "a={b", "a=&x [*x]"])

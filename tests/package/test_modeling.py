@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -264,3 +265,28 @@ def test_the_gradient_of_a_logit_towards_later_inputs_is_exactly_zero(variant, i
         model(inputs_embeds=embeds).logits[:, t].square().sum().backward()
         assert (embeds.grad[:, t + 1 :] == 0).all()
         assert (embeds.grad[:, : t + 1].abs().amax(dim=2) > 0).all()
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")  # FSDP1 is deprecated, and warns of one process and of the CPU
+@pytest.mark.parametrize(
+    "rope", [{}, {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}]
+)
+def test_fsdp1_with_buffers_in_bfloat16_leaves_the_angles_alone(rope, one_process):
+    """Its mixed precision casts buffers in place, without `nn.Module.to`."""
+    if rope:
+        rope |= {"rope_theta": 10000.0, "original_max_position_embeddings": 8}
+    model = tiny_model(**({"rope_parameters": rope} if rope else {}))
+    ids = tiny_ids()
+    expected = model(ids).logits
+    mixed = MixedPrecision(buffer_dtype=torch.bfloat16)
+    sharded = FullyShardedDataParallel(model, mixed_precision=mixed, device_id=torch.device("cpu"))
+    assert torch.equal(sharded(ids).logits, expected)
+    assert model.model.rotary_emb.inv_freq.dtype == torch.bfloat16  # else, this tests nothing

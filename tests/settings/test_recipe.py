@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from hf_scratch_gpt import PRESETS
 from train.settings.command import run_command
 from train.settings.corpus import CorpusArguments, TokenizerArguments
-from train.settings.finetuning import TuneArguments
+from train.settings.finetuning import BaseArguments, ConversationArguments, LabelArguments, TuneArguments
 from train.settings.recipe import option, option_list, parse_recipe, recipe_text, required
 from train.settings.training import PRESET_NAMES, DataArguments, ModelArguments, TrainArguments
 
@@ -266,6 +266,18 @@ def test_missing_settings_are_named_and_described():
     assert first == "required: --config or --model, --data_dir, --output_dir."
     assert lines[1] == "  --data_dir           Folder written by scratch-gpt prepare_data."
     assert example == "Example: pretrain --now"
+
+
+@pytest.mark.parametrize("rows", [ConversationArguments, LabelArguments])
+def test_missing_rows_are_named_with_the_other_missing_settings(rows):
+    with pytest.raises(ValueError, match="required: --model, --train_file or --dataset_name, --output_dir") as error:
+        parse_recipe([BaseArguments, rows, TuneArguments], [])
+    assert "Tables to train on" in str(error.value)
+    needed = ["--model", "m", "--output_dir", "run"]
+    with pytest.raises(ValueError, match="required: --train_file or --dataset_name"):
+        parse_recipe([BaseArguments, rows, TuneArguments], needed)
+    _, found, _ = parse_recipe([BaseArguments, rows, TuneArguments], [*needed, "--dataset_name", "d"])
+    assert (found.train_file, found.dataset_name) == ([], "d")
 
 
 def test_a_setting_can_be_required_unless_another_is_given():

@@ -131,7 +131,7 @@ def _undecodable(path: Path, reading: Reading, offset: int, why: str) -> str:
         sample = file.read(2 * SAMPLE_SIZE)
     if found := _binary_format(begin):
         return f"{path} is not text: byte {offset} is not {encoding}. It is a {found}"
-    if encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig"):
+    if encoding != "utf-8":
         return f"{path} is not {encoding} text at byte {offset} ({why}): choose another --encoding."
     place = f"byte {offset} is 0x{sample[offset - max(0, offset - SAMPLE_SIZE)]:02x}"
     if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -182,7 +182,8 @@ def _with_a_null_byte(path: Path, reading: Reading, offset: int) -> str:
         begin = file.read(64)
     if found := _binary_format(begin):
         return f"{path} is not text: byte {offset} is NUL. It is a {found}"
-    if "16" not in reading.encoding and begin.count(0) > len(begin) / 4:  # two bytes per character, without a mark
+    is_utf_16 = codecs.lookup(reading.encoding).name.startswith("utf-16")
+    if not is_utf_16 and begin.count(0) > len(begin) / 4:  # two bytes per character, without a mark
         order = "le" if begin[1:2] == b"\0" else "be"
         remedy = _remedy(path, reading, f"utf-16-{order}", f"UTF-16{order.upper()}")
         return f"{path} is not text: byte {offset} is NUL. It looks like UTF-16: {remedy}"

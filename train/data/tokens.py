@@ -17,27 +17,24 @@ from hf_scratch_gpt.tokenizer_formats import changed_by, is_tokenizer, open_toke
 from .corpora import Document
 
 
-def load_data_tokenizer(name: str, option: str = "--tokenizer", pattern: str | None = None) -> ScratchGPTTokenizer:
-    """Load the tokenizer of a folder, of a file of another library, or of the Hub, whatever its class.
+def load_data_tokenizer(place: str, path: Path, pattern: str | None = None) -> ScratchGPTTokenizer:
+    """Load the tokenizer of a folder or of a file of another library, whatever its class.
 
     Args:
-        option: the option that names it, for the error message.
+        place: the option and its value, for error messages, such as "--tokenizer runs/tokenizer".
         pattern: how a rank file of tiktoken splits text into words.
 
     Raises:
         ValueError: there is no tokenizer, it is damaged, or it has no end-of-text token.
     """
-    path = Path(name)
-    if path.exists() and not is_tokenizer(path):
-        raise ValueError(f"{option} {name} has no tokenizer.json: write one with scratch-gpt train_tokenizer.")
+    if not is_tokenizer(path):
+        raise ValueError(f"{place} has no tokenizer.json: write one with scratch-gpt train_tokenizer.")
     try:
-        tokenizer = (
-            open_tokenizer(path, pattern=pattern) if path.exists() else ScratchGPTTokenizer.from_pretrained(name)
-        )
+        tokenizer = open_tokenizer(path, pattern=pattern)
     except (ValueError, ImportError) as error:  # an ImportError names the extra to install
-        raise ValueError(f"{option}: {error}") from None
+        raise ValueError(f"{place}: {error}") from None
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{option} {name} has no eos_token, which marks the end of a document: use another one.")
+        raise ValueError(f"{place} has no eos_token, which marks the end of a document: use another one.")
     return tokenizer
 
 

@@ -23,6 +23,7 @@ from hf_scratch_gpt.configuration_scratch_gpt import AUTO_MAP
 
 from ..checkpoint.manifest import sha256_of
 from ..checkpoint.weights import safetensors_shapes
+from ..settings.checks import bytes_of
 from ..settings.durable import files_and_folders
 from ..settings.json_files import read_json
 from ..settings.run_folder import (
@@ -153,7 +154,7 @@ def _model_files(folder: Path, scratch: Path, max_shard_size: str) -> dict[str, 
     weights = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in WEIGHTS))
     if not weights:
         raise ValueError(f"--folder_path {folder} has no weights (model.safetensors): is the run complete?")
-    if any(path.stat().st_size > _bytes(max_shard_size) for path in weights):
+    if any(path.stat().st_size > bytes_of("max_shard_size", max_shard_size) for path in weights):
         tensors = {name: tensor for path in weights for name, tensor in load_file(path).items()}
         save_torch_state_dict(tensors, scratch, max_shard_size=max_shard_size, metadata={"format": "pt"})
         weights = sorted(scratch.glob("*.safetensors"))
@@ -251,11 +252,3 @@ def local_paths(folder: Path) -> Iterator[str]:
 
 def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _bytes(size: str) -> int:
-    found = re.fullmatch(r"(\d+) ?([KMGT]?B)", size.strip(), re.IGNORECASE)
-    if found is None or int(found[1]) == 0:
-        raise ValueError(f"--max_shard_size is {size!r}: give a size such as 5GB or 200MB.")
-    exponent = ("B", "KB", "MB", "GB", "TB").index(found[2].upper())
-    return int(found[1]) * int(1000**exponent)

@@ -34,10 +34,10 @@ NAME_WIDTH = 52  # of the table, which fits into 80 columns
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sentences, and the file and line where they were read."""
+    """Two sentences, and where they were read: the file, and the line or row as people count it."""
 
     path: Path
-    line: int
+    place: str
     good: str
     bad: str
     group: str | None = None  # the phenomenon that the pair belongs to
@@ -75,9 +75,9 @@ def read_pairs(paths: Sequence[str | Path]) -> list[Pair]:
         if path.resolve() in seen:
             raise ValueError(f"--pairs gives {path} twice: give each file once, or its folder.")
         seen.add(path.resolve())
-        of_file = [_checked_pair(path, line, row) for line, row in read_rows(path, reading=READING)]
+        of_file = [_checked_pair(path, number, row) for number, row in read_rows(path, reading=READING)]
         if not of_file:
-            raise ValueError(f"--pairs {path} has no pairs: it needs one JSON object per line.")
+            raise ValueError(f"--pairs {path} has no pairs: it needs rows with {FIELDS[0]} and {FIELDS[1]}.")
         pairs += of_file
     return pairs
 
@@ -95,8 +95,8 @@ def _files(path: Path) -> list[Path]:
     return sorted(found.files)
 
 
-def _checked_pair(path: Path, line: int, row: dict[str, Any]) -> Pair:
-    place = place_of(path, line)
+def _checked_pair(path: Path, number: int, row: dict[str, Any]) -> Pair:
+    place = place_of(path, number)
     for field in FIELDS:
         if field not in row:
             raise ValueError(f"{place} has no {field!r} (found: {', '.join(row) or 'nothing'}).")
@@ -106,7 +106,7 @@ def _checked_pair(path: Path, line: int, row: dict[str, Any]) -> Pair:
     if good == bad:
         raise ValueError(f"{place}: both sentences are {good!r:.80}: remove the pair.")
     group = next((row[name] for name in GROUP_FIELDS if isinstance(row.get(name), str)), None)
-    return Pair(path, line, good, bad, group)
+    return Pair(path, place, good, bad, group)
 
 
 def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, block_size: int) -> list[list[int]]:
@@ -124,10 +124,10 @@ def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, bloc
             try:
                 ids = plain_ids(tokenizer, sentence)
             except ValueError as error:
-                raise ValueError(f"{pair.path}:{pair.line}: {error}") from None
+                raise ValueError(f"{pair.place}: {error}") from None
             if not 0 < len(ids) <= block_size:
                 raise ValueError(
-                    f"{pair.path}:{pair.line}: a sentence has {len(ids)} tokens, but --block_size is {block_size}: "
+                    f"{pair.place}: a sentence has {len(ids)} tokens, but --block_size is {block_size}: "
                     "remove the pair."
                 )
             rows.append([start, *ids])

@@ -55,8 +55,11 @@ def write_adapter(model: Any, folder: Path, base: str, base_sha256: str) -> None
     (folder / BASE_MODEL_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def base_of_adapter(folder: Path) -> Path:
-    """The folder of the base model of an adapter.
+def base_of_adapter(place: str, folder: Path) -> tuple[str, Path]:
+    """The name of the base model of an adapter, and its folder.
+
+    Args:
+        place: the option and its value, for error messages.
 
     Raises:
         ValueError: it does not exist, or its weights are not those that the adapter was trained on.
@@ -65,15 +68,16 @@ def base_of_adapter(folder: Path) -> Path:
     names = {"base_model_name_or_path?": str | None, "revision?": str | None}
     settings = read_json(folder / ADAPTER_CONFIG_FILE, names)
     name = settings.get("base_model_name_or_path") or ""
-    revision = settings.get("revision")
-    found = find_model(f"{folder} is an adapter whose base model", f"{name}@{revision}" if revision else name)
+    if revision := settings.get("revision"):
+        name = f"{name}@{revision}"
+    found = find_model(f"{place} is an adapter whose base model", name)
     record = folder / BASE_MODEL_FILE
     if record.exists() and weights_sha256(found) != read_json(record, {"weights_sha256": str})["weights_sha256"]:
         raise ValueError(
-            f"{folder} is an adapter for other weights than those in {name}: set base_model_name_or_path in its "
+            f"{place} is an adapter for other weights than those in {name}: set base_model_name_or_path in its "
             f"{ADAPTER_CONFIG_FILE} to the model that it was trained on."
         )
-    return found
+    return name, found
 
 
 def is_classifier(folder: Path) -> bool:
@@ -99,7 +103,7 @@ def check_adapter_kind(place: str, folder: Path, auto_class: Any) -> None:
     )
 
 
-def labels_of_adapter(folder: Path) -> dict[str, Any]:
+def labels_of_adapter(place: str, folder: Path) -> dict[str, Any]:
     """The number and names of the labels of a classifier's adapter, as entries of the config.
 
     Raises:
@@ -114,13 +118,13 @@ def labels_of_adapter(folder: Path) -> dict[str, Any]:
             if name.endswith((".score.weight", ".classifier.weight"))
         ]
         if not heads:
-            raise ValueError(f"{folder} is the adapter of a classifier without its head: its files are incomplete.")
+            raise ValueError(f"{place} is the adapter of a classifier without its head: its files are incomplete.")
         names = [f"LABEL_{number}" for number in range(heads[0][0])]
     numbered = dict(enumerate(names))
     return {"num_labels": len(names), "id2label": numbered, "label2id": {name: i for i, name in numbered.items()}}
 
 
-def merge_adapter(model: nn.Module, folder: Path) -> Any:
+def merge_adapter(model: nn.Module, place: str, folder: Path) -> Any:
     """The model with the adapter in `folder` merged into its weights.
 
     Raises:
@@ -129,18 +133,18 @@ def merge_adapter(model: nn.Module, folder: Path) -> Any:
     from peft import PeftModel, get_peft_model_state_dict  # takes a second to import
 
     if not (folder / ADAPTER_FILE).exists():
-        raise ValueError(f"{folder} is an adapter without {ADAPTER_FILE}; weights in pickles are not loaded.")
+        raise ValueError(f"{place} is an adapter without {ADAPTER_FILE}; weights in pickles are not loaded.")
     try:
         with ignored_peft_warning():
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError) as error:  # other sizes, or no module of that name
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{folder} is an adapter for another model ({reason}).") from None
+        raise ValueError(f"{place} is an adapter for another model ({reason}).") from None
     # PEFT ignores weights that do not match a module, and initializes those that are missing
     saved, expected = set(safetensors_names(folder / ADAPTER_FILE)), set(get_peft_model_state_dict(adapted))
     if saved != expected:
         raise ValueError(
-            f"{folder} is an adapter for another model: {len(saved - expected)} of its weights do not match this one, "
+            f"{place} is an adapter for another model: {len(saved - expected)} of its weights do not match this one, "
             f"such as {min(saved ^ expected)}, and {len(expected - saved)} are missing."
         )
     return adapted.merge_and_unload()

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from ..data.plain_text import plain_ids
 from .load import memory_errors
 
 UNFINISHED = "\ufffd"  # how bytes decode that are not yet a whole character
@@ -25,7 +26,8 @@ class TextStream(BaseStreamer):
     ) -> None:
         self.tokenizer, self.write, self.stop = tokenizer, write, stop
         self.ids: list[int] = []
-        self.start = self.decoded = 0  # only ids[start:] are decoded again, and ids[:decoded] are in `text`
+        self.start = self.decoded = 0  # only ids[start:] are decoded again; ids[:decoded] are whole characters
+        self.added = 0  # characters of ids[start:] that are in `text`
         self.text = ""
         self.written = 0
         self.is_stopped = self.has_prompt = False
@@ -36,17 +38,20 @@ class TextStream(BaseStreamer):
             self.has_prompt = True
             return
         self.ids += value.flatten().tolist()
-        before, now = self._decode(self.ids[self.start : self.decoded]), self._decode(self.ids[self.start :])
-        if now.endswith(UNFINISHED):
+        now = self._decode(self.ids[self.start :])
+        if now.endswith(UNFINISHED):  # further bytes may complete this character, but none before it
+            self._add(now[self.added : -1])
+            self.added = max(self.added, len(now) - 1)
             return
+        self._add(now[self.added :])
         self.start, self.decoded = self.decoded, len(self.ids)
-        self._add(now[len(before) :])
+        self.added = len(self._decode(self.ids[self.start :]))
 
     def end(self) -> None:
         """Write what was held back."""
-        before, now = self._decode(self.ids[self.start : self.decoded]), self._decode(self.ids[self.start :])
-        self.decoded = len(self.ids)
-        self._add(now[len(before) :])
+        now = self._decode(self.ids[self.start :])
+        self._add(now[self.added :])
+        self.added = max(self.added, len(now))
         self._write_until(len(self.text))
 
     def _decode(self, ids: list[int]) -> str:
@@ -126,3 +131,17 @@ def start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that a text begins with; None if the tokenizer has none."""
     found: Any = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return found if found is None else int(found)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The ids of a prompt; an empty one begins a text.
+
+    Raises:
+        ValueError: the tokenizer cannot encode it, or has no token that begins a text.
+    """
+    if ids := plain_ids(tokenizer, prompt):
+        return ids
+    start = start_id(tokenizer)
+    if start is None:
+        raise ValueError("the tokenizer has neither a bos_token nor an eos_token to begin a text: give a --prompt.")
+    return [start]

@@ -10,23 +10,44 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ..settings.run_folder import ADAPTER_CONFIG_FILE
 from .adapters import base_of_adapter, check_adapter_kind, labels_of_adapter, merge_adapter
 from .find import find_model, tokenizer_folder
-from .load import check_vocabulary_size, load_config, load_model, load_tokenizer, memory_errors
+from .load import check_vocabulary_size, load_config, load_model, load_tokenizer, memory_errors, refuse_quantized
 
 
-def load_for_inference(name: str, auto_class: Any = AutoModelForCausalLM) -> tuple[PreTrainedModel, Tokenizer]:
-    """The model `name` in evaluation mode, on the GPU if there is one, and its tokenizer.
+def load_for_inference(
+    name: str, auto_class: Any = AutoModelForCausalLM, *, device: str | None = None, dtype: str | None = None
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """As `load_found`, for the model with the name or folder that --model gives.
+
+    Raises:
+        ValueError: no such model, or as `load_found`.
+        OSError: the Hub cannot be reached, or a file cannot be read.
+    """
+    return load_found(f"--model {name}", find_model("--model", name), auto_class, device=device, dtype=dtype)
+
+
+def load_found(
+    place: str,
+    folder: Path,
+    auto_class: Any = AutoModelForCausalLM,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """The model in `folder` in evaluation mode, and its tokenizer.
 
     An adapter is merged into its base model. A checkpoint of a run has the tokenizer of the run.
 
     Args:
+        place: the option and its value, for error messages; the folder of a model on the Hub is in the cache.
         auto_class: AutoModelForCausalLM or AutoModelForSequenceClassification.
+        device: such as "cpu" (default: the GPU if there is one).
+        dtype: such as "bfloat16" (default: that of the stored weights).
 
     Raises:
-        ValueError: no such model, another kind of model, missing or damaged weights, an adapter for another model,
-            no tokenizer or that of another model, or too little memory.
-        OSError: the Hub cannot be reached, or a file cannot be read.
+        ValueError: another kind of model, missing or damaged weights, an adapter for another model, no tokenizer or
+            that of another model, no such device, or too little memory.
+        OSError: a file cannot be read.
     """
-    place, folder = f"--model {name}", find_model("--model", name)
     if (folder / ADAPTER_CONFIG_FILE).exists():
         model = _load_adapted(place, folder, auto_class)
     else:
@@ -34,20 +55,34 @@ def load_for_inference(name: str, auto_class: Any = AutoModelForCausalLM) -> tup
     tokenizer = load_tokenizer(place, tokenizer_folder(folder))
     check_vocabulary_size(place, tokenizer, model.config)
     with memory_errors(place):
-        return on_best_device(model).eval(), tokenizer
+        placed: PreTrainedModel = on_best_device(model) if device is None else on_device(model, device)
+        return (placed if dtype is None else placed.to(getattr(torch, dtype))).eval(), tokenizer
 
 
 def _load_adapted(place: str, folder: Path, auto_class: Any) -> PreTrainedModel:
     check_adapter_kind(place, folder, auto_class)
-    base = base_of_adapter(folder)
+    base_name, base = base_of_adapter(place, folder)
     is_classifier = auto_class is AutoModelForSequenceClassification
-    config = load_config(place, base, **(labels_of_adapter(folder) if is_classifier else {}))
-    whose = f"{place} is an adapter whose base model {base}"
+    config = load_config(place, base, **(labels_of_adapter(place, folder) if is_classifier else {}))
+    whose = f"{place} is an adapter whose base model {base_name}"
+    refuse_quantized(whose, base, "merged with it")
     model = load_model(whose, base, auto_class, config=config, new_head=is_classifier)
-    merged: PreTrainedModel = merge_adapter(model, folder)
+    merged: PreTrainedModel = merge_adapter(model, place, folder)
     return merged
 
 
 def on_best_device(model: Any) -> Any:
     """The model on the GPU, if there is one."""
     return model.cuda() if torch.cuda.is_available() else model
+
+
+def on_device(model: Any, device: str) -> Any:
+    """The model on a device.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    try:
+        return model.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None

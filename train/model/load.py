@@ -3,6 +3,8 @@
 Every command loads models with `load_model`: transformers itself fills missing weights with random numbers.
 """
 
+import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -39,6 +41,8 @@ LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 # a tokenizer has at least one of these; tokenizer.json alone does not say which tokens are special
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+QUANTIZERS = ("bitsandbytes", "torchao")  # quant_method in config.json, and the name of the package
 
 COPY_TOKENIZER = "copy tokenizer.json and tokenizer_config.json of the model into this folder."
 
@@ -133,9 +137,10 @@ def load_config(place: str, folder: Path, *, as_ours: bool = False, **changes: A
             the model. `load_model` then imports its weights.
 
     Raises:
-        ValueError: values that are not valid for this type of model.
+        ValueError: values that are not valid for this type of model, or quantized weights whose library is missing.
     """
     config: PreTrainedConfig
+    check_quantization(place, folder)
     try:
         if as_ours and (ours := _as_ours(folder)):
             config = ScratchGPTConfig.from_dict(ours.to_dict(), **changes)
@@ -147,6 +152,38 @@ def load_config(place: str, folder: Path, *, as_ours: bool = False, **changes: A
         reason = " ".join(str(error).split())
         raise ValueError(f"{place}: its config.json is not valid ({reason}).") from None
     return config
+
+
+def quantization_of(folder: Path) -> str | None:
+    """The library that the weights in a folder were quantized with, such as bitsandbytes; None: they are not."""
+    settings = read_json(folder / CONFIG_FILE).get("quantization_config") if (folder / CONFIG_FILE).exists() else None
+    return str(settings.get("quant_method", "an unknown method")) if isinstance(settings, dict) else None
+
+
+def check_quantization(place: str, folder: Path) -> None:
+    """Refuse weights that were quantized with a library that is not installed.
+
+    Raises:
+        ValueError: the library is missing.
+    """
+    method = quantization_of(folder)
+    if method == "bitsandbytes":  # which else says at every layer of every step that it casts the inputs
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if method in QUANTIZERS and importlib.util.find_spec(method) is None:
+        raise ValueError(f"{place} was quantized with {method}, which is not installed: pip install {method}")
+
+
+def refuse_quantized(place: str, folder: Path, use: str) -> None:
+    """Refuse quantized weights where only the original ones are of use.
+
+    Args:
+        use: what cannot be done with them.
+
+    Raises:
+        ValueError: the weights are quantized.
+    """
+    if method := quantization_of(folder):
+        raise ValueError(f"{place} was quantized with {method} and cannot be {use}: give the model it was made from.")
 
 
 def _as_ours(folder: Path) -> ScratchGPTConfig | None:

@@ -1,7 +1,6 @@
 """Build a new model from a preset or a config.json."""
 
 import difflib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hf_scratch_gpt import PRESETS, ScratchGPTConfig
 
+from ..settings.json_files import read_json
 from ..settings.run_folder import CONFIG_FILE
 from ..settings.seeds import seed_at
 from ..settings.training import ModelArguments
@@ -42,7 +42,7 @@ def read_config(name: str) -> dict[str, Any]:
     """The values of a config.json, given by its path or its folder.
 
     Raises:
-        ValueError: `name` is neither, or the file does not contain a JSON object.
+        ValueError: `name` is neither, or the file does not contain a JSON object (`DamagedFileError`).
         OSError: the file cannot be read.
     """
     path = Path(name)
@@ -55,12 +55,7 @@ def read_config(name: str) -> dict[str, Any]:
         inside = sorted(str(found.parent) for found in path.parent.glob(f"*/{CONFIG_FILE}"))
         hint = f"did you mean {inside[-1]}?" if inside else "give a preset, a config.json, or the folder of a model."
         raise ValueError(f"--config {name}: {path} does not exist; {hint}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"--config {path} must contain a JSON object, not {values!r:.80}")
+    values: dict[str, Any] = read_json(path, remedy="Give another --config.")
     return values
 
 

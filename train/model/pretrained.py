@@ -20,7 +20,7 @@ from ..settings.run_folder import ADAPTER_CONFIG_FILE
 from ..settings.seeds import seed_at
 from .adapters import add_adapter, base_of_adapter, check_adapter_kind, merge_adapter, write_adapter
 from .find import find_model, find_tokenizer, tokenizer_folder, weights_sha256
-from .load import check_vocabulary_size, has_tokenizer, load_config, load_model, load_tokenizer
+from .load import check_vocabulary_size, has_tokenizer, load_config, load_model, load_tokenizer, refuse_quantized
 from .new import new_model, parse_overrides
 from .vocabulary import num_different_ids, vocabulary_sha256
 
@@ -63,13 +63,14 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
             "Give the model that it was merged into."
         )
     tokenizer = load_base_tokenizer(arguments, folder)
-    source = base_of_adapter(folder) if is_adapted else folder
+    source_name, source = base_of_adapter(f"--model {name}", folder) if is_adapted else (name, folder)
+    refuse_quantized(f"--model {name}", source, "fine-tuned")
     overrides = parse_overrides(arguments.config_overrides or "")
     as_ours = not is_adapted and arguments.trainable != "lora"
     settings = load_config(f"--model {name}", source, as_ours=as_ours)
     for key in overrides:
         if not hasattr(settings, key):
-            raise ValueError(f"--config_overrides sets {key}, which the config of {source} does not have.")
+            raise ValueError(f"--config_overrides sets {key}, which the config of {source_name} does not have.")
     settings = load_config(f"--model {name}", source, as_ours=as_ours, **overrides, **config)
     check_vocabulary(tokenizer, settings, arguments)
     if settings.pad_token_id is None:
@@ -81,12 +82,12 @@ def load_base(arguments: BaseArguments, seed: int, auto_class: Any, **config: An
     if is_adapted and not needs_head:
         check_adapter_kind(f"--model {name}", folder, auto_class)
     model = load_model(
-        f"--model {name}" if source == folder else f"the base model {source}", source, auto_class, config=settings,
+        f"--model {name}" if source == folder else f"the base model {source_name}", source, auto_class, config=settings,
         dtype=torch.float32, new_head=needs_head, all_used=not overrides,
     )  # fmt: skip
     fingerprint = weights_sha256(source)
     if is_adapted:
-        model = merge_adapter(model, folder).requires_grad_(True)
+        model = merge_adapter(model, f"--model {name}", folder).requires_grad_(True)
         fingerprint += weights_sha256(folder)
     return BaseModel(model, tokenizer, name, fingerprint)
 

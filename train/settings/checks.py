@@ -1,6 +1,7 @@
 """Checks that several settings share."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,16 @@ def create_folder(option: str, folder: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), folder)
         raise ValueError(f"{option}: {file} is a file, not a folder: choose another place.") from None
+
+
+def bytes_of(name: str, size: str) -> int:
+    """The number of bytes of a size such as "5GB".
+
+    Raises:
+        ValueError: it is not one; the message names the option.
+    """
+    found = re.fullmatch(r"(\d+) ?([KMGT]?B)", size.strip(), re.IGNORECASE)
+    if found is None or int(found[1]) == 0:
+        raise ValueError(f"--{name} is {size!r}: give a size such as 5GB or 200MB.")
+    exponent = ("B", "KB", "MB", "GB", "TB").index(found[2].upper())
+    return int(found[1]) * int(1000**exponent)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from .checks import check_bounds, check_fraction, requires
 from .defaults import FEWEST_UPDATES, batch_size_for, epochs_for, micro_batch_size_for, tuning_rate_for
 from .reading import COLUMNS, ENCODING, KEEP_CRLF, Reading, require_files
-from .recipe import option, option_list, required
+from .recipe import option, option_list, required, required_list
 from .training import LoopArguments, TrainArguments
 
 DEFAULT_FRACTION = 0.1  # of the rows, held out for validation and for the test
@@ -191,9 +191,10 @@ class FinetuneArguments(TrainArguments):
 class RowsArguments:
     """The training and validation rows."""
 
-    train_file: list[str] = option_list(
+    train_file: list[str] = required_list(
         "Tables to train on: .jsonl, .json, .csv, .tsv or .parquet files; the text may be compressed (.gz).",
         is_path=True,
+        unless="dataset_name",
     )
     dataset_name: str | None = option(
         "Instead of --train_file: a dataset on the Hugging Face Hub, or a saved one on disk.", is_path=True

@@ -1,5 +1,6 @@
 """How files of text and tables are read: the options that all commands with such files share."""
 
+import codecs
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,14 @@ FOLDER_SUFFIXES = (".txt", ".md", *TABLE_SUFFIXES)  # files that are read of a f
 GZIP = ".gz"
 
 ENCODING = "Encoding of the files, such as cp1252, latin-1 or utf-16 (default: utf-8)."
+UTF_8 = ("utf-8", "utf-8-sig")  # Python's names of all its spellings, such as utf8; a byte order mark is never text
 KEEP_CRLF = "Keep the line ends of Windows (CR LF) instead of reading them as LF."
 COLUMNS = "Names of the columns of .csv and .tsv files whose first line does not contain them."
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read."""
+    """How files are read. UTF-8, however it is spelled, is `utf-8`."""
 
     encoding: str = "utf-8"
     keep_crlf: bool = False
@@ -33,6 +35,8 @@ class Reading:
                 f"--encoding {self.encoding} is unknown: choose one of Python's text encodings, such as utf-8, cp1252, "
                 "latin-1, utf-16, shift_jis or gb18030."
             ) from None
+        if codecs.lookup(self.encoding).name in UTF_8:
+            object.__setattr__(self, "encoding", "utf-8")
         for column in self.columns:
             if self.columns.count(column) > 1:
                 raise ValueError(f"--columns has {column!r} twice: each column needs its own name.")

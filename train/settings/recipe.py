@@ -33,6 +33,12 @@ def required(help: str, *, is_path: bool = False, unless: str | None = None) -> 
     return field(metadata=metadata) if unless is None else field(default=None, metadata=metadata)
 
 
+def required_list(help: str, *, is_path: bool = False, unless: str | None = None) -> Any:
+    """A dataclass field that takes several values, at least one; `unless` as in `required`."""
+    metadata = _metadata(help, is_path) | {"required": "always" if unless is None else unless}
+    return field(default_factory=list, metadata=metadata)
+
+
 def option_list(help: str, *, is_path: bool = False) -> Any:
     """A dataclass field that takes several values; empty by default."""
     return field(default_factory=list, metadata=_metadata(help, is_path))
