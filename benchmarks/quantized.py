@@ -1,12 +1,13 @@
 """Size and quality of a trained model in other formats: `python -m benchmarks.quantized`.
 
-Formats are types of 16 bits, the quantizers of transformers on a CPU, ONNX and GGUF. Each is written to the disk,
-loaded again in a fresh process, and scored on the validation split that the model was trained with, as by `scratch-gpt
+Formats are types of 16 bits, the quantizers of transformers on a CPU, ONNX and GGUF. Each is written to the disk in a
+fresh process, loaded again, and scored on the validation split that the model was trained with, as by `scratch-gpt
 evaluate`. GGUF files are read by transformers: their weights, but not the arithmetic of llama.cpp. The rows of a
 library that is not installed are empty.
 """
 
 import importlib
+import itertools
 import logging
 import sys
 import tempfile
@@ -20,7 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
+from transformers.utils import logging as transformers_logging
 
+from hf_scratch_gpt.conversion.gguf import write_gguf
 from hf_scratch_gpt.conversion.onnx import GRAPH_FILE, export_onnx
 from train.data.blocks import TOKENIZER_FOLDER, open_data
 from train.data.tokens import load_data_tokenizer
@@ -43,6 +46,7 @@ class QuantizedArguments:
 
     model: str = option("Folder of a language model.", "runs/quickstart/run/model", is_path=True)
     data_dir: str | None = option("Prepared data (default: that of the run of the model).", is_path=True)
+    num_windows: int | None = option("Windows of validation text (default: all).")
     micro_batch_size: int = option("Windows per forward pass.", 8)
 
 
@@ -63,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--model {model} is not the model of a run with its data: run scratch-gpt quickstart first.")
     results: dict[str, Measurement | str] = {}
     for name in FORMATS:
-        results[name] = in_new_process(measure, name, model, Path(data_dir), arguments.micro_batch_size)
+        results[name] = in_new_process(measure, name, model, Path(data_dir), arguments)
         print(f"{name}: {results[name] if isinstance(results[name], str) else 'done'}", file=sys.stderr, flush=True)
     base = results["float32"]
     assert isinstance(base, Measurement)
@@ -88,9 +92,10 @@ def cells(result: Measurement | str, base: Measurement) -> list[str]:
     ]
 
 
-def measure(name: str, source: Path, data_dir: Path, micro_batch_size: int) -> Measurement | str:
+def measure(name: str, source: Path, data_dir: Path, arguments: QuantizedArguments) -> Measurement | str:
     """Write, load and score one format; the reason if a library is missing."""
     warnings.simplefilter("ignore")
+    transformers_logging.disable_progress_bar()
     for library in ("bitsandbytes", "torchao"):  # they warn at every layer
         logging.getLogger(library).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
@@ -100,9 +105,9 @@ def measure(name: str, source: Path, data_dir: Path, micro_batch_size: int) -> M
             return f"{error.name or 'a library'} is not installed"
         tokenizer = load_data_tokenizer("--data_dir", data_dir / TOKENIZER_FOLDER)
         data = open_data(data_dir, verify=["validation"])
-        ((_, scores),) = score_streams(
-            model, data_streams(data), data.validation.block_size, micro_batch_size, tokenizer
-        )
+        named = [(name, itertools.islice(stream, arguments.num_windows)) for name, stream in data_streams(data)]
+        block_size = data.validation.block_size
+        ((_, scores),) = score_streams(model, named, block_size, arguments.micro_batch_size, tokenizer)
         files = [path.stat().st_size for pattern in WEIGHTS for path in Path(folder).glob(pattern)]
         memory = sum(weight_bytes(model)) if isinstance(model, torch.nn.Module) and name not in MAPPED else None
         return Measurement(scores, sum(files) if saved else None, memory)
@@ -207,7 +212,7 @@ def gguf(dtype: str) -> Format:
 
     def write(source: Path, folder: Path) -> tuple[Any, bool]:
         importlib.import_module("gguf")
-        importlib.import_module("hf_scratch_gpt.conversion.gguf").write_gguf(source, folder / "model.gguf", dtype)
+        write_gguf(source, folder / "model.gguf", dtype)
         return AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf").eval(), True
 
     return write
