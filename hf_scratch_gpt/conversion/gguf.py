@@ -10,24 +10,23 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from transformers import AutoConfig, GenerationConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..configuration_scratch_gpt import ScratchGPTConfig
-from ..modeling_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTRotaryEmbedding
-from .families import LANGUAGE_MODEL, UnsupportedModelError
+from ..modeling_scratch_gpt import ScratchGPTForCausalLM
+from .families import LANGUAGE_MODEL
 from .folders import common_dtype
+from .gguf_architectures import Architecture, architecture_of
+from .gguf_metadata import add_config, rope_factors
 from .gguf_tokenizer import load_tokenizer, tokenizer_fields
 from .plan import Recipe, Shape, by_layer, check
 from .sources import SafetensorsFolder, Source
@@ -59,118 +58,6 @@ IN_LAYERS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-FUSED = {"self_attn.q_proj": "attn_qkv", "self_attn.k_proj": "attn_qkv", "self_attn.v_proj": "attn_qkv"}
-
-
-@dataclass(frozen=True, eq=False)
-class Architecture:
-    """A decoder that llama.cpp can compute.
-
-    Args:
-        name: in llama.cpp.
-        requires: fields of our config, and the value that it can express.
-        limits: further reasons why a config cannot be expressed.
-        modules: our modules within a layer whose tensors have another name than in the other architectures.
-        is_interleaved: rotary positions turn neighbors, not halves, so the rows of queries and keys are reordered.
-        needs_biases: a model without biases gets zeros.
-    """
-
-    name: str
-    requires: Mapping[str, Any]
-    limits: Callable[[ScratchGPTConfig], list[str]]
-    modules: Mapping[str, str] = field(default_factory=dict)
-    is_interleaved: bool = False
-    needs_biases: bool = False
-
-
-def rope_limits(config: ScratchGPTConfig, requires: Mapping[str, tuple[Any, ...]]) -> list[str]:
-    """Why llama.cpp cannot express the rotary positions of a config.
-
-    Args:
-        requires: for entries of rope_parameters, the values that it can express.
-    """
-    rope = {"partial_rotary_factor": 1.0, **(config.rope_parameters or {})}
-    return [
-        f"rope_parameters[{name!r}] is {rope[name]!r}, but must be {either(values)}"
-        for name, values in {**requires, "partial_rotary_factor": (1.0,)}.items()
-        if name in rope and rope[name] is not None and rope[name] not in values
-    ]
-
-
-def either(values: tuple[Any, ...]) -> str:
-    """Values as the end of a sentence: 'a', 'b' or 'c'."""
-    *first, last = map(repr, values)
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def head_limits(config: ScratchGPTConfig) -> list[str]:
-    """GPT-2 has no other width of a head than hidden_size / num_attention_heads."""
-    assert config.head_dim is not None
-    if config.head_dim * config.num_attention_heads == config.hidden_size:
-        return []
-    width = config.hidden_size / config.num_attention_heads
-    return [f"head_dim is {config.head_dim}, but must be hidden_size / num_attention_heads ({width:g})"]
-
-
-# The range of frequencies that YaRN scales: the only one that llama.cpp computes itself.
-YARN_RANGE = {"beta_fast": (32,), "beta_slow": (1,), "truncate": (True,)}
-ROTARY = {
-    "position_embedding_type": "rope",
-    "norm_type": "rmsnorm",
-    "mlp_type": "swiglu",
-    "sliding_window": None,
-    "final_logit_softcapping": None,
-}
-LLAMA = Architecture(
-    "llama",
-    requires={**ROTARY, "qk_norm": False},
-    limits=lambda config: rope_limits(config, {"rope_type": ("default", "linear", "yarn", "llama3")}),
-    is_interleaved=True,
-)
-QWEN3 = Architecture(
-    "qwen3",
-    requires={**ROTARY, "qk_norm": True, "attention_bias": False, "mlp_bias": False},
-    limits=lambda config: rope_limits(config, {"rope_type": ("default", "linear", "yarn"), **YARN_RANGE}),
-)
-GPT2 = Architecture(
-    "gpt2",
-    requires={
-        "position_embedding_type": "learned",
-        "norm_type": "layernorm",
-        "mlp_type": "gelu",
-        "qk_norm": False,
-        "sliding_window": None,
-        "final_logit_softcapping": None,
-    },
-    limits=head_limits,
-    modules=FUSED,
-    needs_biases=True,
-)
-ARCHITECTURES = (LLAMA, QWEN3, GPT2)
-
-
-def architecture_of(config: ScratchGPTConfig) -> Architecture:
-    """The architecture that computes a model.
-
-    Raises:
-        UnsupportedModelError: none does; the message names the fields that are in the way of the nearest ones.
-    """
-    distances = {architecture: tuple(map(len, limits(config, architecture))) for architecture in ARCHITECTURES}
-    nearest = [architecture for architecture in ARCHITECTURES if distances[architecture] == min(distances.values())]
-    if any(distances[nearest[0]]):
-        reasons = [f"{each.name}: {'; '.join(chain(*limits(config, each)))}" for each in nearest]
-        raise UnsupportedModelError(f"llama.cpp cannot compute this model. As {', or as '.join(reasons)}.")
-    return nearest[0]
-
-
-def limits(config: ScratchGPTConfig, architecture: Architecture) -> tuple[list[str], list[str]]:
-    """Why an architecture cannot express a config: its parts, and their details."""
-    parts = [
-        f"{name} is {getattr(config, name)!r}, but must be {required!r}"
-        for name, required in architecture.requires.items()
-        if getattr(config, name) != required
-    ]
-    return parts, architecture.limits(config)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -275,85 +162,6 @@ def num_bytes(shape: Shape, kind: "GGMLQuantizationType") -> int:
 
     block, size = GGML_QUANT_SIZES[kind]
     return math.prod(shape) // block * size
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Metadata
-# ----------------------------------------------------------------------------------------------------------------------
-
-# llama.cpp changes how such models read special tokens, and then may not load them at all.
-SPECIAL_NAMES = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
-
-
-def add_config(writer: "GGUFWriter", config: ScratchGPTConfig, name: str, dtype: str) -> None:
-    """Write the architecture."""
-    from gguf import GGML_QUANT_VERSION, LlamaFileType
-
-    if not SPECIAL_NAMES.search(name):
-        writer.add_name(name)
-    writer.add_type("model")
-    kind = "ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"
-    writer.add_file_type(LlamaFileType[kind])
-    writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    assert config.intermediate_size is not None
-    assert config.num_key_value_heads is not None
-    assert config.head_dim is not None
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    if config.norm_type == "layernorm":
-        writer.add_layer_norm_eps(config.rms_norm_eps)
-    else:
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        add_rope(writer, config)
-
-
-def add_rope(writer: "GGUFWriter", config: ScratchGPTConfig) -> None:
-    """Write the rotary positions, except the tensor `rope_factors`."""
-    from gguf import RopeScalingType
-
-    rope = config.rope_parameters
-    assert rope is not None
-    assert config.head_dim is not None
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    if rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope["factor"])
-    elif rope["rope_type"] == "yarn":
-        attention_factor = scaled_frequencies(config)[1]
-        if rope_factors(config) is None:
-            writer.add_rope_scaling_type(RopeScalingType.YARN)
-            writer.add_rope_scaling_factor(rope["factor"])
-            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-            attention_factor /= 1 + 0.1 * math.log(rope["factor"])  # what llama.cpp multiplies by itself
-        writer.add_rope_scaling_attn_factors(attention_factor)
-
-
-def rope_factors(config: ScratchGPTConfig) -> torch.Tensor | None:
-    """What the angles are divided by, (half,), where llama.cpp cannot compute it; None where it can.
-
-    That is for the type `llama3`, and for YaRN with a range of its own. Only `llama` reads such a tensor.
-    """
-    rope = config.rope_parameters or {}
-    has_own_range = any(rope.get(name) not in (None, *values) for name, values in YARN_RANGE.items())
-    if not (rope.get("rope_type") == "llama3" or (rope.get("rope_type") == "yarn" and has_own_range)):
-        return None
-    plain, _ = ScratchGPTRotaryEmbedding.compute_default_rope_parameters(config)
-    return plain / scaled_frequencies(config)[0]
-
-
-def scaled_frequencies(config: ScratchGPTConfig) -> tuple[torch.Tensor, float]:
-    """Angle per position of each pair, (half,), and the factor of cosine and sine."""
-    assert config.rope_parameters is not None
-    frequencies: tuple[torch.Tensor, float] = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]](config)
-    return frequencies
 
 
 # ----------------------------------------------------------------------------------------------------------------------

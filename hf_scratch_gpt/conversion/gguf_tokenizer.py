@@ -149,7 +149,7 @@ def split_pattern(state: Mapping[str, Any]) -> tuple[str, list[str]]:
 def described(step: Any) -> str:
     """A part of tokenizer.json, short enough for a message."""
     text = json.dumps(step, ensure_ascii=False)
-    return text if len(text) < 200 else text[:200] + " …"
+    return text if len(text) < 200 else text[:200] + "..."
 
 
 def bpe_limits(model: Mapping[str, Any]) -> list[str]:

@@ -49,8 +49,8 @@ def test_a_model_of_another_family_is_imported_first(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max_shard_size", "1GB"], "--max_shard_size 1GB has no effect with --to gguf, which writes one file"),
-        (["--to", "llama", "--dtype", "q8_0"], "--dtype q8_0 requires --to gguf; otherwise it is one of float32"),
+        (["--max_shard_size", "1GB"], r"--max_shard_size \(1GB\) has no effect with --to gguf: remove it"),
+        (["--to", "llama", "--dtype", "q8_0"], "--dtype q8_0 cannot be used with --to llama; allowed: float32"),
         (["--dtype", "q4_0"], "--dtype takes float32 or float16 or bfloat16 or q8_0, not 'q4_0'"),
     ],
 )

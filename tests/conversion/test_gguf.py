@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForSequenceClassification, ScratchGPTTokenizer
 from hf_scratch_gpt.conversion import UnsupportedModelError
-from hf_scratch_gpt.conversion.gguf import architecture_of, write_gguf
-from hf_scratch_gpt.conversion.ollama import modelfile
+from hf_scratch_gpt.conversion.gguf import write_gguf
+from hf_scratch_gpt.conversion.gguf_architectures import architecture_of
 from hf_scratch_gpt.tokenization_scratch_gpt import SETTINGS
 from tests.support.tiny import assert_same
 from tests.support.tiny_gguf import GPT2_HEADS, LLAMA, LLAMA3, SIZES, YARN, english_tokenizer, save_model, split_by
@@ -388,21 +388,3 @@ def test_two_processes_with_the_same_file(folder):
         with pytest.raises(ValueError, match="is being written by another process"):
             write_gguf(folder, folder / "model.gguf")
         assert partial.exists()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Ollama
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_the_modelfile_states_our_chat_template(folder):
-    assert modelfile(folder, "mine-q8_0.gguf").splitlines() == [
-        "FROM ./mine-q8_0.gguf",
-        'TEMPLATE """{{- range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"""',
-        'PARAMETER stop "<|end|>"',
-    ]
-
-
-def test_the_modelfile_leaves_other_chat_templates_to_the_file(folder):
-    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    assert modelfile(folder, "mine.gguf") == "FROM ./mine.gguf\n"
