@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
 from hf_scratch_gpt.conversion.gguf import write_gguf
@@ -32,7 +32,7 @@ from train.metrics.perplexity import bits_per_byte, perplexity
 from train.metrics.text_scores import TextScores
 from train.model.hints import data_of_model
 from train.settings.command import run_command
-from train.settings.recipe import option, parse_recipe
+from train.settings.recipe import option, option_list, parse_recipe
 
 from .report import in_new_process, print_table
 
@@ -46,6 +46,7 @@ class QuantizedArguments:
 
     model: str = option("Folder of a language model.", "runs/quickstart/run/model", is_path=True)
     data_dir: str | None = option("Prepared data (default: that of the run of the model).", is_path=True)
+    formats: list[str] = option_list("Rows of the table besides float32 (default: all).")
     num_windows: int | None = option("Windows of validation text (default: all).")
     micro_batch_size: int = option("Windows per forward pass.", 8)
 
@@ -66,7 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not model.is_dir() or data_dir is None:
         raise ValueError(f"--model {model} is not the model of a run with its data: run scratch-gpt quickstart first.")
     results: dict[str, Measurement | str] = {}
+    unknown = set(arguments.formats) - set(FORMATS)
+    if unknown:
+        raise ValueError(f"--formats has {', '.join(sorted(unknown))}; allowed values: {', '.join(FORMATS)}.")
     for name in FORMATS:
+        if arguments.formats and name not in ("float32", *arguments.formats):
+            continue
         results[name] = in_new_process(measure, name, model, Path(data_dir), arguments)
         print(f"{name}: {results[name] if isinstance(results[name], str) else 'done'}", file=sys.stderr, flush=True)
     base = results["float32"]
@@ -213,7 +219,9 @@ def gguf(dtype: str) -> Format:
     def write(source: Path, folder: Path) -> tuple[Any, bool]:
         importlib.import_module("gguf")
         write_gguf(source, folder / "model.gguf", dtype)
-        return AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf").eval(), True
+        head_dim = AutoConfig.from_pretrained(source).head_dim  # which transformers does not read from the file
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", head_dim=head_dim)
+        return model.eval(), True
 
     return write
 
