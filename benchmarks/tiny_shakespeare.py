@@ -19,8 +19,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from examples.tiny_shakespeare import character_tokenizer
-from train import prepare_data, pretrain
+from train import prepare_data, pretrain, train_tokenizer
 from train.settings.command import run_command
 from train.settings.recipe import option, parse_recipe, required
 from train.settings.run_folder import MODEL_FOLDER
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_ours(text: str, folder: Path, seed: int) -> Result:
     """Run the commands of the example's README."""
     tokenizer, data, run = (str(folder / name) for name in ("tokenizer", "data", "run"))
-    character_tokenizer.main(["--text", text, "--output_dir", tokenizer])
+    train_tokenizer.main(["--type=characters", "--text", text, "--output_dir", tokenizer])
     prepare_data.main(["--tokenizer", tokenizer, "--text", text, "--output_dir", data, *SPLIT])
     started = time.perf_counter()
     options = [f"--config={EXAMPLE}", f"--data_dir={data}", f"--output_dir={run}", f"--seed={seed}"]

@@ -47,7 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 5.0, "mlp_type": "relu2",
     },
 }  # fmt: skip
-PROMPTS = ["def ", "class Tokenizer", "import", "Üben macht 12345 Meister", "return x ", "\n    for"]
+PROMPTS = ["def ", "class Tokenizer", "import", "\u00dcben macht 12345 Meister", "return x ", "\n    for"]
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}]
 NEW = 24
 

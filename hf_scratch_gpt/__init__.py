@@ -26,6 +26,7 @@ from .modeling_scratch_gpt import (
     ScratchGPTPreTrainedModel,
 )
 from .tokenization_scratch_gpt import ScratchGPTTokenizer, register_for_auto_tokenizer
+from .tokenizer_formats import open_tokenizer
 
 AutoConfig.register(ScratchGPTConfig.model_type, ScratchGPTConfig, exist_ok=True)
 register_for_auto_tokenizer(ScratchGPTConfig)
@@ -52,4 +53,5 @@ __all__ = [
     "ScratchGPTPreTrainedModel",
     "ScratchGPTTokenizer",
     "__version__",
+    "open_tokenizer",
 ]

@@ -1,7 +1,8 @@
-"""Byte-level BPE tokenizer: trains on any text, decodes exactly, loads in every Hugging Face runtime.
+"""The tokenizer: trains on any text, decodes exactly, loads in every Hugging Face runtime.
 
-In this order: constants (split pattern, special tokens, chat template), training, encoding, saving,
-and registration with `AutoTokenizer`.
+Byte-level BPE by default; also byte-level unigram, single bytes, and single characters.
+
+In this order: constants, training, encoding, saving, and registration with `AutoTokenizer`.
 """
 
 import functools
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
+from tokenizers.models import BPE, WordLevel
 from transformers import BatchEncoding, PreTrainedConfig
 from transformers.models.auto import tokenization_auto
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import logging
+
+from .tokenizer_types import Type, character_backend, check_arguments, refuse_unknown_characters, train_on_bytes
 
 logger = logging.get_logger(__name__)
 
@@ -115,6 +117,8 @@ class _BuiltFromVocabulary(TokenizersBackend):
 class ScratchGPTTokenizer(_BuiltFromVocabulary):
     """Byte-level BPE over the words of `SPLIT_PATTERN`; decoding restores any text exactly.
 
+    `train_from_texts` also trains other types of tokenizers, and `open_tokenizer` reads those of other libraries.
+
     To keep "<|endoftext|>" in a document plain text, encode it with `encode_texts` or
     `split_special_tokens=True`.
     """
@@ -127,38 +131,39 @@ class ScratchGPTTokenizer(_BuiltFromVocabulary):
     @classmethod
     def train_from_texts(
         cls,
-        texts: Iterable[str],
-        vocab_size: int,
+        texts: Iterable[str] = (),
+        vocab_size: int | None = None,
         *,
+        type: Type = "bpe",
         model_max_length: int = 1024,
         show_progress: bool = True,
     ) -> "ScratchGPTTokenizer":
-        """Train a tokenizer; ids are special tokens, 256 bytes, then merges, most frequent first.
+        """Train a tokenizer.
 
         `texts` is read once and not kept: memory grows only with the number of distinct words.
         If too few pairs occur twice in the corpus, the vocabulary is smaller and a warning is logged.
 
+        Args:
+            vocab_size: of bpe and unigram.
+            type: "bpe": ids are special tokens, 256 bytes, then merges, most frequent first. "unigram": the same
+                words, cut into the most probable pieces of bytes. "bytes": special tokens and 256 bytes, without
+                texts. "characters": <|endoftext|>, <|pad|>, the characters of the texts by code point, then the
+                other special tokens; encoding another character is an error.
+
         Raises:
-            ValueError: the texts are empty or contain a lone surrogate, or `vocab_size` is smaller
-                than the number of bytes and special tokens.
+            ValueError: the texts are empty or contain a lone surrogate, an argument has no effect on this type, or
+                `vocab_size` is smaller than the number of bytes and special tokens.
         """
-        if vocab_size < SMALLEST_VOCABULARY:
-            raise ValueError(
-                f"vocab_size ({vocab_size}) must be at least {SMALLEST_VOCABULARY}: "
-                f"256 bytes and {len(SPECIAL_TOKENS)} special tokens."
-            )
-        backend = _untrained_backend()
-        trainer = BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=2,  # a pair that occurs once does not generalize
-            special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=show_progress,
-        )
-        backend.train_from_iterator(_checked_pieces(texts), trainer)
-        if backend.get_vocab_size() < vocab_size:
+        check_arguments(type, texts, vocab_size, len(SPECIAL_TOKENS))
+        if type == "characters":
+            backend = character_backend(_checked_pieces(texts), SPECIAL_TOKENS)
+        else:
+            backend = _untrained_backend()
+            pieces = () if type == "bytes" else _checked_pieces(texts)
+            train_on_bytes(backend, type, pieces, vocab_size or SMALLEST_VOCABULARY, SPECIAL_TOKENS, show_progress)
+        if vocab_size and backend.get_vocab_size() < vocab_size:
             logger.warning(
-                "The tokenizer has %d tokens instead of vocab_size=%d: no further pair of tokens occurs "
+                "The tokenizer has %d tokens instead of vocab_size=%d: no further part of a word occurs "
                 "twice in the corpus. Use more text for a larger vocabulary.",
                 backend.get_vocab_size(),
                 vocab_size,
@@ -182,9 +187,9 @@ class ScratchGPTTokenizer(_BuiltFromVocabulary):
         for batch in _batches(texts, can_be_cut=_has_our_words(backend)):
             try:
                 encodings = backend.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
-            except TypeError:
-                _refuse_lone_surrogates(texts)
-                raise
+            except Exception as error:  # tokenizers raises a plain one for a character without a token
+                self._explain(texts)
+                raise error
             for (number, _), encoding in zip(batch, encodings, strict=True):
                 parts[number].append(np.asarray(encoding.ids, np.int32))
         return [np.concatenate(part) for part in parts]
@@ -218,9 +223,17 @@ class ScratchGPTTokenizer(_BuiltFromVocabulary):
     def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
         try:
             return super()._encode_plus(text, *args, **kwargs)
-        except TypeError:  # the message of tokenizers is only "TextInputSequence must be str"
-            _refuse_lone_surrogates([text] if isinstance(text, str) else text)
-            raise
+        except Exception as error:  # whose message is "TextInputSequence must be str" or "Missing [UNK] token"
+            self._explain([text] if isinstance(text, str) else text)
+            raise error
+
+    def _explain(self, texts: Iterable[Any]) -> None:
+        """Raise a ValueError if a text is the reason for an error of tokenizers."""
+        texts = list(texts)
+        _refuse_lone_surrogates(texts)
+        model = self.backend_tokenizer.model
+        if isinstance(model, WordLevel):
+            refuse_unknown_characters(texts, self.get_vocab().keys())
 
     def _save_pretrained(
         self, save_directory: Any, file_names: tuple[str, ...], *args: Any, **kwargs: Any

@@ -131,7 +131,8 @@ def test_the_model_is_written_from_scratch():
 
 def test_files_of_a_checkpoint_import_each_other_flatly():
     assert not [name for name in imports(CONFIGURATION) if name.startswith(".")]
-    assert not [name for path in PACKAGE for name in imports(path) if name.startswith("..")]
+    copied = [path for path in PACKAGE if path.parent.name == "hf_scratch_gpt"]  # beside the weights
+    assert not [name for path in copied for name in imports(path) if name.startswith("..")]
 
 
 def test_the_product_needs_no_tests_examples_or_benchmarks():

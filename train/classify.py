@@ -32,6 +32,7 @@ from .model.inference import load_for_inference
 from .model.load import memory_errors
 from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
+from .settings.near_paths import check_exists
 from .settings.reading import COLUMNS, ENCODING, Reading, require_files
 from .settings.recipe import option, option_list, parse_recipe, required
 from .settings.standard_input import read_stdin
@@ -118,6 +119,7 @@ def read_texts(arguments: ClassifyArguments, text_column: str) -> Iterator[Row]:
     """
     if arguments.file:
         for path in map(Path, arguments.file):
+            check_exists("--file", path)
             for number, cells in read_rows(path, reading=arguments.reading):
                 check_columns(place_of(path, number), cells, arguments, text_column)
                 yield Row(place_of(path, number), cells)

@@ -2,6 +2,7 @@
 
     scratch-gpt prepare_data --tokenizer runs/tokenizer --output_dir runs/data
     scratch-gpt prepare_data --tokenizer gpt2 --output_dir runs/data --text book.txt --block_size 512
+    scratch-gpt prepare_data --tokenizer cl100k_base.tiktoken --output_dir runs/data --text book.txt
 
 The text comes from --text or --dataset_name; by default, Python's own standard library and documentation. The output
 folder then contains the training and validation blocks, the tokenizer, and data.json with counts and hashes.
@@ -29,11 +30,11 @@ from .data.blocks import (
 from .data.corpora import Corpus, open_corpora
 from .data.new_folder import written_whole
 from .data.progress import CorpusProgress
-from .data.tokens import load_data_tokenizer, save_tokenizer, token_stream, tokenizer_sha256
+from .data.tokens import load_data_tokenizer, save_tokenizer, token_stream, tokenizer_sha256, warn_of_changes
 from .model.find import find_tokenizer
 from .settings.checks import check_bounds, create_folder
 from .settings.command import run_command
-from .settings.corpus import CorpusArguments
+from .settings.corpus import PATTERN, CorpusArguments
 from .settings.recipe import option, parse_recipe, required
 from .settings.words import counted
 
@@ -43,12 +44,15 @@ class PrepareArguments:
     """The tokenizer, the blocks, and their folder."""
 
     tokenizer: str = required(
-        "Folder written by scratch-gpt train_tokenizer, or any fast tokenizer on the Hugging Face Hub.", is_path=True
+        "Folder written by scratch-gpt train_tokenizer, a tokenizer on the Hugging Face Hub, or files of another "
+        "library: tokenizer.json, vocab.json and merges.txt, .tiktoken, or .model of sentencepiece.",
+        is_path=True,
     )
     output_dir: str = required(
         "Folder for the blocks. Blocks already there are reused if the settings match.", is_path=True
     )
     block_size: int = option("Tokens per block: the training context of the model.", 256)
+    pattern: str | None = option(PATTERN)
 
     def __post_init__(self) -> None:
         check_bounds(self, {"block_size": 1})
@@ -58,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the blocks of both splits."""
     arguments, corpus = parse_recipe((PrepareArguments, CorpusArguments), argv, description=__doc__ or "")
     found = find_tokenizer("--tokenizer", arguments.tokenizer)
-    tokenizer = load_data_tokenizer(f"--tokenizer {arguments.tokenizer}", found)
+    tokenizer = load_data_tokenizer(f"--tokenizer {arguments.tokenizer}", found, arguments.pattern)
+    warn_of_changes(arguments.tokenizer, tokenizer)
     prepare_data(arguments.output_dir, tokenizer, open_corpora(corpus), arguments.block_size)
 
 

@@ -1,12 +1,14 @@
-"""Train a byte-level BPE tokenizer.
+"""Train a tokenizer: byte-level BPE or unigram, characters, or bytes.
 
     scratch-gpt train_tokenizer --output_dir runs/tokenizer
     scratch-gpt train_tokenizer --output_dir runs/tokenizer --text book.txt --vocab_size 4096
+    scratch-gpt train_tokenizer --output_dir runs/tokenizer --text book.txt --type characters
 
 The text comes from --text or --dataset_name; by default, Python's own standard library and documentation.
 `AutoTokenizer.from_pretrained` loads the output folder.
 """
 
+import itertools
 import os
 import shutil
 import sys
@@ -44,9 +46,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     output, settings, corpus = parse_recipe(
         (OutputArguments, TokenizerArguments, CorpusArguments), argv, description=__doc__ or ""
     )
+    if settings.type == "bytes":
+        refuse_text(corpus)
     check_output(output.output_dir)
+    if settings.type == "bytes":
+        make_bytes(output.output_dir, settings)
+        return
     train_corpus, validation_corpus = open_corpora(corpus)
     train_tokenizer(output.output_dir, settings, train_corpus, validation_corpus)
+
+
+def refuse_text(corpus: CorpusArguments) -> None:
+    """Refuse options of the text: the bytes do not depend on it.
+
+    Raises:
+        ValueError: the option.
+    """
+    for name, default in vars(CorpusArguments()).items():
+        if (value := getattr(corpus, name)) != default:
+            shown = " ".join(value) if isinstance(value, list) else value
+            raise ValueError(f"--{name} ({shown}) has no effect on --type bytes: the text does not matter. Remove it.")
+
+
+def make_bytes(output_dir: str | Path, settings: TokenizerArguments) -> None:
+    """Write the tokenizer of bytes."""
+    tokenizer = ScratchGPTTokenizer.train_from_texts(
+        type="bytes", model_max_length=settings.model_max_length, show_progress=False
+    )
+    write_tokenizer(tokenizer, Path(output_dir))
+    print(f"Saved to {output_dir}: {len(tokenizer)} tokens, the 256 bytes and special tokens")
 
 
 def check_output(output_dir: str | Path) -> None:
@@ -71,12 +99,19 @@ def _refuse_existing(folder: Path) -> None:
 def train_tokenizer(
     output_dir: str | Path, settings: TokenizerArguments, train_corpus: Corpus, validation_corpus: Corpus
 ) -> ScratchGPTTokenizer:
-    """Train on one corpus, save, and print size, time, and the compression of the other corpus."""
+    """Train on one corpus, save, and print size, time, and the compression of the other corpus.
+
+    Characters come from both: the held-out text could not be encoded without a token for each of its characters.
+    """
     print(f"Training a tokenizer on {train_corpus.description}")
     progress = CorpusProgress("read", train_corpus.num_bytes)
+    documents: Iterable[Document] = train_corpus
+    if settings.type == "characters":
+        documents = itertools.chain(train_corpus, validation_corpus)
     tokenizer = ScratchGPTTokenizer.train_from_texts(
-        _texts(progress.over(train_corpus), settings.vocab_size),
-        settings.vocab_size,
+        _texts(progress.over(documents), settings),
+        settings.num_tokens,
+        type=settings.type,
         model_max_length=settings.model_max_length,
         show_progress=False,
     )
@@ -91,10 +126,12 @@ def train_tokenizer(
     return tokenizer
 
 
-def _texts(documents: Iterable[Document], vocab_size: int) -> Iterator[str]:
+def _texts(documents: Iterable[Document], settings: TokenizerArguments) -> Iterator[str]:
     yield from (document.text for document in documents)
-    # all words are counted now; learning merges takes seconds, and only grows with the vocabulary
-    print(f"Learning merges for {vocab_size:,} tokens", flush=True)
+    # all words are counted now; learning takes seconds, and only grows with the vocabulary
+    if settings.type != "characters":
+        learned = "merges" if settings.type == "bpe" else "pieces"
+        print(f"Learning {learned} for {settings.num_tokens:,} tokens", flush=True)
 
 
 def write_tokenizer(tokenizer: ScratchGPTTokenizer, folder: Path) -> None:

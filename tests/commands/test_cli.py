@@ -128,8 +128,10 @@ def test_python_m_train_is_the_same():
     assert shown.startswith("scratch-gpt ")
 
 
-def test_the_wheel_carries_every_folder_of_train():
+def test_the_wheel_carries_every_folder():
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {path.parent.relative_to(TRAIN).as_posix() for path in TRAIN.rglob("__init__.py")}
     wanted = {f"hf_scratch_gpt.training.{folder.replace('/', '.')}".removesuffix("..") for folder in folders}
+    package = {path.parent.name for path in (REPOSITORY / "hf_scratch_gpt").glob("*/__init__.py")}
+    wanted |= {f"hf_scratch_gpt.{name}" for name in package}
     assert set(settings["packages"]) == {"hf_scratch_gpt", "scratch_gpt_cli", *wanted}

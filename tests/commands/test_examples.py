@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.tiny_shakespeare.character_tokenizer import SPECIAL_TOKENS, character_tokenizer
-from hf_scratch_gpt import ScratchGPTConfig
+from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTTokenizer
 from train.model.new import build_config, new_model
 from train.settings.finetuning import (
     BaseArguments,
@@ -50,14 +49,14 @@ def test_the_commands_of_the_readme_make_a_model(tmp_path, monkeypatch, capsys):
         few = FEW_STEPS if module == "train.pretrain" else []
         assert not importlib.import_module(module).main([*arguments, *few])
         ran.append(module.rpartition(".")[2])
-    assert ran == ["character_tokenizer", "prepare_data", "pretrain", "generate"]
+    assert ran == ["train_tokenizer", "prepare_data", "pretrain", "generate"]
     assert Path("runs/tiny_shakespeare/run", MODEL_FOLDER, "model.safetensors").exists()
     assert "\nROMEO:" in capsys.readouterr().out.partition("complete: the model is in")[2]  # the output of generate
 
 
 def test_shakespeare_keeps_to_the_budget_of_nanogpt(monkeypatch):
     model, _, train = recipe(monkeypatch)
-    config = build_config(model, character_tokenizer([VERSE]))
+    config = build_config(model, ScratchGPTTokenizer.train_from_texts([VERSE], type="characters"))
     shape = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size, config.max_position_embeddings)
     assert shape == (4, 4, 128, 64)
     assert (train.max_steps, train.global_batch_size) == (2000, 12)
@@ -68,27 +67,8 @@ def test_shakespeare_keeps_to_the_budget_of_nanogpt(monkeypatch):
 def test_shakespeare_has_no_more_parameters_than_nanogpt(monkeypatch):
     model, _, train = recipe(monkeypatch)
     letters = "".join(map(chr, range(65)))  # as many as the text has
-    config = build_config(model, character_tokenizer([letters]))
-    assert new_model(config, train.seed).num_parameters() == 788_224  # nanoGPT: 795,904 and 8,192 for its positions
-
-
-def test_character_tokenizer_gives_each_character_its_own_token():
-    tokenizer = character_tokenizer([VERSE, "\t"])
-    characters = sorted({*VERSE, "\t"})
-    assert len(tokenizer) == len(SPECIAL_TOKENS) + len(characters)
-    assert tokenizer("".join(characters))["input_ids"] == list(range(2, len(tokenizer)))
-    assert tokenizer.decode(tokenizer(VERSE)["input_ids"]) == VERSE
-
-
-def test_character_tokenizer_ends_and_pads_with_tokens_that_no_text_has():
-    tokenizer = character_tokenizer(["<|endoftext|>"])
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1)
-    assert min(tokenizer.encode_texts(["<|endoftext|>"])[0]) > 1
-
-
-def test_character_tokenizer_refuses_a_character_it_has_not_seen():
-    with pytest.raises(Exception, match="Missing"):
-        character_tokenizer(["abc"])("abd")
+    config = build_config(model, ScratchGPTTokenizer.train_from_texts([letters], type="characters"))
+    assert new_model(config, train.seed).num_parameters() == 788_736  # nanoGPT: 795,904 and 8,192 for its positions
 
 
 @pytest.mark.parametrize(

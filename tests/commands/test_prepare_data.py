@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, normalizers
 
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
 from train.data.blocks import BLOCKS_FILE, open_data
@@ -261,3 +263,28 @@ def test_errors_of_the_disk_in_the_tokenizer_are_errors_of_the_system(folders, t
     monkeypatch.setattr(ScratchGPTTokenizer, "save_pretrained", full)
     assert run_command(main, folders) == 2
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_tokenizer_of_another_library_is_prepared_with(folders, tokenizer, tmp_path, capsys):
+    """A rank file of two-byte tokens; the blocks come with it as tokenizer.json."""
+    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"in", b"an"]
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+    (tmp_path / "own.tiktoken").write_text("".join(lines))
+    folders[1] = str(tmp_path / "own.tiktoken")
+    assert run_command(main, folders) == 2
+    assert "give --pattern" in capsys.readouterr().err
+    assert not main([*folders, "--pattern", "cl100k_base"])
+    assert "note:" not in capsys.readouterr().err
+    data = open_data(tmp_path / "data")
+    assert data.manifest["vocab_size"] == 260
+    again = load_data_tokenizer("--data_dir", tmp_path / "data/tokenizer")
+    assert again.decode(stream_of(tmp_path / "data/validation")).startswith("Document ")
+
+
+def test_a_tokenizer_that_changes_texts_is_named_once(folders, tmp_path, capsys):
+    backend = Tokenizer.from_file(str(tmp_path / "tokenizer/tokenizer.json"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.save(str(tmp_path / "tokenizer/tokenizer.json"))
+    main(folders)
+    said = capsys.readouterr().err
+    assert said.count("does not restore every text. It changes capital letters") == 1

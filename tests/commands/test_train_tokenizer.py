@@ -6,6 +6,7 @@ import tracemalloc
 import pytest
 
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
+from train import evaluate, finetune, generate, prepare_data, pretrain
 from train import train_tokenizer as module
 from train.data.corpora import Corpus, Document
 from train.settings.command import run_command
@@ -69,6 +70,9 @@ def test_unwritable_output_is_refused_before_training(tmp_path, capsys):
     ("argv", "message"),
     [
         (["--vocab_size", "100"], r"vocab_size \(100\) must be at least 262"),
+        (["--type", "characters", "--vocab_size", "300"], r"--vocab_size \(300\) has no effect on --type characters"),
+        (["--type", "words"], "bpe"),
+        (["--type", "bytes"], r"--text \(.*book\.txt\) has no effect on --type bytes"),
         (["--vocab_siz", "300"], "did you mean --vocab_size"),
         (["--text", "no/where.txt"], r"no/where\.txt does not exist"),
     ],
@@ -164,3 +168,35 @@ def test_compression_is_measured_on_a_bounded_sample(monkeypatch):
     texts = [Document(str(number), "0123456789") for number in range(9)]
     assert [document.text for document in sample_of(texts)] == ["0123456789", "0123456789", "01234"]
     assert list(sample_of([])) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("type", ["unigram", "characters", "bytes"])
+def test_every_type_goes_the_whole_way(type, tmp_path, capsys):
+    """Tokenizer, data, pretraining, generation, bits per byte, and a conversation."""
+    text = tmp_path / "book.txt"
+    text.write_text("".join(f"The number {number} is one more than {number - 1}.\n" for number in range(400)))
+    given = [] if type == "bytes" else ["--text", str(text)]
+    size = ["--vocab_size", "280"] if type == "unigram" else []
+    assert not main(["--output_dir", str(tmp_path / "t"), "--type", type, *given, *size])
+    prepare_data.main([f"--tokenizer={tmp_path / 't'}", f"--text={text}", f"--output_dir={tmp_path / 'd'}",
+                       "--block_size=16"])  # fmt: skip
+    run = ["--config=tiny", f"--data_dir={tmp_path / 'd'}", f"--output_dir={tmp_path / 'run'}", "--max_steps=2"]
+    assert not pretrain.main([*run, "--global_batch_size=8", "--warmup_steps=0", "--precision=fp32"])
+    model = str(tmp_path / "run/model")
+    capsys.readouterr()
+    assert not evaluate.main(["--model", model, "--text", str(text)])
+    said = capsys.readouterr().out
+    assert f"{len(text.read_bytes()):,} bytes of text" in said
+    assert not generate.main(["--model", model, "--prompt", "The number 5", "--max_new_tokens", "4"])
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "The"}, '
+                                         '{"role": "assistant", "content": "number"}]}\n' * 20)  # fmt: skip
+    tuned = ["--model", model, "--train_file", str(tmp_path / "chat.jsonl"), "--output_dir", str(tmp_path / "tuned")]
+    assert not finetune.main([*tuned, "--max_steps=1", "--precision=fp32"])
+
+
+def test_characters_of_the_held_out_text_have_tokens_too(tmp_path, capsys):
+    path = tmp_path / "book.txt"
+    path.write_text("plain words only\n" * 45 + "zebra stripes do\n" * 9 + "plain words only\n" * 46)
+    main(["--output_dir", str(tmp_path / "t"), "--text", str(path), "--type", "characters"])
+    assert "z" in ScratchGPTTokenizer.from_pretrained(tmp_path / "t").get_vocab()

@@ -144,8 +144,15 @@ def edited_manifest(folder: Path, **changes) -> None:
 
 
 def test_missing_data_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing contains no prepared data.*scratch-gpt prepare_data"):
+    with pytest.raises(
+        FileNotFoundError, match=r"--data_dir \S+nothing contains no prepared.*scratch-gpt prepare_data"
+    ):
         open_data(tmp_path / "nothing")
+
+
+def test_the_folder_above_the_data_is_named(copied):
+    with pytest.raises(FileNotFoundError, match=rf"contains no prepared data: did you mean {copied}\?"):
+        open_data(copied.parent)
 
 
 def test_other_format_is_refused(copied):

@@ -32,7 +32,7 @@ SHAPES = {
     "llama-biases": {**LLAMA, "attention_bias": True, "mlp_bias": True},
     "llama-linear": {**LLAMA, "rope_parameters": {**ROPE, "rope_type": "linear", "factor": 4.0}},
     "llama-yarn": {**LLAMA, "rope_parameters": YARN},
-    "llama-yarn-range": {**LLAMA, "rope_parameters": {**YARN, "beta_fast": 4, "truncate": False}},
+    "llama-yarn-range": {**LLAMA, "rope_parameters": {**YARN, "beta_fast": 4, "beta_slow": 2}},
     "llama-llama3": {**LLAMA, "rope_parameters": LLAMA3},
     "gpt2": GPT2_HEADS,
     "gpt2-grouped-untied": {**GPT2_HEADS, "num_key_value_heads": 2, "tie_word_embeddings": False},
@@ -47,12 +47,15 @@ def english_tokenizer():
 
 
 def pairs_tokenizer(pre_tokenizer, num_merges=20000):
-    """Merges any two bytes of the same word, so that ids show where words end, whatever the text."""
+    """Merges any two bytes of the same word, so that ids show where words end, whatever the text.
+
+    No merges lead to its token "hello": only a tokenizer that ignores merges finds it.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = list(itertools.product(alphabet, alphabet))
     Random(0).shuffle(merges)
     merges = merges[:num_merges]
-    tokens = [*SPECIAL_TOKENS, *alphabet, *map("".join, merges)]
+    tokens = [*SPECIAL_TOKENS, *alphabet, *map("".join, merges), "hello"]
     backend = Tokenizer(BPE({token: number for number, token in enumerate(tokens)}, merges))
     backend.pre_tokenizer, backend.decoder = pre_tokenizer, decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])

@@ -13,7 +13,8 @@ PROGRAM = "scratch-gpt"
 # in the order in which a user meets them
 COMMANDS = {
     "quickstart": "tokenizer, data, pretraining and generation in one command",
-    "train_tokenizer": "train a byte-level BPE tokenizer on text",
+    "train_tokenizer": "train a tokenizer on text: BPE, unigram, characters or bytes",
+    "compare_tokenizers": "compare tokenizers on a text, with bits per byte after equal compute",
     "prepare_data": "encode text into blocks of tokens",
     "plan": "estimate memory, traffic and time before a run",
     "pretrain": "pretrain a model from scratch, or continue a run",

@@ -224,7 +224,9 @@ def read_manifest(data_dir: str | Path) -> dict[str, Any]:
     """
     path = Path(data_dir) / MANIFEST
     if not path.exists():
-        raise FileNotFoundError(f"{data_dir} contains no prepared data: write it with scratch-gpt prepare_data.")
+        inside = sorted(str(found.parent) for found in Path(data_dir).glob(f"*/{MANIFEST}"))
+        hint = f"did you mean {' or '.join(inside)}?" if inside else "write it with scratch-gpt prepare_data."
+        raise FileNotFoundError(f"--data_dir {data_dir} contains no prepared data: {hint}")
     manifest: dict[str, Any] = read_json(path, dict, REMEDY)
     if manifest.get("format") != FORMAT:
         raise ValueError(

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import datasets
 
 from ..settings.corpus import CorpusArguments
+from ..settings.near_paths import check_exists
 from ..settings.reading import DEFAULT_READING, Reading, is_gzip
 from ..settings.words import counted
 from .folders import files_of
@@ -158,8 +159,7 @@ def _given_files(
 
 def _text_files(root: Path, reading: Reading, option: str, is_noted: bool) -> list[Path]:
     check_name(root)
-    if not root.exists():
-        raise FileNotFoundError(f"{option} {root} does not exist: it takes text files and folders.")
+    check_exists(option, root)
     if not root.is_dir():
         if root.stat().st_size == 0:
             raise ValueError(f"{option} {root} is empty (0 bytes): there is nothing to learn from.")

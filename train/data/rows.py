@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 
 from ..settings.finetuning import RowsArguments
+from ..settings.near_paths import check_exists
 from .tables import load_split, place_of, read_rows, with_line_feeds
 from .text_files import check_name
 
@@ -89,8 +90,7 @@ def _table(option: str, file: str) -> Path:
     check_name(path)
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder: give the tables in it one by one.")
-    if not path.exists():
-        raise FileNotFoundError(f"{option} {path} does not exist.")
+    check_exists(option, path)
     return path
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,25 +12,38 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch_gpt.tokenization_scratch_gpt import BATCH_LENGTH, ScratchGPTTokenizer
+from hf_scratch_gpt.tokenizer_formats import changed_by, is_tokenizer, open_tokenizer
 
 from .corpora import Document
 
 
-def load_data_tokenizer(place: str, folder: Path) -> ScratchGPTTokenizer:
-    """Load the tokenizer of a folder, whatever its class.
+def load_data_tokenizer(place: str, path: Path, pattern: str | None = None) -> ScratchGPTTokenizer:
+    """Load the tokenizer of a folder or of a file of another library, whatever its class.
 
     Args:
         place: the option and its value, for error messages, such as "--tokenizer runs/tokenizer".
+        pattern: how a rank file of tiktoken splits text into words.
 
     Raises:
-        ValueError: the folder has no tokenizer.json, or the tokenizer has no end-of-text token.
+        ValueError: there is no tokenizer, it is damaged, or it has no end-of-text token.
     """
-    if not (folder / "tokenizer.json").exists():
+    if not is_tokenizer(path):
         raise ValueError(f"{place} has no tokenizer.json: write one with scratch-gpt train_tokenizer.")
-    tokenizer: ScratchGPTTokenizer = ScratchGPTTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = open_tokenizer(path, pattern=pattern)
+    except (ValueError, ImportError) as error:  # an ImportError names the extra to install
+        raise ValueError(f"{place}: {error}") from None
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{place} has no eos_token, which marks the end of a document: use another one.")
     return tokenizer
+
+
+def warn_of_changes(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say on stderr what a tokenizer changes in a text, so that a model trained with it never writes it."""
+    if changed := changed_by(tokenizer):
+        print(
+            f"note: --tokenizer {name} does not restore every text. It changes {', '.join(changed)}.", file=sys.stderr
+        )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

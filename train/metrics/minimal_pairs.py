@@ -22,6 +22,7 @@ from ..data.examples import IGNORE_INDEX
 from ..data.folders import files_of
 from ..data.plain_text import plain_ids
 from ..data.tables import place_of, read_rows
+from ..settings.near_paths import check_exists
 from ..settings.reading import Reading
 from .evaluate_metrics import score_targets
 from .text_scores import ending
@@ -83,8 +84,7 @@ def read_pairs(paths: Sequence[str | Path]) -> list[Pair]:
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise FileNotFoundError(f"--pairs {path} does not exist.")
+    check_exists("--pairs", path)
     if not path.is_dir():
         return [path]
     found = files_of(path, (".jsonl",))

@@ -12,8 +12,9 @@ from ..checkpoint.manifest import sha256_of
 from ..hub.client import HubName
 from ..hub.download import pull_or_cached
 from ..settings.json_files import read_json
+from ..settings.near_paths import near_paths
 from ..settings.run_folder import ADAPTER_CONFIG_FILE, CHECKPOINT_PREFIX, CONFIG_FILE, MODEL_FILE, MODEL_INDEX_FILE
-from .hints import about_folder, about_missing, about_unfinished, is_run, near_paths, tokenizer_of_run
+from .hints import about_folder, about_missing, about_unfinished, is_run, tokenizer_of_run
 from .vocabulary import check_tokenizer
 
 
@@ -67,7 +68,7 @@ def _from_hub(place: str, name: str, weights: bool = True) -> Path:
     try:
         return pull_or_cached(HubName.parse(name), weights)
     except (ValueError, ConnectionError) as error:
-        near = near_paths(Path(name))
+        near = near_paths(Path(name), only_folders=True)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         kind = ConnectionError if isinstance(error, ConnectionError) else ValueError
         raise kind(f"{place} is not a folder here, and {error}{hint}") from None
@@ -99,7 +100,7 @@ def find_tokenizer(option: str, name: str) -> Path:
     if folder.exists():
         return folder
     if is_path(name):
-        near = near_paths(folder)
+        near = near_paths(folder, only_folders=True)
         hint = f"did you mean {' or '.join(near)}?" if near else "write one with scratch-gpt train_tokenizer."
         raise ValueError(f"{place} does not exist: {hint}")
     return _from_hub(place, name, weights=False)

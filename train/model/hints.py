@@ -1,6 +1,5 @@
 """What the user may have meant by a path that is not a model, and the command to run next."""
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import yaml
 from hf_scratch_gpt.conversion import is_openai_folder
 
 from ..data.blocks import TOKENIZER_FOLDER
+from ..settings.near_paths import near_paths
 from ..settings.run_folder import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FOLDER,
@@ -41,7 +41,7 @@ def about_missing(path: Path) -> str:
     """A sentence about a path that does not exist."""
     if path.name == MODEL_FOLDER and is_run(path.parent):
         return f"does not exist yet: {about_unfinished(path.parent)}"
-    if near := near_paths(path):
+    if near := near_paths(path, only_folders=True):
         return f"does not exist: did you mean {' or '.join(near)}?"
     return f"does not exist; {QUICKSTART_MODEL}."
 
@@ -101,19 +101,6 @@ def tokenizer_of_run(run: Path) -> Path | None:
     folders = [run / MODEL_FOLDER, *(Path(name) for name in named if isinstance(name, str))]
     folders += [Path(data) / TOKENIZER_FOLDER] if isinstance(data, str) else []
     return next((folder for folder in folders if (folder / TOKENIZER_FILE).exists()), None)
-
-
-def near_paths(path: Path) -> list[str]:
-    """Existing paths that differ from `path` in the spelling of one part."""
-    parent, rest = path.parent, [path.name]
-    while not parent.is_dir() and parent != parent.parent:
-        parent, rest = parent.parent, [parent.name, *rest]
-    if not parent.is_dir():
-        return []
-    names = [entry.name for entry in parent.iterdir() if entry.is_dir()]
-    near = [parent / name for name in difflib.get_close_matches(rest[0], names, n=3, cutoff=0.6)]
-    whole = [str(folder.joinpath(*rest[1:])) for folder in near if folder.joinpath(*rest[1:]).exists()]
-    return whole or [str(folder) for folder in near]
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:

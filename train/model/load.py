@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_scratch_gpt import ScratchGPTConfig
 from hf_scratch_gpt.conversion import UnsupportedModelError, load_imported, our_config
+from hf_scratch_gpt.tokenizer_formats import is_tokenizer, open_tokenizer
 
 from ..checkpoint.weights import safetensors_names
 from ..settings.json_files import read_json
@@ -316,7 +317,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def load_tokenizer(place: str, folder: Path, remedy: str = COPY_TOKENIZER) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder.
+    """The tokenizer in a folder, or in a file of another library.
 
     Args:
         remedy: what to do if there is none.
@@ -325,6 +326,8 @@ def load_tokenizer(place: str, folder: Path, remedy: str = COPY_TOKENIZER) -> Pr
         ValueError: there is none, or its files are damaged.
     """
     if not has_tokenizer(folder):
+        if is_tokenizer(folder):  # a file, or a folder, of another library
+            return open_tokenizer(folder)
         raise ValueError(f"{place} has no tokenizer: {remedy}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -7,6 +7,11 @@ from .checks import check_bounds, check_fraction, requires
 from .reading import COLUMNS, ENCODING, FOLDER_SUFFIXES, KEEP_CRLF, Reading, require_files
 from .recipe import option, option_list
 
+PATTERN = (
+    "How a rank file of tiktoken splits text into words: gpt2, r50k_base, p50k_base, cl100k_base, o200k_base, llama3, "
+    "or a regular expression (default: as its name says)."
+)
+
 
 @dataclass
 class CorpusArguments:
@@ -71,8 +76,21 @@ class CorpusArguments:
 class TokenizerArguments:
     """The tokenizer to train."""
 
-    vocab_size: int = option("Number of tokens, including the 256 bytes and special tokens.", 8192)
+    type: Literal["bpe", "unigram", "characters", "bytes"] = option(
+        "bpe and unigram learn parts of words; characters: a token for each one in the text; bytes: the 256 bytes.",
+        "bpe",
+    )
+    vocab_size: int | None = option(
+        "Number of tokens of bpe and unigram, including the 256 bytes and special tokens (default: 8192)."
+    )
     model_max_length: int = option("Maximum sequence length stored with the tokenizer.", 1024)
 
     def __post_init__(self) -> None:
         check_bounds(self, {"vocab_size": 1, "model_max_length": 1})
+        if self.vocab_size is not None and self.type in ("characters", "bytes"):
+            raise ValueError(f"--vocab_size ({self.vocab_size}) has no effect on --type {self.type}: remove it.")
+
+    @property
+    def num_tokens(self) -> int | None:
+        """The vocabulary size to train for; None if the type determines it."""
+        return self.vocab_size or (8192 if self.type in ("bpe", "unigram") else None)
