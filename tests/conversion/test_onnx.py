@@ -207,7 +207,7 @@ def test_a_missing_library(missing, base, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("dtype", "float16", "--dtype is float16, but an ONNX graph is float32: remove the option"),
+        ("dtype", "float16", "--dtype float16 cannot be used with --to onnx; allowed: float32"),
         ("max_shard_size", "1GB", "--max_shard_size .1GB. has no effect with --to onnx: remove it"),
     ],
 )
