@@ -38,6 +38,11 @@ class LinearArguments:
     rows: int = option("Rows of the larger input.", 1_000_000)
     commands: list[str] = option_list("Commands to measure (default: all).")
 
+    def __post_init__(self) -> None:
+        for command in self.commands:
+            if command not in COMMANDS:
+                raise ValueError(f"--commands {command}: must be one of {', '.join(COMMANDS)}.")
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -90,7 +95,7 @@ def cost_of(command: str, arguments: Sequence[str]) -> Cost:
 
 
 def prepare_base(base: Path) -> None:
-    """A tiny model with its tokenizer and data."""
+    """A tiny model with its tokenizer and data, and a classifier."""
     base.mkdir()
     write_lines(base / "text.jsonl", ({"text": text_of(i)} for i in range(2000)))
     (base / "config.json").write_text(json.dumps(SHAPE))
@@ -99,6 +104,8 @@ def prepare_base(base: Path) -> None:
     run("prepare_data", tokenizer=base / "tokenizer", output_dir=base / "blocks", block_size=32, **text)
     settings = {"config": base / "config.json", "data_dir": base / "blocks", "output_dir": base / "run"}
     run("pretrain", **TUNING | settings)
+    (base / "classifier").mkdir()
+    run("finetune_classifier", **classifier_options(base / "classifier", 100, base))
 
 
 def run(command: str, **options: Any) -> None:
@@ -150,6 +157,12 @@ def classifier_options(folder: Path, count: int, base: Path) -> dict[str, Any]:
     return TUNING | {"model": base / "run" / "model"} | files | test
 
 
+def classify_options(folder: Path, count: int, base: Path) -> dict[str, Any]:
+    """The rows as texts."""
+    labels = {"output_file": folder / "labels.csv", "micro_batch_size": 256}
+    return {"model": base / "classifier" / "out" / "model", "file": documents(folder, count)} | labels
+
+
 def report_options(folder: Path, count: int, base: Path) -> dict[str, Any]:
     """The rows as lines of a metrics log."""
     facts = {"grad_norm": 1.0, "learning_rate": 1e-3, "tokens_per_second": 5.0}
@@ -170,6 +183,7 @@ COMMANDS: dict[str, Callable[[Path, int, Path], dict[str, Any]]] = {
     "evaluate": evaluate_options,
     "finetune": finetune_options,
     "finetune_classifier": classifier_options,
+    "classify": classify_options,
     "report": report_options,
 }
 

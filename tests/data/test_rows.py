@@ -54,7 +54,7 @@ def test_parts_must_not_use_up_the_rows(table):
     settings = RowsArguments(train_file=[table], validation_fraction=0.5)
     with pytest.raises(ValueError, match=r"--validation_fraction \(0\.5\) and --test_fraction \(0\.6\) leave no row"):
         read_parts(LabelArguments(**vars(settings), test_fraction=0.6), {"validation": 0.1, "test": 0.1}, seed=0)
-    with pytest.raises(ValueError, match="no rows for validation: 40 rows are too few"):
+    with pytest.raises(ValueError, match=r"no rows for validation: 0\.001 of 40 rows is none\. Give more"):
         read_parts(RowsArguments(train_file=[table]), {"validation": 0.001}, seed=0)
 
 

@@ -56,8 +56,17 @@ def read_parts(
     parts |= _split(rows, held_out, seed)
     for part, some in parts.items():
         if not some:
-            raise ValueError(f"There are no rows for {part}: {len(rows)} rows are too few, or a table is empty.")
+            raise ValueError(_about_no_rows(part, len(rows), held_out.get(part)))
     return parts
+
+
+def _about_no_rows(part: str, num_rows: int, fraction: float | None) -> str:
+    if fraction is None or not num_rows:
+        return f"there are no rows for {part}: {num_rows} rows are too few, or its table is empty."
+    return (
+        f"there are no rows for {part}: {fraction:g} of {num_rows} rows is none. Give more rows, a higher "
+        f"--{part}_fraction, or other rows with --{part}_file."
+    )
 
 
 def _read_source(settings: RowsArguments, part: str, columns: Sequence[str] | None, option: str) -> list[Row]:
