@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 from ..configuration_scratch_gpt import ScratchGPTConfig
+from . import gpt2, llama
 from .families import UnsupportedModelError
 
 FUSED = {"self_attn.q_proj": "attn_qkv", "self_attn.k_proj": "attn_qkv", "self_attn.v_proj": "attn_qkv"}
@@ -63,13 +64,7 @@ def head_limits(config: ScratchGPTConfig) -> list[str]:
 
 # The range of frequencies that YaRN scales: the only one that llama.cpp computes itself.
 YARN_RANGE = {"beta_fast": (32,), "beta_slow": (1,), "truncate": (True,)}
-ROTARY = {
-    "position_embedding_type": "rope",
-    "norm_type": "rmsnorm",
-    "mlp_type": "swiglu",
-    "sliding_window": None,
-    "final_logit_softcapping": None,
-}
+ROTARY = {**llama.REQUIRED, "sliding_window": None}
 LLAMA = Architecture(
     "llama",
     requires={**ROTARY, "qk_norm": False},
@@ -83,14 +78,7 @@ QWEN3 = Architecture(
 )
 GPT2 = Architecture(
     "gpt2",
-    requires={
-        "position_embedding_type": "learned",
-        "norm_type": "layernorm",
-        "mlp_type": "gelu",
-        "qk_norm": False,
-        "sliding_window": None,
-        "final_logit_softcapping": None,
-    },
+    requires=gpt2.GPT2.export_requires,
     limits=head_limits,
     modules=FUSED,
     needs_biases=True,

@@ -114,7 +114,7 @@ MISTAKES = {
     "no layers": ([*TRAIN, "--config_overrides=num_hidden_layers=0"], "num_hidden_layers.*0"),
     "misspelt config key": ([*TRAIN, "--config_overrides=num_layer=3"], "num_layer"),
     "unknown preset": ([*TRAIN, "--config=huge"], "--config huge is neither a preset .tiny"),
-    "config that is a list": ([*TRAIN, "--config={place}/list.json"], "list.json must contain a JSON object"),
+    "config that is a list": ([*TRAIN, "--config={place}/list.json"], "list.json is damaged: expected an object"),
     "too few positions": ([*TRAIN, "--config_overrides=max_position_embeddings=8"], "sequences of 16.*is 8: raise it"),
     # training
     "negative rate": ([*TRAIN, "--learning_rate=-1"], "--learning_rate is -1.0: it must be a number of at least 0"),
