@@ -216,7 +216,7 @@ BAD = {
     "prompts": ({"sample_prompts": ["x"]}, "--sample_prompts has no effect: a classifier generates no text"),
     "two sources": ({"validation_fraction": 0.5, "validation_rows": [{"text": "x", "label": "red"}]},
                     "--validation_file and --validation_fraction exclude each other"),
-    "no source": ({"train_file": None}, r"--train_file \(not set\) and --dataset_name \(not set\): exactly one"),
+    "no source": ({"train_file": None}, "required: --train_file or --dataset_name"),
     "nothing left": ({"validation_fraction": 0.5, "test_fraction": 0.5}, "leave no row to train on"),
     "override": ({"config_overrides": "colour=3"}, "--config_overrides sets colour, which the config of"),
     "shape": ({"config_overrides": "intermediate_size=48"}, "6 weights of another size than its config says"),

@@ -316,17 +316,21 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in TOKENIZER_FILES)
 
 
-def load_tokenizer(place: str, folder: Path, remedy: str = COPY_TOKENIZER) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, or in a file of another library.
+def load_tokenizer(
+    place: str, folder: Path, remedy: str = COPY_TOKENIZER, any_format: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder.
 
     Args:
         remedy: what to do if there is none.
+        any_format: whether it may be one of another library, or a tokenizer.json alone. Its special tokens are known by
+            their names only, so that of a model must not be.
 
     Raises:
         ValueError: there is none, or its files are damaged.
     """
     if not has_tokenizer(folder):
-        if is_tokenizer(folder):  # a file, or a folder, of another library
+        if any_format and is_tokenizer(folder):
             return open_tokenizer(folder)
         raise ValueError(f"{place} has no tokenizer: {remedy}")
     try:

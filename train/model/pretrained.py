@@ -101,7 +101,8 @@ def load_base_tokenizer(arguments: BaseArguments, folder: Path) -> PreTrainedTok
     name = arguments.tokenizer or arguments.model
     own = tokenizer_folder(folder)
     if arguments.tokenizer:
-        tokenizer = load_tokenizer(f"--tokenizer {name}", find_tokenizer("--tokenizer", name))
+        found = find_tokenizer("--tokenizer", name)
+        tokenizer = load_tokenizer(f"--tokenizer {name}", found, any_format=True)
         if has_tokenizer(own) and not arguments.random_weights:
             check_same_ids(arguments, tokenizer, load_tokenizer(f"--model {arguments.model}", own))
     else:
