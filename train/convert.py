@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hf_scratch_gpt import ScratchGPTConfig
 from hf_scratch_gpt.conversion import FAMILIES, export_model, import_model, is_openai_folder
 from hf_scratch_gpt.conversion.folders import copy_tokenizer
-from hf_scratch_gpt.conversion.gguf import stored_dtype, write_gguf
+from hf_scratch_gpt.conversion.gguf import imported_gguf, stored_dtype, write_gguf
 from hf_scratch_gpt.conversion.ollama import modelfile
 from hf_scratch_gpt.conversion.onnx import check_installed, export_onnx
 
@@ -94,8 +94,8 @@ def convert(arguments: ConvertArguments) -> Path:
             an output folder with files.
         OSError: the Hub cannot be reached, or the disk is full.
     """
-    if arguments.to == "onnx":
-        check_installed()
+    if check := {"gguf": imported_gguf, "onnx": check_installed}.get(arguments.to):
+        check()
     source, place = find_source(arguments.model), f"--model {arguments.model}"
     folder = new_output(arguments.output_dir)
     is_ours = not is_openai_folder(source) and stored_type(source) == ScratchGPTConfig.model_type

@@ -71,6 +71,6 @@ def test_what_llama_cpp_cannot_compute(tmp_path):
 def test_the_package_is_missing(tmp_path, monkeypatch):
     save_model(tmp_path / "mine")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=r'gguf is not installed: pip install "hf_scratch_gpt\[gguf\]"'):
+    with pytest.raises(ValueError, match=r'^gguf is not installed: pip install "hf_scratch_gpt\[gguf\]"'):
         convert(tmp_path / "mine", tmp_path / "output")
     assert not (tmp_path / "output").exists()
