@@ -25,7 +25,7 @@ COMMANDS = {
     "serve": "serve a model with OpenAI's API",
     "finetune_classifier": "fine-tune a model to classify texts",
     "classify": "label texts with a fine-tuned classifier",
-    "convert": "to and from GPT-2, Llama and Qwen3; to GGUF and ONNX",
+    "convert": "convert a model from or to GPT-2, Llama and Qwen3, or to GGUF or ONNX",
     "report": "compare runs on one page",
     "rollback": "rewind a run to an earlier checkpoint and skip steps",
     "publish": "upload a model to the Hugging Face Hub",
