@@ -120,7 +120,7 @@ def measure(name: str, source: Path, data_dir: Path, arguments: QuantizedArgumen
 
 
 def weight_bytes(model: torch.nn.Module) -> Iterator[int]:
-    """The bytes of each tensor of a model: also those inside of quantized tensors, and beside them."""
+    """The bytes of each tensor of a model, with the packed data and the scales of quantized ones."""
     for tensor in [*model.parameters(), *model.buffers()]:
         yield from tensor_bytes(tensor)
         state = getattr(tensor, "quant_state", None)  # of bitsandbytes in 4 bits

@@ -1,4 +1,4 @@
-"""Weights from GPT-2, Llama, Qwen2 and Qwen3 to ScratchGPT, and from ScratchGPT to GPT-2, Llama and Qwen3."""
+"""Weights of GPT-2, Llama, Qwen2 and Qwen3 become ours; ours become GPT-2, Llama, Qwen3, GGUF or ONNX."""
 
 from .families import Family, Rule, UnsupportedModelError
 from .folders import EXPORTS, FAMILIES, export_model, import_model, load_imported, our_config

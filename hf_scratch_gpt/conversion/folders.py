@@ -106,7 +106,7 @@ def import_model(source: Path, folder: Path, dtype: torch.dtype | None = None, m
     """
     config, family, tensors = _opened(source)
     our_class = own_class(config)
-    model = _empty_model(our_class, config)
+    model = empty_model(our_class, config)
     plan = import_plan(family, our_class, config.num_hidden_layers, own_shapes(model), tensors)
     config.dtype = dtype or common_dtype(tensors)
     with new_folder(folder):
@@ -135,9 +135,7 @@ def export_model(
     our_class = own_class(values)
     their_class = family.architectures[our_class]
     tensors = SafetensorsFolder(source)
-    plan = export_plan(
-        family, our_class, values.num_hidden_layers, own_shapes(_empty_model(our_class, values)), tensors
-    )
+    plan = export_plan(family, our_class, values.num_hidden_layers, own_shapes(empty_model(our_class, values)), tensors)
     config.architectures = [their_class]
     config.dtype = dtype or common_dtype(tensors)
     with new_folder(folder):
@@ -164,7 +162,7 @@ def load_imported(
     """
     found, family, tensors = _opened(folder)
     stored_class = own_class(found)
-    shapes = own_shapes(_empty_model(stored_class, found))
+    shapes = own_shapes(empty_model(stored_class, found))
     plan = import_plan(family, stored_class, found.num_hidden_layers, shapes, tensors)
     dtype = dtype or common_dtype(tensors)
     # copies: parts of a tensor would share its memory, and a file may change while the model is used
@@ -205,7 +203,7 @@ def our_class_of(theirs: PreTrainedConfig, family: Family) -> str:
     return classes[name]
 
 
-def _empty_model(our_class: str, config: ScratchGPTConfig) -> PreTrainedModel:
+def empty_model(our_class: str, config: ScratchGPTConfig) -> PreTrainedModel:
     """The model without memory for its weights."""
     with torch.device("meta"):
         model: PreTrainedModel = getattr(modeling_scratch_gpt, our_class)(config)

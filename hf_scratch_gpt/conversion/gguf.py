@@ -22,9 +22,8 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from ..configuration_scratch_gpt import ScratchGPTConfig
-from ..modeling_scratch_gpt import ScratchGPTForCausalLM
 from .families import LANGUAGE_MODEL
-from .folders import common_dtype
+from .folders import common_dtype, empty_model, own_shapes
 from .gguf_architectures import Architecture, architecture_of
 from .gguf_metadata import add_config, rope_factors
 from .gguf_tokenizer import load_tokenizer, tokenizer_fields
@@ -98,9 +97,7 @@ def constant(tensor: torch.Tensor) -> Recipe:
 
 def shapes(config: ScratchGPTConfig) -> dict[str, Shape]:
     """Names and shapes of our tensors; tied ones have their first name."""
-    with torch.device("meta"):
-        model = ScratchGPTForCausalLM(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return own_shapes(empty_model(LANGUAGE_MODEL, config))
 
 
 def name_in_file(ours: str, architecture: Architecture) -> str:
@@ -235,7 +232,7 @@ def read_config(folder: Path) -> ScratchGPTConfig:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(config, ScratchGPTConfig):
         raise ValueError(
-            f"{folder} is no ScratchGPT model: its model_type is {config.model_type!r}. Convert it to one first."
+            f"{folder} is not a ScratchGPT model: its model_type is {config.model_type!r}. Import it first."
         )
     our_class = (config.architectures or [LANGUAGE_MODEL])[0]
     if our_class != LANGUAGE_MODEL:
@@ -274,7 +271,7 @@ def write_tensors(
 
     Raises:
         ValueError: a tensor has numbers that its type cannot hold.
-        OSError: there is no space left.
+        OSError: the disk is full.
     """
     for name, entry in entries.items():
         size = num_bytes(entry.shape, kinds[name])
@@ -298,14 +295,16 @@ def kept_in_f16(kinds: Mapping[str, "GGMLQuantizationType"], dtype: str) -> list
     kept = [name for name, kind in kinds.items() if kind.name == "F16"] if dtype == "q8_0" else []
     if not kept:
         return []
-    return [f"these tensors are f16, as their rows are no multiple of 32 numbers: {', '.join(by_layer(kept))}."]
+    return [
+        f"these tensors are stored as f16, because the length of their rows is not a multiple of 32: {', '.join(by_layer(kept))}."
+    ]
 
 
 @contextmanager
 def new_file(path: Path, size: int) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends without an error.
+    """A temporary file next to `path`, which is renamed to `path` if the block ends without an error.
 
-    What a killed process has left is overwritten.
+    The temporary file of a process that was killed is overwritten.
 
     Raises:
         ValueError: `path` exists, its folder does not, another process is writing it, or `size` bytes have no space.

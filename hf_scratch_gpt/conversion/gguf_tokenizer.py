@@ -201,7 +201,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, stop_ids: list[int]) -> tupl
         stop_ids: tokens after which `generate` stops.
 
     Raises:
-        ValueError: there is no token that ends a text; llama.cpp would take that with id 11.
+        ValueError: the tokenizer has no eos_token. (llama.cpp would stop at the token with id 11.)
     """
     eos = tokenizer.eos_token_id
     if eos is None:

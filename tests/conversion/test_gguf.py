@@ -131,7 +131,8 @@ def test_rows_that_are_no_multiple_of_a_block_keep_16_bits(tmp_path):
     assert kinds["blk.0.ffn_up.weight"] == "Q8_0"
     assert kinds["blk.0.ffn_down.weight"] == "F16"
     assert notes[-1] == (
-        "these tensors are f16, as their rows are no multiple of 32 numbers: blk.{0-1}.ffn_down.weight."
+        "these tensors are stored as f16, because the length of their rows is not a multiple of 32: "
+        "blk.{0-1}.ffn_down.weight."
     )
 
 
@@ -354,7 +355,7 @@ def test_a_classifier(tmp_path):
 
 def test_another_kind_of_model(folder):
     change_json(folder / "config.json", model_type="llama", auto_map={})
-    refused(folder, "is no ScratchGPT model: its model_type is 'llama'")
+    refused(folder, "is not a ScratchGPT model: its model_type is 'llama'")
 
 
 def test_no_space(folder, monkeypatch):
