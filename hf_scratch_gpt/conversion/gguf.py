@@ -295,9 +295,8 @@ def kept_in_f16(kinds: Mapping[str, "GGMLQuantizationType"], dtype: str) -> list
     kept = [name for name, kind in kinds.items() if kind.name == "F16"] if dtype == "q8_0" else []
     if not kept:
         return []
-    return [
-        f"these tensors are stored as f16, because the length of their rows is not a multiple of 32: {', '.join(by_layer(kept))}."
-    ]
+    names = ", ".join(by_layer(kept))
+    return [f"these tensors are stored as f16, because the length of their rows is not a multiple of 32: {names}."]
 
 
 @contextmanager
