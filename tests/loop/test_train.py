@@ -252,7 +252,8 @@ def test_seeds_are_distinct_and_fit_torch():
 def test_only_the_main_process_gathers_the_weights_and_decides_with_its_norm(build, monkeypatch):
     run = build()
     assert run.whole_weights().keys() == dict(run.bare_model.named_parameters()).keys()
-    assert run.from_main(0.5) == 0.5
+    half = torch.tensor(0.5)
+    assert run.from_main(half) == 0.5
     monkeypatch.setattr(run, "accelerator", SimpleNamespace(is_main_process=False, num_processes=2))
     assert run.whole_weights() == {}
-    assert run.from_main(0.5) == 0.0
+    assert run.from_main(half) == 0.0

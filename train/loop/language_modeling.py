@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.examples import IGNORE_INDEX
 from ..data.plain_text import plain_ids
+from ..distributed.device import wide_dtype
 from ..metrics.perplexity import bits_per_byte, perplexity, token_byte_lengths
 from ..settings.seeds import seed_at
 from ..settings.training import TrainArguments
@@ -49,10 +51,10 @@ class LanguageModeling:
 
     def count_targets(self, batch: dict[str, Tensor]) -> tuple[float, int]:
         """(denominator of the loss, tokens to log): here both are the number of target tokens."""
-        num_targets = int((batch["shift_labels"] != IGNORE_INDEX).sum())
+        num_targets = int(np.count_nonzero(batch["shift_labels"].numpy() != IGNORE_INDEX))
         return num_targets, num_targets
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], denominator: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], denominator: Tensor) -> Tensor:
         """Sum of the losses of a micro-batch divided by `denominator`."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "shift_labels"}
         labels = batch["shift_labels"]
@@ -60,18 +62,20 @@ class LanguageModeling:
             **inputs,
             labels=labels,  # unused, but transformers models return no loss if it is missing
             shift_labels=labels,  # already shifted: no target is lost at the end of a row
-            num_items_in_batch=torch.tensor(float(denominator), device=labels.device),  # loss = sum / this
+            num_items_in_batch=denominator,  # loss = sum / this
             use_cache=False,
             **self.forward_kwargs,
         ).loss
         return loss
 
-    def evaluate_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> list[float]:
+    def evaluate_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Nats, number of target tokens, and the bytes of text they stand for."""
         targets = batch["shift_labels"]
-        targets = targets[targets != IGNORE_INDEX].cpu()
-        nats = float(self.loss(model, batch, denominator=1))
-        return [nats, targets.numel(), int(self.token_bytes[targets].sum())]
+        is_target = targets != IGNORE_INDEX
+        self.token_bytes = self.token_bytes.to(targets.device)
+        num_bytes = self.token_bytes[targets.clamp(min=0)] * is_target
+        nats = self.loss(model, batch, torch.ones((), device=targets.device))
+        return torch.stack([nats.to(wide_dtype(nats.device)), is_target.sum(), num_bytes.sum()])
 
     def compute_metrics(self, sums: Sequence[float]) -> dict[str, Any]:
         """Loss in nats per token, perplexity and bits per byte."""

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..checkpoint.state import TrainState
 from ..checkpoint.weights import named_weights
 from ..data.examples import Examples
 from ..data.sampler import StepSampler
-from ..distributed.device import matmul_rate
+from ..distributed.device import matmul_rate, wide_dtype
 from ..distributed.errors import exchange, run_on_main
 from ..distributed.parallel import Grid, build_grid, is_split, split_model, whole
 from ..model.flops import training_flops_per_token
@@ -30,6 +31,7 @@ from ..settings.defaults import learning_rate_for
 from ..settings.durable import replace_text
 from ..settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, RECIPE_FILE, TRAINING_FILE
 from ..settings.training import MAY_CHANGE, TrainArguments
+from .batches import Batches
 from .log import cut_back_logs
 from .objective import Objective
 from .optimizers import build_optimizers
@@ -51,6 +53,7 @@ class Run:
         skip_windows: (first, last) steps that `rollback` asked to skip.
         is_complete: whether nothing is left to do; known after `resume`.
         peak_tokens_per_second: if all devices did nothing but the model's matrix products; for the MFU.
+        batches_ahead: of the next step, if they are read already.
     """
 
     arguments: TrainArguments
@@ -65,6 +68,7 @@ class Run:
     skip_windows: list[tuple[int, int]] = field(default_factory=list)
     is_complete: bool = False
     peak_tokens_per_second: float = math.inf
+    batches_ahead: Batches | None = None
 
     @property
     def folder(self) -> Path:
@@ -76,25 +80,36 @@ class Run:
         """The model without the wrapper that synchronizes processes."""
         return self.checkpoints.model
 
-    @property
+    @cached_property
     def is_split(self) -> bool:
         """Whether each process has only a part of the model, so that all must take part in every use of it."""
         return is_split(self.model)
 
-    def sum_over_processes(self, values: Sequence[float]) -> list[float]:
-        """Add up what each share of the examples has contributed."""
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        own = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        total: Tensor = self.accelerator.reduce(own, reduction="sum")
-        summed: list[float] = (
-            total / self.grid.tensor_size
-        ).tolist()  # each tensor-parallel group adds the same values
-        return summed
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters of the model."""
+        return list(self.model.parameters())
 
-    def from_main(self, value: float) -> float:
+    @property
+    def reads_late(self) -> bool:
+        """Whether the host reads the outcome of a step in the next one: the device computes on its own meanwhile."""
+        return bool(self.accelerator.device.type == "cuda")
+
+    def sum_over_processes(self, values: Tensor | Sequence[float]) -> Tensor:
+        """Add up what each share of the examples has contributed; (values,). Waits for no device.
+
+        With one process, the values of a list stay on the host.
+        """
+        device = self.accelerator.device
+        own = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+        if self.accelerator.num_processes == 1:
+            return own.to(wide_dtype(own.device))
+        total: Tensor = self.accelerator.reduce(own.to(device, wide_dtype(device), non_blocking=True), reduction="sum")
+        return total / self.grid.tensor_size  # each tensor-parallel group adds the same values
+
+    def from_main(self, value: Tensor) -> Tensor:
         """The main process's `value` in its part of `sum_over_processes`; 0 in that of the others."""
-        return value * self.grid.tensor_size if self.accelerator.is_main_process else 0.0
+        return value * self.grid.tensor_size if self.accelerator.is_main_process else torch.zeros_like(value)
 
     def whole_weights(self) -> dict[str, Tensor]:
         """The weights by name, gathered on the CPU of the main process; empty in the others. All must call."""
