@@ -12,6 +12,7 @@ from tests.support.tiny import VOCAB, tiny_config
 from tests.support.tiny_loop import Rows, new_accelerator_state  # noqa: F401
 from train.checkpoint.state import TrainState
 from train.distributed.device import build_accelerator
+from train.loop.evaluation import evaluate
 from train.loop.language_modeling import LanguageModeling
 from train.loop.outcome import judge
 from train.loop.run import Run, build_run
@@ -96,3 +97,20 @@ def test_no_step_leaves_memory_behind(build, monkeypatch, reads_late):
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in tensors.values()))
         del tensors
     assert sizes[1] == sizes[2] == sizes[3]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch.compile itself
+def test_the_compiled_step_is_one_graph_compiled_once(build):
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    run, state, graphs = build(), TrainState(), []
+    run.bare_model.compile(backend="aot_eager")
+    for step in range(4):
+        judge(run, state, train_step(run, state))
+        state.step += 1
+        graphs.append(counters["stats"]["unique_graphs"])
+        if step == 1:
+            evaluate(run)
+    assert graphs == [1, 1, 1, 1]
+    assert not counters["graph_break"]

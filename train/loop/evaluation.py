@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def evaluate(run: Run, examples: Examples | None = None) -> dict[str, Any]:
     num_examples = min(len(examples), limit or len(examples))
     starts = range(0, num_examples, size)
     sums: Tensor | None = None
-    with _eval_mode(run.bare_model) as model:
+    with eager(), _eval_mode(run.bare_model) as model:
         # with a split model all processes call it equally often; the last ones may have nothing to count
         for number in range(run.grid.data_index, math.ceil(len(starts) / shares) * shares, shares):
             start = starts[min(number, len(starts) - 1)]
@@ -75,9 +75,14 @@ def sample(run: Run) -> list[tuple[str, str]]:
         return []
     device = run.accelerator.device
     forked = [device] if device.type == "cuda" else []
-    eager = torch.compiler.set_stance("force_eager")  # each length would be compiled again
-    with torch.random.fork_rng(forked), _eval_mode(run.bare_model) as model, eager:
+    with torch.random.fork_rng(forked), _eval_mode(run.bare_model) as model, eager():
         return run.objective.generate_samples(model)
+
+
+def eager() -> AbstractContextManager[None]:
+    """Do not compile for an evaluation: that takes longer than its few batches, and again for each new length."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager
