@@ -17,9 +17,11 @@ from ..distributed.device import wide_dtype
 from ..metrics.perplexity import bits_per_byte, perplexity, token_byte_lengths
 from ..settings.seeds import seed_at
 from ..settings.training import TrainArguments
+from .samples import complete
 
 # of samples during pretraining
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
+SAMPLES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class LanguageModeling:
     Args:
         token_bytes: bytes of text per token id, from `token_byte_lengths`.
         prompts: completed at each evaluation.
-        generation: arguments of `generate` for them, with `max_new_tokens`.
+        generation: how; see `complete`.
         seed: of the samples.
         forward_kwargs: more keyword arguments for the model's forward.
     """
@@ -99,19 +101,15 @@ class LanguageModeling:
 
     def generate_samples(self, model: Any) -> list[tuple[str, str]]:
         """Each prompt and its completion; the seed is fixed, so that samples of different steps are comparable."""
-        completions = []
-        for number, prompt in enumerate(self.prompts):
-            torch.manual_seed(seed_at(self.seed, "sample", number))
-            input_ids = torch.tensor([prompt.ids], device=model.device)  # (1, prompt)
-            output = model.generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                pad_token_id=self.tokenizer.pad_token_id,
-                **self.generation,
-            )  # (1, prompt + completion)
-            text: Any = self.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True)
-            completions.append((prompt.shown, str(text)))
-        return completions
+        completions: list[list[int]] = []
+        tokenizer, numbers = self.tokenizer, range(len(self.prompts))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else bos_id(tokenizer)
+        for first in range(0, len(self.prompts), SAMPLES_AT_ONCE):
+            some = numbers[first : first + SAMPLES_AT_ONCE]
+            seeds = [seed_at(self.seed, "sample", number) for number in some]
+            completions += complete(model, [self.prompts[i].ids for i in some], seeds, self.generation, pad)
+        texts = [str(tokenizer.decode(completion, skip_special_tokens=True)) for completion in completions]
+        return [(prompt.shown, text) for prompt, text in zip(self.prompts, texts, strict=True)]
 
 
 def next_token_objective(
