@@ -19,7 +19,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "run folder": ("output_dir", "allow_change", "seed"),
     "length and batch": (
-        *("minutes", "max_steps", "num_train_epochs", "tokens", "global_batch_size", "micro_batch_size"),
+        *("minutes", "flops", "max_steps", "num_train_epochs", "tokens", "global_batch_size", "micro_batch_size"),
         *("block_size", "max_length"),
     ),
     "optimizer": (
