@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import torch
 
-from hf_scratch_gpt import PRESETS, ScratchGPTConfig, ScratchGPTForCausalLM
+from hf_scratch_gpt import PRESETS, ScratchGPTConfig
+from hf_scratch_gpt.modeling_scratch_gpt import default_chunk_tokens
 
 from .distributed.device import matmul_rate, resolve_precision
 from .loop.forecast import format_duration, measure_speed
@@ -335,7 +336,7 @@ def loss_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> float:
     Besides the gradient of the head: a chunk's logits and their exponentials in float32, and under autocast the
     product.
     """
-    chunk = min(plan.micro_batch_tokens, ScratchGPTForCausalLM.loss_chunk_tokens)
+    chunk = min(plan.micro_batch_tokens, default_chunk_tokens(config.vocab_size))
     per_logit = 8 if plan.compute_bytes == FP32 else 10
     last_norm = plan.micro_batch_tokens * config.hidden_size * (3 * FP32 + plan.compute_bytes)
     return last_norm + config.vocab_size * (FP32 * config.hidden_size + per_logit * chunk)
