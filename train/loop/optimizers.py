@@ -11,8 +11,8 @@ from torch.optim import AdamW, Optimizer
 
 from ..distributed.parallel import local, own_part, whole
 
-# Coefficients of the quintic of https://kellerjordan.github.io/posts/muon: it is so steep at 0 that five rounds bring
-# all singular values near 1.
+# Coefficients of the quintic of https://kellerjordan.github.io/posts/muon: it is so steep at 0 that a few rounds bring
+# most singular values near 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -138,13 +138,21 @@ def _like(part: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
-def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
-    """Bring all singular values near 1 (0.7 to 1.2) by Newton-Schulz iterations; (batch, rows, columns)."""
+def orthogonalize(matrices: Tensor, rounds: int = 3) -> Tensor:
+    """Bring most singular values near 1 (0.7 to 1.2) by Newton-Schulz iterations; (batch, rows, columns).
+
+    A round multiplies small singular values by 3.4, so a tight upper bound at the start saves rounds. The usual bound
+    is the Frobenius norm of X, the square root of the sum of s^2 over all singular values s. The first round needs the
+    Gram matrix X X^T anyway, and the root of its norm is the fourth root of the sum of s^4: for 128 equal values,
+    3.4 instead of 11.3 times their size.
+    """
     linear, cubic, quintic = NEWTON_SCHULZ
     is_tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if is_tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(rounds):
-        gram = x @ x.mT
+    gram = x @ x.mT
+    bound = gram.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-14)
+    x, gram = x * bound.rsqrt(), gram / bound
+    for number in range(rounds):
+        gram = x @ x.mT if number else gram
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
     return x.mT if is_tall else x
