@@ -67,9 +67,9 @@ def test_operations_of_a_step(variant):
     for num_layers in (2, 4):
         types = VARIANTS["sliding"]["layer_types"][:num_layers] if variant == "sliding" else None
         model = model_of(variant, num_hidden_layers=num_layers, layer_types=types)
-        first, *later = steps(model, DynamicCache(config=model.config), 4)
-        assert all(len(step.names) == len(later[0].names) for step in later)
-        counts[num_layers] = len(later[-1].names)
+        numbers = [len(step.names) for step in steps(model, DynamicCache(config=model.config), 4)]
+        assert len(set(numbers[1:])) == 1
+        counts[num_layers] = numbers[-1]
     per_layer = (counts[4] - counts[2]) // 2
     most_per_layer, most_besides = OPERATIONS[variant]
     assert per_layer <= most_per_layer
