@@ -26,6 +26,7 @@ HEAD_DIM = 64
 FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.30, 0.10, 0.30, 0.36, 0.40
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
 MAX_EPOCHS = 10
+SHORT_SEQUENCES = 0.6  # fraction of the steps
 MIN_STEPS = 20
 FEWEST_EVALUATIONS, MOST_EVALUATIONS = 2, 8
 EVALUATION_SHARE = 0.1  # of the time, unless that is too little for the fewest
@@ -167,7 +168,12 @@ def ladder(vocab_size: int) -> list[ScratchGPTConfig]:
 
 def changes_of(layers: int, width: int) -> dict[str, int]:
     """The changes to the preset laptop that make a shape."""
-    return {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": width // HEAD_DIM}
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": width // HEAD_DIM,
+        "num_key_value_heads": 1,
+    }
 
 
 def bigram_loss(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> float:

@@ -200,6 +200,7 @@ def settings_of(
         "learning_rate": with_rates.learning_rate,
         "matrix_learning_rate": with_rates.matrix_learning_rate,
         "min_lr_ratio": 0.0,
+        "short_sequences": budget.SHORT_SEQUENCES,
         "eval_steps": every,
         "save_steps": every,
         "logging_steps": max(1, steps // 100),
