@@ -146,13 +146,14 @@ def expected_loss(num_parameters: float, num_tokens: float, text: Text) -> float
     new = worth_in_new_tokens(num_tokens, text.num_tokens)
     of_size = SIZE * (num_parameters / 1e6) ** -SIZE_EXPONENT
     of_tokens = TOKENS * (new / 1e6) ** -TOKENS_EXPONENT
-    return (FLOOR + of_size + of_tokens) * text.bigram_loss
+    return float((FLOOR + of_size + of_tokens) * text.bigram_loss)
 
 
 def worth_in_new_tokens(num_tokens: float, num_unique: float) -> float:
     """The number of new tokens that teach as much (https://huggingface.co/papers/2305.16264, equation 5)."""
     repeats = max(0.0, num_tokens / num_unique - 1)
-    return min(num_tokens, num_unique) + num_unique * HALF_LIFE * (1 - math.exp(-repeats / HALF_LIFE))
+    worth: float = min(num_tokens, num_unique) + num_unique * HALF_LIFE * (1 - math.exp(-repeats / HALF_LIFE))
+    return worth
 
 
 def batch_size_for(text: Text, num_tokens: float) -> int:

@@ -118,7 +118,7 @@ def earlier_choice(path: Path, wanted: dict[str, float]) -> Choice:
     """
     saved = read_json(path, SHAPE, REMEDY)
     if saved["budget"] != wanted:
-        (name, value), (new_name, new_value) = *saved["budget"].items(), *wanted.items()
+        ((name, value),), ((new_name, new_value),) = saved["budget"].items(), wanted.items()
         raise ValueError(
             f"{path.parent} was started with --{name} {value:g}, not --{new_name} {new_value:g}. Choose another "
             "--output_dir for another budget."
@@ -165,7 +165,7 @@ def best_training(
     )
 
     def left() -> Limits:  # the measurements take time too
-        seconds = asked.minutes * 60 - FINISH_SECONDS - (time.perf_counter() - started)
+        seconds = (asked.minutes or 0.0) * 60 - FINISH_SECONDS - (time.perf_counter() - started)
         return replace(limits, seconds=max(0.0, seconds * (1 - SPARE)))
 
     def measure(config: ScratchGPTConfig) -> Speed:
@@ -193,7 +193,7 @@ def settings_of(
     config, steps = training.config, training.max_steps
     every = math.ceil(steps / training.num_evaluations)
     with_rates = with_learning_rates(replace(arguments, output_dir="", max_steps=steps, warmup_steps=None), config)
-    chosen = {
+    chosen: dict[str, Any] = {
         "global_batch_size": training.batch_size,
         "micro_batch_size": training.batch_size if training.batch_size < 64 else 32,
         "max_steps": steps,
@@ -216,7 +216,7 @@ def settings_of(
 def explanation(training: Training, text: Text, choice: Choice) -> str:
     """Lines for the terminal: what was chosen and why, and what is expected."""
     config = training.config
-    (name, value), tokens = *choice.budget.items(), training.num_tokens
+    ((name, value),), tokens = choice.budget.items(), training.num_tokens
     epochs = tokens / text.num_tokens
     rows = {
         "budget": f"{value:g} {'minutes on this machine' if name == 'minutes' else 'FLOPs'}",
