@@ -30,7 +30,7 @@ from .model.flops import flops_per_token, matrix_shapes, parameter_parts, widths
 from .model.new import new_model, parse_overrides, read_config
 from .settings.checks import requires
 from .settings.command import run_command
-from .settings.defaults import learning_rate_for
+from .settings.defaults import learning_rates_for
 from .settings.recipe import option, parse_recipe
 from .settings.training import ModelArguments
 
@@ -129,6 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
+def default_rates(optimizer: str, config: ScratchGPTConfig) -> str:
+    """The learning rates of a run without --learning_rate, as text."""
+    rate, matrix_rate = learning_rates_for(optimizer, config)
+    return f"{rate:g} (AdamW)" + (f", {matrix_rate:g} (Muon)" if matrix_rate else "")
+
+
 def plan_config(model: ModelArguments, plan: PlanArguments) -> ScratchGPTConfig:
     """The config. Without a tokenizer, --config_overrides may set vocab_size.
 
@@ -155,7 +161,7 @@ def plan_rows(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     memory, tokens = memory_by_phase(config, plan), plan.global_batch_size * plan.block_size
     rows = {
         "parameters": f"{config.parameter_count:,}",
-        "default learning rate": f"{learning_rate_for(plan.optimizer, config):g} ({plan.optimizer})",
+        "default learning rate": default_rates(plan.optimizer, config),
         "weights per GPU": _gb(split_bytes(config, plan, FP32, FP32)) + ", gradients the same",
         "optimizer state per GPU": _gb(optimizer_bytes(config, plan)),
         "activations kept per GPU": _gb(kept_activation_bytes(config, plan)),
