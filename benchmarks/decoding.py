@@ -138,7 +138,7 @@ def generator(model: Any, name: str, new_tokens: int) -> Callable[[], float]:
 
 def compiled_settings() -> dict[str, Any]:
     """Arguments of `generate` for a static cache and a compiled step."""
-    config = CompileConfig(fullgraph=True)
+    config: Any = CompileConfig(fullgraph=True)
     config._compile_all_devices = True  # generate itself compiles on accelerators only
     return {"cache_implementation": "static", "compile_config": config}
 
