@@ -150,6 +150,18 @@ def wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def set_seed(device: torch.device, seed: int) -> None:
+    """Seed the random numbers of the CPU and of `device`, and of no other: `torch.manual_seed` looks for all kinds."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The number format for sums of many values: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step, and use huge pages for it.
 

@@ -85,6 +85,7 @@ class Muon(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
+        self.found_inf: Tensor | None = None  # 1.0: the next steps change nothing, as in torch's fused optimizers
         for parameter in (p for group in self.param_groups for p in group["params"]):
             if parameter.ndim != 2:
                 raise ValueError(f"Muon trains matrices, not a tensor of shape {tuple(parameter.shape)}.")
@@ -115,17 +116,30 @@ class Muon(Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
         gradients = [local(p.grad) for p in parameters if p.grad is not None]  # all have one
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        self._move(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
         matrices = [whole(_like(part, p)) for part, p in zip(nesterov, parameters, strict=True)]
         updates = orthogonalize(torch.stack(matrices).to(self.dtype)).to(
             parameters[0].dtype
         )  # (matrices, rows, columns)
         size = 0.2 * max(parameters[0].shape) ** 0.5
+        decay: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+        if self.found_inf is not None:
+            is_skipped = self.found_inf.bool()
+            updates = updates.masked_fill(is_skipped, 0.0)
+            decay = torch.where(is_skipped, 1.0, decay)
         weights = [local(parameter) for parameter in parameters]
         parts = [own_part(update, p) for update, p in zip(updates, parameters, strict=True)]
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(weights, decay)
         torch._foreach_add_(weights, parts, alpha=-group["lr"] * size)
+
+    def _move(self, buffers: list[Tensor], gradients: list[Tensor], weight: float) -> None:
+        """Move momentum towards gradients of one shape, unless the step is skipped."""
+        if self.found_inf is None:
+            torch._foreach_lerp_(buffers, gradients, weight)
+            return
+        moved = torch.stack(torch._foreach_lerp(buffers, gradients, weight))
+        torch._foreach_copy_(buffers, list(torch.where(self.found_inf.bool(), torch.stack(buffers), moved)))
 
 
 def _like(part: Tensor, parameter: Tensor) -> Tensor:
