@@ -23,7 +23,7 @@ from .forecast import Speed
 LADDER = ((2, 64), (2, 128), (3, 128), (3, 192), (4, 256), (6, 384), (8, 512), (12, 768))  # layers, width
 HEAD_DIM = 64
 # loss / bigram loss = FLOOR + SIZE (N / 1e6) ** -SIZE_EXPONENT + TOKENS (D / 1e6) ** -TOKENS_EXPONENT
-FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.30, 0.10, 0.30, 0.36, 0.40
+FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.426, 0.086, 0.33, 0.281, 0.395
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
 MAX_EPOCHS = 10
 SHORT_SEQUENCES = 0.6  # fraction of the steps
@@ -31,7 +31,7 @@ MIN_STEPS = 20
 FEWEST_EVALUATIONS, MOST_EVALUATIONS = 2, 8
 EVALUATION_SHARE = 0.1  # of the time, unless that is too little for the fewest
 BATCH_FACTOR = 1.0  # tokens per step / square root of all tokens
-SMALLEST_BATCH, LARGEST_BATCH = 1024, 65536  # tokens
+SMALLEST_BATCH, LARGEST_BATCH = 2048, 65536  # tokens
 BIGRAM_TOKENS, BIGRAM_TEST_TOKENS = 2_000_000, 200_000
 
 
