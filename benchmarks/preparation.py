@@ -105,7 +105,7 @@ def compare(folder: Path, rounds: int, corpus: str) -> None:
     ]
     header = ["", "seconds (median)", "MB/s", "speed relative to row 1 (median of ratios)"]
     header += ["CPU seconds (last round)", "tokens in blocks"]
-    print_table(f"Preparing {corpus}, {rounds} rounds of fresh processes", header, rows)
+    print_table(f"Preparing {corpus}, {counted(rounds, 'round')} of fresh processes", header, rows)
 
 
 def measured(prepare: Candidate, text: Path, tokenizer: Path) -> Cost:
