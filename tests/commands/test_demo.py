@@ -1,5 +1,6 @@
 """`demo`: what it refuses before it starts."""
 
+import socket
 import sys
 
 import pytest
@@ -44,3 +45,12 @@ def test_a_model_that_does_not_exist_is_said_before_the_page_opens(capsys, monke
     message = refusal(capsys, "--port", 0)
     assert "--model runs/quickstart/run/model does not exist; scratch-gpt quickstart writes" in message
     assert "gradio" in sys.modules
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded(capsys):
+    pytest.importorskip("gradio")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        message = refusal(capsys, "--port", other.getsockname()[1], "--model", "gone")
+    assert "Choose another --port (0: any that is free)" in message

@@ -63,18 +63,17 @@ def test_the_answer_is_that_of_the_model_and_control_tokens_stay_text(client, fo
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ((3.0, 0, 1, 0, 1, 0, LENGTH), None),  # gradio itself refuses what a slider cannot say, or the command does
-        ((0.001, 0, 1, 0, 1, 0, LENGTH), "--temperature is 0.001"),
-        ((*GREEDY, 100_000), "Length"),
+        ((3.0, 0, 1, 0, 1, 0, LENGTH), "greater than maximum value 2"),  # gradio refuses what a slider cannot say
+        ((0.001, 0, 1, 0, 1, 0, LENGTH), "--temperature is 0.001: it must be a number of at least 0.01."),
+        ((*GREEDY, 100_000), "greater than maximum value 512"),
     ],
 )
 def test_settings_out_of_range_are_refused(client, folders, settings, sentence):
     try:
-        error = client.predict(str(folders.model), "a", *settings, api_name="/write")[0]
-    except Exception as refused:
-        error = str(refused)
-    if sentence:
-        assert sentence in error or "maximum" in error
+        refusal = client.predict(str(folders.model), "a", *settings, api_name="/write")[0]
+    except Exception as error:
+        refusal = str(error)
+    assert sentence in refusal
 
 
 def test_long_texts_are_refused(client, folders):
@@ -99,14 +98,12 @@ def test_files_of_this_machine_are_not_served(demo, folders):
         assert json.load(config)["title"]
 
 
+@pytest.mark.slow
 def test_it_listens_only_at_this_machine_and_ends_with_ctrl_c(folders, tmp_path):
     demo = Demo(tmp_path / "log", "--model", folders.gpt2)
     try:
         assert demo.url.startswith("http://127.0.0.1:")
         port = int(demo.url.rpartition(":")[2])
-        taken = Demo(tmp_path / "taken", "--model", folders.gpt2, "--port", port)
-        assert taken.process.wait(120) == 2
-        assert "Choose another --port" in (tmp_path / "taken").read_text()
         assert demo.stop() == 0
         assert "Traceback" not in (tmp_path / "log").read_text()
     finally:

@@ -117,8 +117,8 @@ class Talks:
         asked = [*turns, {"role": "user", "content": question}]
         self.page.running[session(request)] = writing
         answer = ""
-        yield shown(asked, "Reading the message ...", "")
         try:
+            yield shown(asked, "Reading the message ...", "")
             for answer in writing.texts():
                 yield shown([*asked, {"role": "assistant", "content": answer}], f"Writing: {writing.pace}", "")
         finally:

@@ -45,8 +45,8 @@ def panel(curves: dict[str, Points], here: int | None) -> str:
         lines.append(f'<line class="sg-here" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     title = ", ".join(f"{CURVES[name]} {short(curve[-1][1])}" for name, curve in curves.items())
     ticks = (
-        f'<text x="{LEFT - 4}" y="{TOP + 8}" text-anchor="end">{short(high)}</text>'
-        f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{short(low)}</text>'
+        f'<text x="{LEFT - 4}" y="{TOP + 8}" text-anchor="end">{high:.3g}</text>'
+        f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{low:.2g}</text>'
         f'<text x="{LEFT}" y="{HEIGHT - 5}">0</text>'
         f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 5}" text-anchor="end">step {last_step:,.0f}</text>'
     )

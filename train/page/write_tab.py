@@ -64,8 +64,8 @@ def continued(page: Page, name: str, text: str, settings: Any, visitor: str) -> 
     writing = Writing(page.library, opened, kept, sampling_of(*chosen), min(length, opened.positions - 1))
     page.running[visitor] = writing
     new = ""
-    yield text, status("Reading the text ..."), text
     try:
+        yield text, status("Reading the text ..."), text
         for new in writing.texts():
             yield text + new, status(f"Writing: {writing.pace}"), text
     finally:
