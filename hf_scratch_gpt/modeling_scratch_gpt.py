@@ -17,16 +17,19 @@ shapes). A line that makes several tensors lists several shapes, or one if they 
     inner       config.intermediate_size
     vocab       config.vocab_size
     chunk       tokens per chunk of logits when `skip_logits` is set
+    size        width of a normalized vector, `hidden` or `head_dim`;  rows: number of such vectors
     1           a dimension of size one that broadcasts
     ...         leading dimensions that the line does not change
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
@@ -50,12 +53,72 @@ IGNORE_INDEX = -100  # labels with this value are ignored by the loss
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Backward passes written by hand
+#
+# Norms, rotations and gates compute little but touch much memory: autograd keeps the result of each operation for the
+# backward pass. The subclasses of torch.autograd.Function below keep only their inputs. torch.compile does the same on
+# its own, so compiled code uses the plain formula.
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def is_traced(x: torch.Tensor) -> bool:
+    """Whether `x` has no values to look at: in compiled or exported code and in the transforms of torch.func."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_eager(*tensors: torch.Tensor) -> bool:
+    """Whether to use the functions with a backward pass written by hand."""
+    return not any(is_traced(x) or isinstance(x, DTensor) for x in tensors)
+
+
+def gradients_of_formula(
+    formula: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor], gradient: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The gradients that autograd derives: they can be differentiated again, those written by hand cannot."""
+    return torch.autograd.grad(formula(*tensors), tensors, gradient, create_graph=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Norms
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class ScratchGPTRMSNorm(nn.Module):
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """weight * x / sqrt(mean(x ** 2) + eps), in float32 (https://huggingface.co/papers/1910.07467)."""
+    normalized = x.to(torch.float32)
+    normalized = normalized * torch.rsqrt(normalized.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * normalized.to(x.dtype)
+
+
+class RMSNormFunction(torch.autograd.Function):
+    """`rms_norm` that keeps only its input and the scale of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """See `rms_norm`."""
+        x32 = x.to(torch.float32)
+        scale = x32.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        ctx.eps = eps
+        normalized = (x32 * scale).to(x.dtype)
+        return normalized.mul_(weight) if weight.dtype == x.dtype else normalized * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """With s the scale and n the size: dx = s w g - x s^3 / n sum(x w g), and dw = sum over rows of x s g."""
+        x, weight, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *gradients_of_formula(functools.partial(rms_norm, eps=ctx.eps), (x, weight), gradient), None
+        x32, weight32, gradient = (tensor.to(torch.float32) for tensor in (x, weight, gradient))
+        product = (gradient * x32).reshape(-1, x.shape[-1])  # (rows, size)
+        weight_gradient = scale.reshape(-1) @ product  # (size)
+        projection = (product @ weight32).reshape(scale.shape) * scale.pow(3).div_(-x.shape[-1])  # (..., 1)
+        x_gradient = (gradient * weight32).mul_(scale).addcmul_(x32, projection)
+        return x_gradient.to(x.dtype), weight_gradient.to(weight.dtype), None
+
+
+class ScratchGPTRMSNorm(nn.Module):
+    """Root mean square normalization; see `rms_norm`."""
 
     def __init__(self, size: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -63,9 +126,8 @@ class ScratchGPTRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        x = hidden_states.to(torch.float32)
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x.to(hidden_states.dtype)
+        norm = RMSNormFunction.apply if is_eager(hidden_states, self.weight) else rms_norm
+        return norm(hidden_states, self.weight, self.eps)
 
 
 class ScratchGPTLayerNorm(nn.Module):
@@ -162,6 +224,31 @@ def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.T
     sizes = [half, half, x.shape[-1] - 2 * half]
     first, second, rest = x.split(sizes, dim=-1)  # (..., half), (..., half), (..., head_dim - 2 * half)
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)  # (..., head_dim)
+
+
+class RotateFunction(torch.autograd.Function):
+    """`rotate` that keeps only cosine and sine: the gradient is rotated back, by the negative angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+        """See `rotate`; the products are computed in the memory of the result."""
+        ctx.save_for_backward(cosine, sine)
+        half = cosine.shape[-1]
+        cosine, sine = cosine.unsqueeze(2), sine.unsqueeze(2)  # (..., seq, 1, half)
+        sizes = [half, half, x.shape[-1] - 2 * half]
+        result = torch.empty_like(x)
+        first, second, rest = x.split(sizes, dim=-1)  # (..., half), (..., half), (..., head_dim - 2 * half)
+        out1, out2, out_rest = result.split(sizes, dim=-1)  # (..., half), (..., half), (..., head_dim - 2 * half)
+        torch.mul(first, cosine, out=out1).addcmul_(second, sine, value=-1)
+        torch.mul(second, cosine, out=out2).addcmul_(first, sine)
+        out_rest.copy_(rest)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Rotate the gradient; this can be differentiated again."""
+        cosine, sine = ctx.saved_tensors
+        return RotateFunction.apply(gradient, cosine, -sine), None, None
 
 
 def sinusoidal_positions(position_ids: torch.Tensor, size: int) -> torch.Tensor:
@@ -277,7 +364,8 @@ class ScratchGPTAttention(nn.Module):
         key = self.k_norm(self.k_proj(hidden_states).view(heads_shape))  # (batch, seq, kv_heads, head_dim)
         value = self.v_proj(hidden_states).view(heads_shape)  # (batch, seq, kv_heads, head_dim)
         if position_embeddings is not None:
-            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+            turn = RotateFunction.apply if is_eager(query, key) else rotate
+            query, key = turn(query, *position_embeddings), turn(key, *position_embeddings)
 
         query = query.transpose(1, 2)  # (batch, heads, seq, head_dim)
         key = key.transpose(1, 2)  # (batch, kv_heads, seq, head_dim)
@@ -308,8 +396,32 @@ class ScratchGPTAttention(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, where silu(x) = x sigmoid(x) (https://huggingface.co/papers/2002.05202)."""
+    return nn.functional.silu(gate) * up
+
+
+class SwiGLUFunction(torch.autograd.Function):
+    """`swiglu` that keeps only its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """See `swiglu`."""
+        ctx.save_for_backward(gate, up)
+        return nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """With s the sigmoid: dgate = g up s (1 + gate (1 - s)), and dup = g silu(gate)."""
+        gate, up = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradients_of_formula(swiglu, (gate, up), gradient)
+        gate_gradient = torch.ops.aten.silu_backward(gradient * up, gate)
+        return gate_gradient, nn.functional.silu(gate).mul_(gradient)
+
+
 class ScratchGPTSwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (https://huggingface.co/papers/2002.05202)."""
+    """down(swiglu(gate(x), up(x)))."""
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         super().__init__()
@@ -318,8 +430,10 @@ class ScratchGPTSwiGLU(nn.Module):
         self.down_proj = residual_projection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gate = nn.functional.silu(self.gate_proj(hidden_states))  # (batch, seq, inner)
-        return self.down_proj(gate * self.up_proj(hidden_states))  # (batch, seq, hidden)
+        gate = self.gate_proj(hidden_states)  # (batch, seq, inner)
+        up = self.up_proj(hidden_states)  # (batch, seq, inner)
+        activation = SwiGLUFunction.apply if is_eager(gate, up) else swiglu
+        return self.down_proj(activation(gate, up))  # (batch, seq, hidden)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
@@ -409,11 +523,9 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
 def check_range(name: str, values: torch.Tensor, limit: int, limit_name: str, remedy: str) -> None:
     """Raise if an index is outside a table of `limit` rows.
 
-    CPU only: elsewhere the check would wait for the device. Compiled code and the transforms of torch.func have no
-    values to look at.
+    CPU only: elsewhere the check would wait for the device.
     """
-    is_traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(values)
-    if values.device.type != "cpu" or values.numel() == 0 or is_traced:
+    if values.device.type != "cpu" or values.numel() == 0 or is_traced(values):
         return
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= limit:

@@ -142,7 +142,7 @@ def expected_time(
     """
     folder = Path(arguments.output_dir)
     is_new = not checkpoint_paths(folder) and not (folder / MODEL_FOLDER).exists()
-    if not is_new or accelerator.num_processes > 1 or arguments.torch_compile:
+    if not is_new or accelerator.num_processes > 1 or arguments.torch_compile == "true":
         return ""
     config = base.model.config if base else build_config(model_arguments, tokenizer)
     check_block_size(config, data.train.block_size)
@@ -168,7 +168,8 @@ def expected_time(
         eval_steps=arguments.eval_steps,
         eval_micro_batches=math.ceil(num_evaluated / arguments.micro_batch_size),
     )
-    return f"{'expected time':<24}about {format_duration(seconds)} (measured; without samples)\n"
+    about = "about" if accelerator.device.type == "cpu" else "at most about"  # compilation makes it shorter
+    return f"{'expected time':<24}{about} {format_duration(seconds)} (measured; without samples)\n"
 
 
 def write_model(

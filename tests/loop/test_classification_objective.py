@@ -61,8 +61,8 @@ def test_metrics_of_batches_add_up():
     torch.testing.assert_close(weights, torch.tensor([4 / 3, 2 / 3, 4 / 3]))
     objective = TextClassification(["a", "b", "c"], weights)
     with torch.no_grad():
-        whole = objective.evaluate_batch(model, texts.batch([0, 1, 2, 3]))
-        parts = [objective.evaluate_batch(model, texts.batch(some)) for some in ([0, 3], [1, 2])]
+        whole = objective.evaluate_batch(model, texts.batch([0, 1, 2, 3])).tolist()
+        parts = [objective.evaluate_batch(model, texts.batch(some)).tolist() for some in ([0, 3], [1, 2])]
         logits = torch.cat([model(torch.tensor([text])).logits for text in texts.ids])
     assert whole == pytest.approx([a + b for a, b in zip(*parts, strict=True)], abs=1e-5)
     metrics = objective.compute_metrics(whole)

@@ -4,6 +4,7 @@ import logging
 import math
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.tiny_base import options, save_base, write_conversations
@@ -11,6 +12,7 @@ from tests.support.tiny_loop import start
 from train import finetune
 from train.loop import train as loop
 from train.loop.first_loss import MARGIN
+from train.loop.outcome import HostCopy, StepResult
 
 
 @pytest.mark.parametrize("scale", [1, 100])  # of the embeddings: confident and wrong
@@ -32,7 +34,8 @@ def test_fine_tuning_warns(scale, tmp_path, caplog):
 def test_pretraining_warns_at_the_first_step_only(excess, is_warned, build, monkeypatch, caplog):
     run = build(max_steps=2)
     loss = math.log(run.bare_model.config.vocab_size) + excess
-    monkeypatch.setattr(loop, "train_step", lambda *_, **__: loop.StepResult(loss, 1.0, 1, False))
+    losses, counts = (HostCopy(torch.tensor(values)) for values in ([loss, 1.0], [1.0, 1.0, 0.0]))
+    monkeypatch.setattr(loop, "train_step", lambda _, state, **__: StepResult(state.step + 1, losses, counts))
     with caplog.at_level(logging.WARNING):
         start(run)
     assert sum("worse than guessing" in record.message for record in caplog.records) == is_warned

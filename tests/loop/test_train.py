@@ -14,9 +14,10 @@ from tests.support.tiny_loop import BLOCK, Rows, assert_same_weights, records, s
 from train.checkpoint.checkpointer import Checkpointer
 from train.checkpoint.state import TrainState
 from train.data.sampler import StepSampler
-from train.loop import evaluation
+from train.loop import evaluation, language_modeling
 from train.loop import train as loop
 from train.loop.run import resume
+from train.loop.samples import RowSampler
 from train.loop.signals import stop_on_signals
 from train.settings.seeds import seed_at
 
@@ -128,6 +129,27 @@ def test_samples_are_the_same_for_the_same_weights(build):
     first, again = evaluation.sample(run), evaluation.sample(run)
     assert first == again
     assert first[0] != first[1]  # each prompt has its own seed
+
+
+def test_prompts_are_completed_together_as_they_are_alone(build, monkeypatch):
+    run = build(sample_prompts=["def f", "", "x", "def f(x):\n    ret"] * 5, max_new_tokens=12)
+    together = evaluation.sample(run)
+    assert len({text for _, text in together}) > 15
+    real_complete = language_modeling.complete
+
+    def one_by_one(model, prompts, seeds, *args):
+        assert 1 < len(prompts) <= language_modeling.SAMPLES_AT_ONCE
+        return [real_complete(model, [one], [seed], *args)[0] for one, seed in zip(prompts, seeds, strict=True)]
+
+    monkeypatch.setattr(language_modeling, "complete", one_by_one)
+    assert evaluation.sample(run) == together
+
+
+def test_samples_follow_the_probabilities():
+    scores = torch.tensor([[0.1, 0.2, 0.7]]).log()
+    sampler = RowSampler([7])
+    counts = torch.bincount(torch.cat([sampler(scores, scores).argmax(-1) for _ in range(3000)]), minlength=3)
+    assert (counts / 3000).tolist() == pytest.approx([0.1, 0.2, 0.7], abs=0.03)
 
 
 def test_evaluation_is_the_mean_over_sequences_spread_evenly(build):
@@ -252,7 +274,8 @@ def test_seeds_are_distinct_and_fit_torch():
 def test_only_the_main_process_gathers_the_weights_and_decides_with_its_norm(build, monkeypatch):
     run = build()
     assert run.whole_weights().keys() == dict(run.bare_model.named_parameters()).keys()
-    assert run.from_main(0.5) == 0.5
+    half = torch.tensor(0.5)
+    assert run.from_main(half) == 0.5
     monkeypatch.setattr(run, "accelerator", SimpleNamespace(is_main_process=False, num_processes=2))
     assert run.whole_weights() == {}
-    assert run.from_main(0.5) == 0.0
+    assert run.from_main(half) == 0.0

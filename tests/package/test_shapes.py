@@ -20,7 +20,11 @@ TREE = ast.parse(FILE.read_text())
 PAST, CHUNK = 9, 12  # tokens in the cache; tokens per chunk of the loss, the last of 35 has 11
 WORDS = {
     "batch": BATCH, "seq": SEQ, "key_seq": SEQ + PAST, "hidden": 50, "heads": 6, "kv_heads": 3, "group": 2,
-    "head_dim": 20, "half": 9, "inner": 80, "vocab": 97, "chunk": CHUNK,
+    "head_dim": 20, "half": 9, "inner": 80, "vocab": 97,
+    "chunk": CHUNK, "size": 50, "rows": BATCH * SEQ,
+}  # fmt: skip
+SEVERAL = {  # the last chunk is shorter; of the norms, two have heads
+    "chunk": (CHUNK, BATCH * SEQ % CHUNK), "size": (50, 20), "rows": (BATCH * SEQ, BATCH * SEQ * 6, BATCH * SEQ * 3),
 }  # fmt: skip
 # Methods, functions and layers that change a shape; so do @, .T and an index with None or with several slices
 RESHAPING = {
@@ -94,7 +98,8 @@ def test_every_comment_follows_a_statement_and_uses_the_terms_of_the_legend():
 
 
 def test_all_dimensions_of_the_check_are_different():
-    assert len(set(WORDS.values())) == len(WORDS)
+    single = {word: size for word, size in WORDS.items() if word not in SEVERAL}
+    assert len(set(single.values())) == len(single)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -153,9 +158,7 @@ class ShapeWatcher:
         if dimensions[:1] == ["..."]:
             dimensions = dimensions[1:]
             shape = shape[len(shape) - len(dimensions) :]
-        sizes = [
-            (CHUNK, 35 % CHUNK) if word == "chunk" else (eval(word, {}, self.words),) for word in dimensions
-        ]  # the last chunk is shorter
+        sizes = [SEVERAL.get(word) or (eval(word, {}, self.words),) for word in dimensions]
         return shape in set(itertools.product(*sizes))
 
 
@@ -184,6 +187,9 @@ def runs():
     yield rope, {"input_ids": ids, "position_ids": positions}, False
     yield rope, {"input_ids": ids, "labels": ids, "skip_logits": True}, False
     yield rope, {"input_ids": ids}, True
+    yield lambda **arguments: rope(**arguments).loss.backward(), {"input_ids": ids, "labels": ids}, False
+    heads, angles = torch.randn(BATCH, SEQ, 6, 20), torch.randn(1, SEQ, 9)
+    yield modeling.rotate, {"x": heads, "cosine": angles.cos(), "sine": angles.sin()}, False
     attention, cache = rope.model.layers[0].self_attn, DynamicCache(config=rope.config)
     attention(torch.randn(BATCH, PAST, 50), past_key_values=cache)
     yield attention, {"hidden_states": torch.randn(BATCH, SEQ, 50), "past_key_values": cache}, True

@@ -13,10 +13,10 @@ def before_update(step, action):
     """Call `action` before the update that follows `step`."""
     real_step = loop.train_step
 
-    def watched(run, state, wants_stop=False):
+    def watched(run, state, **kwargs):
         if state.step == step:
             action()
-        return real_step(run, state, wants_stop)
+        return real_step(run, state, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", watched)

@@ -12,6 +12,9 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, PartialState
 
+HUGE_PAGE = 2 << 20  # bytes
+HEAP_SIZE = 1 << 30  # bytes that are kept in huge pages
+
 
 def build_accelerator(
     precision: str, report_to: str | None = None, folder: str = "", timeout: float = 600.0
@@ -147,16 +150,34 @@ def wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def set_seed(device: torch.device, seed: int) -> None:
+    """Seed the random numbers of the CPU and of `device`, and of no other: `torch.manual_seed` looks for all kinds."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The number format for sums of many values: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of returning it to the system.
+    """Let glibc keep freed memory for the next step, and use huge pages for it.
 
     By default, large activations (above 32 MB, or less) are mapped and unmapped in every step, and the system fills
-    their pages with zeros each time. Has an effect on Linux with glibc only.
+    their pages with zeros each time. With pages of 2 MB instead of 4 kB, the processor finds their addresses faster.
+    Has an effect on Linux with glibc only.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    # parameter numbers from malloc.h
-    trim_threshold, mmap_threshold = -1, -3
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, (1 << 31) - 1)
+    trim_threshold, mmap_max, use_huge_pages = -1, -4, 14  # from malloc.h and mman.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if block := libc.malloc(HEAP_SIZE):  # addresses only: memory is used when it is written to
+        start = -(-block // HUGE_PAGE) * HUGE_PAGE
+        libc.madvise(start, (block + HEAP_SIZE - start) // HUGE_PAGE * HUGE_PAGE, use_huge_pages)
+        libc.free(block)

@@ -26,6 +26,8 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
+from .device import wide_dtype
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -117,21 +119,20 @@ def finish_gradients(model: nn.Module, grid: Grid) -> None:
                     dist.all_reduce(local(parameter.grad), group=group)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale split gradients down to a total norm of `max_norm`; returns their norm before."""
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale split gradients down to a total norm of `max_norm`; returns their norm before, ()."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
-        return 0.0
+        return torch.zeros(())
     squares: dict[Any, Tensor] = defaultdict(lambda: torch.zeros((), device=local(gradients[0]).device))
     for gradient in gradients:
         squares[_shard_groups(gradient)] += local(gradient).float().square().sum()
     for groups, total in squares.items():
         for group in groups:
             dist.all_reduce(total, group=group)
-    norm = float(torch.stack(list(squares.values())).sum().sqrt())
-    scale = max_norm / (norm + 1e-6)
-    if scale < 1:
-        torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
+    norm = torch.stack(list(squares.values())).sum().sqrt()
+    scale = (max_norm / (norm.to(wide_dtype(norm.device)) + 1e-6)).clamp(max=1).float()
+    torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
     return norm
 
 

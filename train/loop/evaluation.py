@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint.state import TrainState
 from ..data.examples import Examples
 from ..distributed import parallel
 from ..distributed.errors import run_on_main
 from ..settings.run_folder import METRICS_FILE
+from .batches import to_device
 from .log import JsonLines, RunLog
 from .run import Run
 
@@ -49,19 +50,19 @@ def evaluate(run: Run, examples: Examples | None = None) -> dict[str, Any]:
     examples = run.validation if examples is None else examples
     num_examples = min(len(examples), limit or len(examples))
     starts = range(0, num_examples, size)
-    sums: list[float] = []
-    with _eval_mode(run.bare_model) as model:
+    sums: Tensor | None = None
+    with eager(), _eval_mode(run.bare_model) as model:
         # with a split model all processes call it equally often; the last ones may have nothing to count
         for number in range(run.grid.data_index, math.ceil(len(starts) / shares) * shares, shares):
             start = starts[min(number, len(starts) - 1)]
             chosen = range(start, min(start + size, num_examples))
             batch = examples.batch([i * len(examples) // num_examples for i in chosen])
-            batch = {name: tensor.to(run.accelerator.device) for name, tensor in batch.items()}
             with run.accelerator.autocast():
-                counted = run.objective.evaluate_batch(model, batch)
-            counted = counted if number < len(starts) else [0.0] * len(counted)
-            sums = [a + b for a, b in zip(sums, counted, strict=True)] if sums else counted
-    return run.objective.compute_metrics(run.sum_over_processes(sums))
+                counted = run.objective.evaluate_batch(model, to_device(batch, run.accelerator.device))
+            counted = counted if number < len(starts) else torch.zeros_like(counted)
+            sums = counted if sums is None else sums + counted  # on the device: no batch waits for the one before
+    assert sums is not None
+    return run.objective.compute_metrics(run.sum_over_processes(sums).tolist())
 
 
 @torch.no_grad()
@@ -74,9 +75,14 @@ def sample(run: Run) -> list[tuple[str, str]]:
         return []
     device = run.accelerator.device
     forked = [device] if device.type == "cuda" else []
-    eager = torch.compiler.set_stance("force_eager")  # each length would be compiled again
-    with torch.random.fork_rng(forked), _eval_mode(run.bare_model) as model, eager:
+    with torch.random.fork_rng(forked), _eval_mode(run.bare_model) as model, eager():
         return run.objective.generate_samples(model)
+
+
+def eager() -> AbstractContextManager[None]:
+    """Do not compile for an evaluation: that takes longer than its few batches, and again for each new length."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

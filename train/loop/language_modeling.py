@@ -6,18 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.examples import IGNORE_INDEX
 from ..data.plain_text import plain_ids
+from ..distributed.device import wide_dtype
 from ..metrics.perplexity import bits_per_byte, perplexity, token_byte_lengths
 from ..settings.seeds import seed_at
 from ..settings.training import TrainArguments
+from .samples import complete
 
 # of samples during pretraining
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
+SAMPLES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class LanguageModeling:
     Args:
         token_bytes: bytes of text per token id, from `token_byte_lengths`.
         prompts: completed at each evaluation.
-        generation: arguments of `generate` for them, with `max_new_tokens`.
+        generation: how; see `complete`.
         seed: of the samples.
         forward_kwargs: more keyword arguments for the model's forward.
     """
@@ -49,10 +53,10 @@ class LanguageModeling:
 
     def count_targets(self, batch: dict[str, Tensor]) -> tuple[float, int]:
         """(denominator of the loss, tokens to log): here both are the number of target tokens."""
-        num_targets = int((batch["shift_labels"] != IGNORE_INDEX).sum())
+        num_targets = int(np.count_nonzero(batch["shift_labels"].numpy() != IGNORE_INDEX))
         return num_targets, num_targets
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], denominator: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], denominator: Tensor) -> Tensor:
         """Sum of the losses of a micro-batch divided by `denominator`."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "shift_labels"}
         labels = batch["shift_labels"]
@@ -60,18 +64,20 @@ class LanguageModeling:
             **inputs,
             labels=labels,  # unused, but transformers models return no loss if it is missing
             shift_labels=labels,  # already shifted: no target is lost at the end of a row
-            num_items_in_batch=torch.tensor(float(denominator), device=labels.device),  # loss = sum / this
+            num_items_in_batch=denominator,  # loss = sum / this
             use_cache=False,
             **self.forward_kwargs,
         ).loss
         return loss
 
-    def evaluate_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> list[float]:
+    def evaluate_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Nats, number of target tokens, and the bytes of text they stand for."""
         targets = batch["shift_labels"]
-        targets = targets[targets != IGNORE_INDEX].cpu()
-        nats = float(self.loss(model, batch, denominator=1))
-        return [nats, targets.numel(), int(self.token_bytes[targets].sum())]
+        is_target = targets != IGNORE_INDEX
+        self.token_bytes = self.token_bytes.to(targets.device)
+        num_bytes = self.token_bytes[targets.clamp(min=0)] * is_target
+        nats = self.loss(model, batch, torch.ones((), device=targets.device))
+        return torch.stack([nats.to(wide_dtype(nats.device)), is_target.sum(), num_bytes.sum()])
 
     def compute_metrics(self, sums: Sequence[float]) -> dict[str, Any]:
         """Loss in nats per token, perplexity and bits per byte."""
@@ -95,19 +101,15 @@ class LanguageModeling:
 
     def generate_samples(self, model: Any) -> list[tuple[str, str]]:
         """Each prompt and its completion; the seed is fixed, so that samples of different steps are comparable."""
-        completions = []
-        for number, prompt in enumerate(self.prompts):
-            torch.manual_seed(seed_at(self.seed, "sample", number))
-            input_ids = torch.tensor([prompt.ids], device=model.device)  # (1, prompt)
-            output = model.generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                pad_token_id=self.tokenizer.pad_token_id,
-                **self.generation,
-            )  # (1, prompt + completion)
-            text: Any = self.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True)
-            completions.append((prompt.shown, str(text)))
-        return completions
+        completions: list[list[int]] = []
+        tokenizer, numbers = self.tokenizer, range(len(self.prompts))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else bos_id(tokenizer)
+        for first in range(0, len(self.prompts), SAMPLES_AT_ONCE):
+            some = numbers[first : first + SAMPLES_AT_ONCE]
+            seeds = [seed_at(self.seed, "sample", number) for number in some]
+            completions += complete(model, [self.prompts[i].ids for i in some], seeds, self.generation, pad)
+        texts = [str(tokenizer.decode(completion, skip_special_tokens=True)) for completion in completions]
+        return [(prompt.shown, text) for prompt, text in zip(self.prompts, texts, strict=True)]
 
 
 def next_token_objective(

@@ -11,13 +11,19 @@ class Objective(Protocol):
     """The loss of a batch and the metrics of an evaluation, such as `LanguageModeling`."""
 
     def count_targets(self, batch: dict[str, Tensor]) -> tuple[float, int]:
-        """The denominator of the loss (number of targets, or their total weight), and the number of tokens."""
+        """The denominator of the loss (number of targets, or their total weight), and the number of tokens.
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], denominator: float) -> Tensor:
-        """Sum of the losses of a micro-batch in nats, divided by `denominator`."""
+        The batch is still on the host.
+        """
 
-    def evaluate_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> list[float]:
-        """Sums over a batch, from which `compute_metrics` makes metrics after adding up batches and processes."""
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], denominator: Tensor) -> Tensor:
+        """Sum of the losses of a micro-batch in nats, divided by `denominator`, ()."""
+
+    def evaluate_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Sums over a batch, (sums,), from which `compute_metrics` makes metrics after adding up batches and processes.
+
+        They stay on the device.
+        """
 
     def compute_metrics(self, sums: Sequence[float]) -> dict[str, Any]:
         """The metrics of an evaluation, `eval_loss` (nats per target) among them."""

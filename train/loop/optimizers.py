@@ -11,8 +11,8 @@ from torch.optim import AdamW, Optimizer
 
 from ..distributed.parallel import local, own_part, whole
 
-# Coefficients of the quintic of https://kellerjordan.github.io/posts/muon: it is so steep at 0 that five rounds bring
-# all singular values near 1.
+# Coefficients of the quintic of https://kellerjordan.github.io/posts/muon: it is so steep at 0 that a few rounds bring
+# most singular values near 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -85,6 +85,7 @@ class Muon(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
+        self.found_inf: Tensor | None = None  # 1.0: the next steps change nothing, as in torch's fused optimizers
         for parameter in (p for group in self.param_groups for p in group["params"]):
             if parameter.ndim != 2:
                 raise ValueError(f"Muon trains matrices, not a tensor of shape {tuple(parameter.shape)}.")
@@ -115,17 +116,30 @@ class Muon(Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
         gradients = [local(p.grad) for p in parameters if p.grad is not None]  # all have one
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        self._move(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
         matrices = [whole(_like(part, p)) for part, p in zip(nesterov, parameters, strict=True)]
         updates = orthogonalize(torch.stack(matrices).to(self.dtype)).to(
             parameters[0].dtype
         )  # (matrices, rows, columns)
         size = 0.2 * max(parameters[0].shape) ** 0.5
+        decay: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+        if self.found_inf is not None:
+            is_skipped = self.found_inf.bool()
+            updates = updates.masked_fill(is_skipped, 0.0)
+            decay = torch.where(is_skipped, 1.0, decay)
         weights = [local(parameter) for parameter in parameters]
         parts = [own_part(update, p) for update, p in zip(updates, parameters, strict=True)]
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(weights, decay)
         torch._foreach_add_(weights, parts, alpha=-group["lr"] * size)
+
+    def _move(self, buffers: list[Tensor], gradients: list[Tensor], weight: float) -> None:
+        """Move momentum towards gradients of one shape, unless the step is skipped."""
+        if self.found_inf is None:
+            torch._foreach_lerp_(buffers, gradients, weight)
+            return
+        moved = torch.stack(torch._foreach_lerp(buffers, gradients, weight))
+        torch._foreach_copy_(buffers, list(torch.where(self.found_inf.bool(), torch.stack(buffers), moved)))
 
 
 def _like(part: Tensor, parameter: Tensor) -> Tensor:
@@ -138,13 +152,21 @@ def _like(part: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
-def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
-    """Bring all singular values near 1 (0.7 to 1.2) by Newton-Schulz iterations; (batch, rows, columns)."""
+def orthogonalize(matrices: Tensor, rounds: int = 3) -> Tensor:
+    """Bring most singular values near 1 (0.7 to 1.2) by Newton-Schulz iterations; (batch, rows, columns).
+
+    A round multiplies small singular values by 3.4, so a tight upper bound at the start saves rounds. The usual bound
+    is the Frobenius norm of X, the square root of the sum of s^2 over all singular values s. The first round needs the
+    Gram matrix X X^T anyway, and the root of its norm is the fourth root of the sum of s^4: for 128 equal values,
+    3.4 instead of 11.3 times their size.
+    """
     linear, cubic, quintic = NEWTON_SCHULZ
     is_tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if is_tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(rounds):
-        gram = x @ x.mT
+    gram = x @ x.mT
+    bound = gram.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-14)
+    x, gram = x * bound.rsqrt(), gram / bound
+    for number in range(rounds):
+        gram = x @ x.mT if number else gram
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
     return x.mT if is_tall else x

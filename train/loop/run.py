@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..checkpoint.state import TrainState
 from ..checkpoint.weights import named_weights
 from ..data.examples import Examples
 from ..data.sampler import StepSampler
-from ..distributed.device import matmul_rate
+from ..distributed.device import matmul_rate, wide_dtype
 from ..distributed.errors import exchange, run_on_main
 from ..distributed.parallel import Grid, build_grid, is_split, split_model, whole
 from ..model.flops import training_flops_per_token
@@ -30,6 +31,8 @@ from ..settings.defaults import learning_rate_for
 from ..settings.durable import replace_text
 from ..settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, RECIPE_FILE, TRAINING_FILE
 from ..settings.training import MAY_CHANGE, TrainArguments
+from .batches import Batches
+from .compilation import cache_folder, compiles, planned_seconds
 from .log import cut_back_logs
 from .objective import Objective
 from .optimizers import build_optimizers
@@ -51,6 +54,7 @@ class Run:
         skip_windows: (first, last) steps that `rollback` asked to skip.
         is_complete: whether nothing is left to do; known after `resume`.
         peak_tokens_per_second: if all devices did nothing but the model's matrix products; for the MFU.
+        batches_ahead: of the next step, if they are read already.
     """
 
     arguments: TrainArguments
@@ -65,6 +69,7 @@ class Run:
     skip_windows: list[tuple[int, int]] = field(default_factory=list)
     is_complete: bool = False
     peak_tokens_per_second: float = math.inf
+    batches_ahead: Batches | None = None
 
     @property
     def folder(self) -> Path:
@@ -76,25 +81,36 @@ class Run:
         """The model without the wrapper that synchronizes processes."""
         return self.checkpoints.model
 
-    @property
+    @cached_property
     def is_split(self) -> bool:
         """Whether each process has only a part of the model, so that all must take part in every use of it."""
         return is_split(self.model)
 
-    def sum_over_processes(self, values: Sequence[float]) -> list[float]:
-        """Add up what each share of the examples has contributed."""
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        own = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
-        total: Tensor = self.accelerator.reduce(own, reduction="sum")
-        summed: list[float] = (
-            total / self.grid.tensor_size
-        ).tolist()  # each tensor-parallel group adds the same values
-        return summed
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters of the model."""
+        return list(self.model.parameters())
 
-    def from_main(self, value: float) -> float:
+    @property
+    def reads_late(self) -> bool:
+        """Whether the host reads the outcome of a step in the next one: the device computes on its own meanwhile."""
+        return bool(self.accelerator.device.type == "cuda")
+
+    def sum_over_processes(self, values: Tensor | Sequence[float]) -> Tensor:
+        """Add up what each share of the examples has contributed; (values,). Waits for no device.
+
+        With one process, the values of a list stay on the host.
+        """
+        device = self.accelerator.device
+        own = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+        if self.accelerator.num_processes == 1:
+            return own.to(wide_dtype(own.device))
+        total: Tensor = self.accelerator.reduce(own.to(device, wide_dtype(device), non_blocking=True), reduction="sum")
+        return total / self.grid.tensor_size  # each tensor-parallel group adds the same values
+
+    def from_main(self, value: Tensor) -> Tensor:
         """The main process's `value` in its part of `sum_over_processes`; 0 in that of the others."""
-        return value * self.grid.tensor_size if self.accelerator.is_main_process else 0.0
+        return value * self.grid.tensor_size if self.accelerator.is_main_process else torch.zeros_like(value)
 
     def whole_weights(self) -> dict[str, Tensor]:
         """The weights by name, gathered on the CPU of the main process; empty in the others. All must call."""
@@ -126,6 +142,8 @@ def build_run(
     arguments = with_learning_rate(arguments, model.config)
     precision = precision_of(accelerator)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    peak = peak_speed(accelerator, precision, model_flops(arguments, model, train))
+    arguments = with_compilation(arguments, accelerator, peak, train)
     grid = build_grid(accelerator, arguments.dp_shard_size, arguments.tp_size)
     arguments.check_processes(grid.data_size)
     settings = frozen_settings(arguments, precision, model.config) | facts
@@ -158,7 +176,7 @@ def build_run(
         objective=objective,
         checkpoints=checkpoints,
         grid=grid,
-        peak_tokens_per_second=peak_speed(accelerator, precision, model_flops(arguments, bare_model, train)),
+        peak_tokens_per_second=peak,
     )
 
 
@@ -174,6 +192,26 @@ def with_learning_rate(arguments: TrainArguments, config: PreTrainedConfig) -> T
         return arguments
     earlier = recorded_settings(Path(arguments.output_dir)).get("learning_rate")
     return replace(arguments, learning_rate=earlier or learning_rate_for(arguments.optimizer, config))
+
+
+def with_compilation(
+    arguments: TrainArguments, accelerator: Accelerator, peak: float, train: Examples
+) -> TrainArguments:
+    """The settings with --torch_compile true or false: as given, as in an earlier start of the run, or by a rule.
+
+    Args:
+        peak: tokens per second that the devices can reach at most.
+    """
+
+    def decide() -> bool:
+        earlier = recorded_settings(Path(arguments.output_dir)).get("torch_compile")
+        if arguments.torch_compile == "auto" and earlier is not None:
+            return bool(earlier)
+        seconds = planned_seconds(arguments.max_steps * arguments.global_batch_size * train.mean_length, peak)
+        is_split = arguments.dp_shard_size > 1 or arguments.tp_size > 1
+        return compiles(arguments.torch_compile, accelerator.device, seconds, is_split=is_split)
+
+    return replace(arguments, torch_compile="true" if run_on_main(accelerator, decide) else "false")
 
 
 def optimizers_for(model: PreTrainedModel, arguments: TrainArguments, dtype: torch.dtype) -> list[Optimizer]:
@@ -195,7 +233,7 @@ def prepare_model(model: PreTrainedModel, arguments: TrainArguments) -> PreTrain
         with warnings.catch_warnings():  # the only name that transformers before 5.23 knows too
             warnings.simplefilter("ignore", FutureWarning)
             model.gradient_checkpointing_enable()
-    if arguments.torch_compile:
+    if arguments.torch_compile == "true":
         model.compile()
     model.train()
     return model
@@ -212,7 +250,7 @@ def check_split(arguments: TrainArguments, precision: str) -> None:
         raise ValueError(f"--precision fp16 does not work with {sizes}: use bf16 or fp32.")
     if arguments.async_save:
         raise ValueError(f"--async_save does not work with {sizes} yet: remove one of them.")
-    if arguments.torch_compile:
+    if arguments.torch_compile == "true":
         raise ValueError(f"--torch_compile does not work with {sizes} yet: remove one of them.")
 
 
@@ -220,7 +258,8 @@ def frozen_settings(arguments: TrainArguments, precision: str, config: PreTraine
     """Settings that decide the result of a run, besides its data: they must not change when the run continues."""
     settings = {name: value for name, value in asdict(arguments).items() if name not in MAY_CHANGE}
     shape = {name: value for name, value in config.to_dict().items() if name not in NOT_PART_OF_THE_MODEL}
-    return settings | {"precision": precision, "model": shape}
+    is_compiled = arguments.torch_compile == "true"
+    return settings | {"precision": precision, "model": shape, "torch_compile": is_compiled}
 
 
 def model_flops(arguments: TrainArguments, model: PreTrainedModel, train: Examples) -> float:
@@ -376,9 +415,17 @@ def summary(run: Run, step: int) -> str:
         "optimizer": f"{arguments.optimizer}, peak learning rate {arguments.learning_rate:g}",
         "precision": precision_of(run.accelerator),
         "device": str(run.accelerator.device),
+        "torch.compile": compilation(arguments),
         "run folder": str(run.folder),
     }
     return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
+
+
+def compilation(arguments: TrainArguments) -> str:
+    """Whether the model is compiled, as text."""
+    if arguments.torch_compile != "true":
+        return "off"
+    return f"on: the first step takes a minute or more; compiled code is kept in {cache_folder()}"
 
 
 def engine(arguments: TrainArguments, grid: Grid) -> str:

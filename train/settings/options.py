@@ -73,6 +73,8 @@ class Option:
     def _choice(self, text: str) -> str:
         if text in self.choices:
             return text
+        if text.lower() in BOOLEANS and (word := str(BOOLEANS[text.lower()]).lower()) in self.choices:
+            return word
         new = OLD_VALUES.get((self.name, text))
         hint = f"; {text!r} is now called {new!r}" if new in self.choices else ""
         raise ValueError(f"takes {' or '.join(self.choices)}, not {shortened(text)}{hint}")

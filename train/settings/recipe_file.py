@@ -104,6 +104,8 @@ def _value(option: Option, value: Any) -> Any:
 def _one(option: Option, value: Any) -> Any:
     if isinstance(value, (dict, list)) or value is None:
         raise ValueError(f"does not take {shortened(value)}")
-    if isinstance(value, bool) and option.kind is not bool:  # YAML reads yes, no, on, off as booleans
+    if (
+        isinstance(value, bool) and option.kind is not bool and "true" not in option.choices
+    ):  # YAML reads yes, no, on, off as booleans
         raise ValueError(f"does not take {value}; text needs quotation marks")
     return option.convert(str(value))

@@ -74,7 +74,9 @@ class LoopArguments:
         "hardware supports it, else fp32.",
         "auto",
     )
-    torch_compile: bool = option("Compile the model with torch.compile.", False)
+    torch_compile: Literal["auto", "true", "false"] = option(
+        "Compile the model with torch.compile. auto: on a CUDA GPU, in pretraining of several minutes.", "auto"
+    )
     gradient_checkpointing: bool = option("Recompute activations in the backward pass instead of storing them.", False)
     dp_shard_size: int = option(
         "Processes over which FSDP2 shards weights, gradients and optimizer state; 1 disables sharding.", 1
