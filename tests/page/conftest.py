@@ -23,8 +23,10 @@ def folders(tmp_path_factory):
     top = tmp_path_factory.mktemp("page")
     run = top / "run"
     run.mkdir()
-    save_base(run / "model", max_position_embeddings=256)
-    shake(ScratchGPTForCausalLM.from_pretrained(run / "model")).save_pretrained(run / "model")
+    save_base(run / "model", max_position_embeddings=1024)
+    model = shake(ScratchGPTForCausalLM.from_pretrained(run / "model"))
+    model.config.eos_token_id = model.generation_config.eos_token_id = None  # so that it writes until it is stopped
+    model.save_pretrained(run / "model")
     tokenizer = ScratchGPTTokenizer.from_pretrained(run / "model")
     shutil.copytree(run / "model", run / "checkpoint-00000020")
     (run / "status.json").write_text(json.dumps({"state": "running", "step": 60, "max_steps": 80}))

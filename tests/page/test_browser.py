@@ -79,14 +79,14 @@ def test_writing_can_be_stopped_and_the_text_edited(visit):
     visitor = visit()
     box = visitor.page.locator("#write-text").bounding_box()
     visitor.fill("write-text", "The b")
-    visitor.slider("length", 250)
+    visitor.slider("length", 500)
     visitor.click("#write-go")
     visitor.wait("#write-status", "Writing")
     assert visitor.page.locator("#write-text").bounding_box() == box  # nothing has moved
     visitor.click("#write-stop")
     visitor.wait("#write-status", "Stopped")
     (count,) = map(int, re.findall(r"Stopped: (\d+) token", visitor.text("#write-status")))
-    assert 0 < count < 250
+    assert 0 < count < 500
     assert write(visitor, "The c number", 3, temperature=0).startswith("The c number")
 
 

@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("gradio")
-
 from train.page.library import OPEN_MODELS, Library, run_of
 
 
