@@ -16,6 +16,7 @@ import torch
 
 from train.checkpoint.state import TrainState
 from train.loop.evaluation import evaluate
+from train.loop.outcome import judge
 from train.loop.run import Run
 from train.loop.train import train_step
 
@@ -75,7 +76,7 @@ def evaluations_of(run: Run, deadline: float) -> list[dict[str, float]] | None:
             return found
         if time.time() > deadline:
             return None
-        train_step(run, state)
+        judge(run, state, train_step(run, state))
         state.step += 1
 
 

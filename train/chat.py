@@ -24,6 +24,7 @@ from .model.inference import load_for_inference
 from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
 from .settings.durable import replace_text
+from .settings.inference import InferenceArguments
 from .settings.recipe import option, parse_recipe, required
 from .settings.sampling import SamplingArguments
 from .settings.standard_input import PATIENCE, is_terminal, saying_after
@@ -64,8 +65,10 @@ class ChatSampling(SamplingArguments):
 @interruptible
 def main(argv: Sequence[str] | None = None) -> None:
     """Read messages line by line, and answer each."""
-    arguments, sampling = parse_recipe([ChatArguments, ChatSampling], argv, description=__doc__ or "")
-    model, tokenizer = load_for_inference(arguments.model)
+    arguments, loading, sampling = parse_recipe(
+        [ChatArguments, InferenceArguments, ChatSampling], argv, description=__doc__ or ""
+    )
+    model, tokenizer = load_for_inference(arguments.model, quantization=loading.quantization)
     if tokenizer.chat_template is None:
         raise ValueError(
             f"{arguments.model} has no chat template: fine-tune it with scratch-gpt finetune, or complete prompts with "
