@@ -24,6 +24,7 @@ shapes). A line that makes several tensors lists several shapes, or one if they 
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -104,7 +105,7 @@ class RMSNormFunction(torch.autograd.Function):
         return normalized.mul_(weight) if weight.dtype == x.dtype else normalized * weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """With s the scale and n the size: dx = s w g - x s^3 / n sum(x w g), and dw = sum over rows of x s g."""
         x, weight, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
@@ -731,25 +732,116 @@ def cap_logits(logits: torch.Tensor, softcapping: float | None) -> torch.Tensor:
     return logits if softcapping is None else torch.tanh(logits / softcapping) * softcapping
 
 
-def chunk_loss_and_gradient(
+def logit_gradient(
+    raw_logits: torch.Tensor, index: torch.Tensor, softcapping: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target, (chunk, 1), and the gradient of its negative for the logits, (chunk, vocab).
+
+    The gradient is softmax(logits) - one_hot(target), times the slope of the softcapping. It is computed in float32.
+
+    Args:
+        raw_logits: before softcapping, (chunk, vocab).
+        index: the targets, (chunk, 1).
+    """
+    logits = cap_logits(raw_logits.float(), softcapping)
+    log_probabilities = logits.log_softmax(dim=-1)
+    of_target = log_probabilities.gather(1, index)  # (chunk, 1)
+    gradient, gradient_at_target = log_probabilities.exp_(), of_target.exp() - 1  # (chunk, vocab), (chunk, 1)
+    if softcapping is not None:
+        slope = 1 - (logits / softcapping).square()
+        gradient, gradient_at_target = gradient * slope, gradient_at_target * slope.gather(1, index)
+    dtype = raw_logits.dtype
+    return of_target, gradient.to(dtype).scatter_(1, index, gradient_at_target.to(dtype))
+
+
+@functools.cache
+def compiled_logit_gradient() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`logit_gradient` as one pass over the logits, for all numbers of tokens."""
+    return torch.compile(logit_gradient, dynamic=True)
+
+
+def add_weight_gradient(total: torch.Tensor, gradient: torch.Tensor, chunk: torch.Tensor) -> None:
+    """Add to `total`, (vocab, hidden) in float32, the part of a chunk: (chunk, vocab) and (chunk, hidden)."""
+    gradient = gradient.T  # (vocab, chunk)
+    if gradient.dtype == total.dtype:
+        total.addmm_(gradient, chunk)
+    else:
+        total += torch.mm(gradient, chunk)
+
+
+def chunked_loss(
     hidden_states: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
     softcapping: float | None,
-    needs_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Summed loss of a chunk, (chunk, hidden), and its gradient with respect to the logits, (chunk, vocab)."""
-    raw_logits = nn.functional.linear(hidden_states, weight)  # (chunk, vocab)
-    logits = cap_logits(raw_logits.float(), softcapping)
-    is_target = (targets != IGNORE_INDEX)[:, None]  # (chunk, 1)
-    index = targets[:, None].where(is_target, 0)  # (chunk, 1)
-    log_normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (chunk, 1)
-    loss_sum = ((log_normaliser - logits.gather(1, index)) * is_target).sum()
-    if not needs_gradient:
-        return loss_sum, None
-    slope = 1.0 if softcapping is None else 1 - (logits / softcapping).square()
-    gradient = logits.sub_(log_normaliser).exp_().scatter_add_(1, index, -torch.ones_like(log_normaliser))
-    return loss_sum, gradient.mul_(is_target).mul_(slope).to(raw_logits.dtype)
+    chunk_tokens: int,
+    needs_gradient: list[bool],
+    gradient_function: Callable[..., tuple[torch.Tensor, torch.Tensor]] = logit_gradient,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """token_loss_sum of all tokens and its gradients, with the logits of one chunk of tokens in memory at a time.
+
+    Args:
+        hidden_states, weight: (tokens, hidden) and (vocab, hidden), of one type.
+        needs_gradient: whether to compute the gradient for the hidden states (in their type), and for the weight (in
+            float32). The result is empty if not.
+    """
+    loss_sum = torch.zeros((), dtype=torch.float32, device=weight.device)
+    hidden_gradient = torch.empty_like(hidden_states) if needs_gradient[0] else hidden_states.new_empty(0)
+    weight_gradient = torch.zeros_like(weight if needs_gradient[1] else weight[:0], dtype=torch.float32)
+    is_target = (targets != IGNORE_INDEX)[:, None]  # (batch * seq, 1)
+    for start in range(0, len(targets), chunk_tokens):
+        rows = slice(start, start + chunk_tokens)
+        chunk, kept = hidden_states[rows], is_target[rows]  # (chunk, hidden), (chunk, 1)
+        raw_logits = nn.functional.linear(chunk, weight)  # (chunk, vocab)
+        if not any(needs_gradient):
+            loss_sum += token_loss_sum(cap_logits(raw_logits, softcapping), targets[rows])
+            continue
+        index = targets[rows, None].where(kept, 0)  # (chunk, 1)
+        of_target, gradient = gradient_function(raw_logits, index, softcapping)  # (chunk, 1), (chunk, vocab)
+        loss_sum -= of_target.where(kept, 0).sum()
+        if needs_gradient[0]:
+            product = torch.mm(gradient, weight, out=hidden_gradient[rows])  # (chunk, hidden)
+            product.mul_(kept)
+        if needs_gradient[1]:
+            add_weight_gradient(weight_gradient, gradient, chunk * kept)
+        del raw_logits, gradient  # free them before the logits of the next chunk are computed
+    return loss_sum, hidden_gradient, weight_gradient
+
+
+@torch.library.custom_op(re.sub(r"\W", "_", __name__) + "::chunked_loss", mutates_args=())
+def chunked_loss_operator(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    softcapping: float | None,
+    chunk_tokens: int,
+    needs_gradient: list[bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`chunked_loss` as one operation of a compiled graph, which would otherwise contain every chunk.
+
+    The name begins with that of this module, which may be loaded twice: from the package and from a checkpoint.
+    """
+    is_fused = weight.device.type != "cpu" and any(needs_gradient)
+    function = compiled_logit_gradient() if is_fused else logit_gradient
+    return chunked_loss(hidden_states, weight, targets, softcapping, chunk_tokens, needs_gradient, function)
+
+
+@chunked_loss_operator.register_fake
+def shapes_of_chunked_loss(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    softcapping: float | None,
+    chunk_tokens: int,
+    needs_gradient: list[bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tensors of the shapes and types that `chunked_loss` returns, without values."""
+    empty = hidden_states.new_empty(0)
+    return (
+        hidden_states.new_empty((), dtype=torch.float32),
+        torch.empty_like(hidden_states if needs_gradient[0] else empty),
+        torch.empty_like(weight if needs_gradient[1] else weight[:0], dtype=torch.float32),
+    )
 
 
 class ChunkedLossSum(torch.autograd.Function):
@@ -769,29 +861,28 @@ class ChunkedLossSum(torch.autograd.Function):
         chunk_tokens: int,
     ) -> torch.Tensor:
         """Sum the losses of `hidden_states`, (tokens, hidden), under `weight`, (vocab, hidden)."""
-        needs_gradient = any(ctx.needs_input_grad)
-        loss_sum = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
-        hidden_gradients = []
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-        for chunk, target in zip(
-            hidden_states.split(chunk_tokens), targets.split(chunk_tokens), strict=True
-        ):  # (chunk, hidden), (chunk)
-            chunk_loss, gradient = chunk_loss_and_gradient(chunk, weight, target, softcapping, needs_gradient)
-            loss_sum += chunk_loss
-            if gradient is not None:
-                hidden_gradients.append(gradient @ weight)  # (chunk, hidden)
-                weight_gradient += gradient.T @ chunk  # (vocab, hidden)
-            del gradient  # free it before the logits of the next chunk are computed
-        if hidden_gradients:
-            hidden_gradient = torch.cat(hidden_gradients)  # (batch * seq, hidden)
-            ctx.save_for_backward(hidden_gradient.to(hidden_states.dtype), weight_gradient.to(weight.dtype))
+        ctx.dtypes = hidden_states.dtype, weight.dtype
+        device = weight.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
+        function = chunked_loss_operator if torch.compiler.is_compiling() else chunked_loss
+        needs_gradient = list(ctx.needs_input_grad[:2])
+        loss_sum, *both = function(hidden_states, weight, targets, softcapping, chunk_tokens, needs_gradient)
+        ctx.save_for_backward(*both)
         return loss_sum
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients computed in the forward pass."""
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * loss_gradient, weight_gradient * loss_gradient, None, None, None
+        both = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
+        scaled = [gradient.to(dtype) * loss_gradient if is_needed else None for gradient, dtype, is_needed in both]
+        return *scaled, None, None, None
+
+
+def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
+    """Tokens per chunk of logits: enough for fast matrix products; with a small vocabulary, 16 MB of float32 logits."""
+    return max(1024 if device.type == "cpu" else 8192, 2**22 // vocab_size)
 
 
 class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
@@ -802,7 +893,7 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     _loss_function = staticmethod(causal_lm_loss)
-    loss_chunk_tokens = 1024  # tokens per chunk of logits when `skip_logits` is set
+    loss_chunk_tokens: int | None = None  # when `skip_logits` is set; None: `default_chunk_tokens`
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         super().__init__(config)
@@ -895,8 +986,12 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         targets = shift_labels if shift_labels is not None else next_token_labels(labels)
         targets = targets.to(hidden_states.device).flatten()  # (batch * seq)
         check_targets(targets, head.out_features)
+        weight = head.weight
+        if not torch.is_grad_enabled():  # `ctx.needs_input_grad` does not know
+            hidden_states, weight = hidden_states.detach(), weight.detach()
+        chunk_tokens = self.loss_chunk_tokens or default_chunk_tokens(head.out_features, hidden_states.device)
         loss_sum = ChunkedLossSum.apply(
-            hidden_states, head.weight, targets, self.config.final_logit_softcapping, self.loss_chunk_tokens
+            hidden_states, weight, targets, self.config.final_logit_softcapping, chunk_tokens
         )
         return normalise_loss(loss_sum, targets, num_items_in_batch)
 

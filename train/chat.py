@@ -20,6 +20,7 @@ from .model.generation import TextStream, check_outputs, generate_text, max_posi
 from .model.inference import load_for_inference
 from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
+from .settings.inference import InferenceArguments
 from .settings.recipe import option, parse_recipe, required
 from .settings.sampling import SamplingArguments
 from .settings.standard_input import PATIENCE, is_terminal, saying_after
@@ -113,8 +114,10 @@ class Conversation:
 @interruptible
 def main(argv: Sequence[str] | None = None) -> None:
     """Read messages line by line, and answer each."""
-    arguments, sampling = parse_recipe([ChatArguments, ChatSampling], argv, description=__doc__ or "")
-    model, tokenizer = load_for_inference(arguments.model)
+    arguments, loading, sampling = parse_recipe(
+        [ChatArguments, InferenceArguments, ChatSampling], argv, description=__doc__ or ""
+    )
+    model, tokenizer = load_for_inference(arguments.model, quantization=loading.quantization)
     if tokenizer.chat_template is None:
         raise ValueError(
             f"{arguments.model} has no chat template: fine-tune it with scratch-gpt finetune, or complete prompts with "

@@ -40,6 +40,7 @@ from .model.vocabulary import num_different_ids
 from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
 from .settings.corpus import CorpusArguments
+from .settings.inference import InferenceArguments
 from .settings.recipe import option, option_list, parse_recipe, required
 
 LONGEST_DEFAULT = 1024  # tokens per window
@@ -72,7 +73,9 @@ class EvaluateArguments:
 @interruptible
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the scores of the texts, and the accuracy on the pairs."""
-    arguments, corpus = parse_recipe([EvaluateArguments, CorpusArguments], argv, description=__doc__ or "")
+    arguments, loading, corpus = parse_recipe(
+        [EvaluateArguments, InferenceArguments, CorpusArguments], argv, description=__doc__ or ""
+    )
     check_effects(arguments, corpus)
     pairs = read_pairs(arguments.pairs)
     folder = find_model("--model", arguments.model)
@@ -85,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--pairs."
         )
     place = f"--model {arguments.model}"
-    model, _ = load_found(place, folder)
+    model, _ = load_found(place, folder, quantization=loading.quantization)
     tokenizer = load_data_tokenizer(place, tokenizer_folder(folder))
     data = None if data_dir is None else open_checked(data_dir, tokenizer)
     block_size, reason = choose_block_size(model, arguments.block_size, data, trained_on)

@@ -22,6 +22,7 @@ from .model.generation import TextStream, check_outputs, encode_prompt, generate
 from .model.inference import load_for_inference
 from .settings.checks import check_bounds, requires
 from .settings.command import interruptible, run_command
+from .settings.inference import InferenceArguments
 from .settings.recipe import option, option_list, parse_recipe, required
 from .settings.sampling import SamplingArguments
 from .settings.standard_input import read_stdin
@@ -54,10 +55,12 @@ class GenerateArguments:
 @interruptible
 def main(argv: Sequence[str] | None = None) -> None:
     """Print each prompt, and its completions as they are generated."""
-    arguments, sampling = parse_recipe([GenerateArguments, SamplingArguments], argv, description=__doc__ or "")
+    arguments, loading, sampling = parse_recipe(
+        [GenerateArguments, InferenceArguments, SamplingArguments], argv, description=__doc__ or ""
+    )
     if arguments.num_samples > 1 and sampling.temperature == 0:
         raise ValueError(requires("num_samples", arguments.num_samples, "--temperature above 0: all would be equal"))
-    model, tokenizer = load_for_inference(arguments.model)
+    model, tokenizer = load_for_inference(arguments.model, quantization=loading.quantization)
     prompts = read_prompts(arguments.prompt)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     max_new_tokens = new_tokens(model, arguments.max_new_tokens)

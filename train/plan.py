@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import torch
 
-from hf_scratch_gpt import PRESETS, ScratchGPTConfig, ScratchGPTForCausalLM
+from hf_scratch_gpt import PRESETS, ScratchGPTConfig
+from hf_scratch_gpt.modeling_scratch_gpt import default_chunk_tokens
 
 from .distributed.device import matmul_rate, resolve_precision
 from .loop.forecast import format_duration, measure_speed
@@ -29,7 +30,7 @@ from .model.flops import flops_per_token, matrix_shapes, parameter_parts, widths
 from .model.new import new_model, parse_overrides, read_config
 from .settings.checks import requires
 from .settings.command import run_command
-from .settings.defaults import learning_rate_for
+from .settings.defaults import learning_rates_for
 from .settings.recipe import option, parse_recipe
 from .settings.training import ModelArguments
 
@@ -128,6 +129,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
+def default_rates(optimizer: str, config: ScratchGPTConfig) -> str:
+    """The learning rates of a run without --learning_rate, as text."""
+    rate, matrix_rate = learning_rates_for(optimizer, config)
+    return f"{rate:g} (AdamW)" + (f", {matrix_rate:g} (Muon)" if matrix_rate else "")
+
+
 def plan_config(model: ModelArguments, plan: PlanArguments) -> ScratchGPTConfig:
     """The config. Without a tokenizer, --config_overrides may set vocab_size.
 
@@ -154,7 +161,7 @@ def plan_rows(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     memory, tokens = memory_by_phase(config, plan), plan.global_batch_size * plan.block_size
     rows = {
         "parameters": f"{config.parameter_count:,}",
-        "default learning rate": f"{learning_rate_for(plan.optimizer, config):g} ({plan.optimizer})",
+        "default learning rate": default_rates(plan.optimizer, config),
         "weights per GPU": _gb(split_bytes(config, plan, FP32, FP32)) + ", gradients the same",
         "optimizer state per GPU": _gb(optimizer_bytes(config, plan)),
         "activations kept per GPU": _gb(kept_activation_bytes(config, plan)),
@@ -329,7 +336,9 @@ def loss_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> float:
     Besides the gradient of the head: a chunk's logits and their exponentials in float32, and under autocast the
     product.
     """
-    chunk = min(plan.micro_batch_tokens, ScratchGPTForCausalLM.loss_chunk_tokens)
+    is_this_machine = plan.num_gpus == 1 and not plan.tflops and not torch.accelerator.is_available()
+    device = torch.device("cpu" if is_this_machine else "cuda")
+    chunk = min(plan.micro_batch_tokens, default_chunk_tokens(config.vocab_size, device))
     per_logit = 8 if plan.compute_bytes == FP32 else 10
     last_norm = plan.micro_batch_tokens * config.hidden_size * (3 * FP32 + plan.compute_bytes)
     return last_norm + config.vocab_size * (FP32 * config.hidden_size + per_logit * chunk)

@@ -1,5 +1,6 @@
 """Pretrain a model on prepared data, from scratch or from the weights of another model.
 
+    scratch-gpt pretrain --minutes 30 --data_dir runs/data --output_dir runs/mine
     scratch-gpt pretrain --config small --data_dir runs/data --output_dir runs/mine
     scratch-gpt pretrain --model runs/mine/model --data_dir runs/other-data --output_dir runs/longer
     scratch-gpt pretrain recipe.yaml --max_steps 2000
@@ -11,6 +12,7 @@ checkpoint-*/ and, when all steps are done, model/ with the trained model and it
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from .data.tokens import load_data_tokenizer, save_tokenizer, tokenizer_sha256
 from .hub.cards.origin import Recipe, base_on_hub, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
+from .loop.dial import Choice, choose, verdict
 from .loop.finish import COMPLETE, STOPPED, final_evaluation, load_best_weights, report_complete, write_result
 from .loop.forecast import format_duration, free_memory, measure_speed, seconds_of_run
 from .loop.language_modeling import next_token_objective
@@ -41,19 +44,27 @@ from .model.new import build_config, check_block_size, new_model
 from .model.pretrained import BaseModel, load_base
 from .settings.command import run_command
 from .settings.finetuning import BaseArguments
+from .settings.options import GIVEN_OPTIONS
 from .settings.recipe import parse_recipe, recipe_text
 from .settings.run_folder import LOSS_CURVE_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE
-from .settings.training import DataArguments, ModelArguments, TrainArguments
+from .settings.training import BudgetArguments, DataArguments, ModelArguments, TrainArguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is complete, 130 when a signal has stopped it."""
-    kinds = (ModelArguments, DataArguments, TrainArguments)
-    settings = model_arguments, data_arguments, arguments = parse_recipe(kinds, argv, description=__doc__ or "")
+    started = time.perf_counter()
+    kinds = (ModelArguments, DataArguments, TrainArguments, BudgetArguments)
+    model_arguments, data_arguments, arguments, budget = parse_recipe(kinds, argv, description=__doc__ or "")
+    given = GIVEN_OPTIONS.get()
     data = open_data(data_arguments.data_dir)
     tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
     with claimed(arguments) as accelerator:
-        return pretrain(model_arguments, arguments, data, tokenizer, accelerator, recipe_text(*settings))
+        choice = None
+        if budget.is_given:
+            choice = choose(budget, model_arguments, arguments, given, data, tokenizer, accelerator)
+            model_arguments, arguments = choice.applied(model_arguments, arguments)
+        recipe = recipe_text(model_arguments, data_arguments, arguments)
+        return pretrain(model_arguments, arguments, data, tokenizer, accelerator, recipe, choice, started)
 
 
 def pretrain(
@@ -63,15 +74,23 @@ def pretrain(
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     recipe: str,
+    choice: Choice | None = None,
+    started: float = 0.0,
 ) -> int:
-    """Build the run, train it, and write the model; returns the exit code."""
+    """Build the run, train it, and write the model; returns the exit code.
+
+    Args:
+        choice: what was chosen for a budget, to say at the end how right it was.
+        started: `time.perf_counter()` at the start of the command.
+    """
     base = load_initial_model(model_arguments, arguments.seed, data)
-    estimate = expected_time(model_arguments, arguments, data, tokenizer, accelerator, base)
+    estimate = "" if choice else expected_time(model_arguments, arguments, data, tokenizer, accelerator, base)
     run = build_pretraining(model_arguments, arguments, data, tokenizer, accelerator, base)
     state = resume(run, recipe)
     accelerator.print(estimate, end="")
     if is_complete(run, state):
         return COMPLETE
+    is_whole = state.step == 0
     with recorded_status(run, state):
         if not train(run, state):
             return STOPPED
@@ -82,6 +101,9 @@ def pretrain(
             write_model(run, folder, weights, tokenizer, data, public, final, base)
 
         write_result(run, state, write)
+    if choice:
+        seconds = time.perf_counter() - started if is_whole else None
+        accelerator.print(verdict(choice, final["eval_loss"], seconds))
     return report_complete(run)
 
 

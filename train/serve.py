@@ -22,6 +22,7 @@ from .model.generation import check_outputs, encode_prompt, max_positions
 from .model.inference import load_for_inference
 from .settings.checks import check_bounds, requires
 from .settings.command import run_command
+from .settings.inference import InferenceArguments
 from .settings.recipe import option, parse_recipe, required
 
 LIBRARIES = ("fastapi", "openai", "uvicorn")
@@ -59,14 +60,14 @@ class ServeArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Load the model, and answer requests until Ctrl-C."""
-    (arguments,) = parse_recipe([ServeArguments], argv, description=__doc__ or "")
+    arguments, loading = parse_recipe([ServeArguments, InferenceArguments], argv, description=__doc__ or "")
     try:
-        run_server(arguments)
+        run_server(arguments, loading.quantization)
     except KeyboardInterrupt:  # before the server has started
         return
 
 
-def run_server(arguments: ServeArguments) -> None:
+def run_server(arguments: ServeArguments, quantization: str | None) -> None:
     """Load the model, and answer requests until Ctrl-C.
 
     Raises:
@@ -79,7 +80,9 @@ def run_server(arguments: ServeArguments) -> None:
 
     listener = listen(arguments.host, arguments.port)
     with listener:
-        model, tokenizer = load_for_inference(arguments.model, device=arguments.device, dtype=arguments.dtype)
+        model, tokenizer = load_for_inference(
+            arguments.model, device=arguments.device, dtype=arguments.dtype, quantization=quantization
+        )
         transformers_logging.set_verbosity_error()
         check_outputs(arguments.model, model, encode_prompt(tokenizer, "?"))
         answers = start_answers(arguments, model, tokenizer)

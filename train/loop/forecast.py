@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -15,6 +16,7 @@ from .optimizers import build_optimizers
 
 ENOUGH_SECONDS = 1.0  # of timing
 MAX_REPEATS = 5
+TIMED_TOKENS = 8  # of a sample
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Speed:
     micro_batch: float  # forward and backward pass
     update: float  # of the optimizer
     evaluation: float  # forward pass of a micro-batch
+    sampled_token: float = 0.0  # one more token for all sample prompts
 
-    def step(self, num_micro_batches: int) -> float:
+    def step(self, num_micro_batches: float) -> float:
         """Seconds of a step."""
         return num_micro_batches * self.micro_batch + self.update
 
@@ -38,12 +41,16 @@ def measure_speed(
     block_size: int,
     precision: str,
     device: torch.device,
+    num_prompts: int = 0,
+    enough_seconds: float = ENOUGH_SECONDS,
 ) -> Speed:
     """Time the training of a model on tokens that mean nothing. It changes the model, which should be discarded.
 
     Args:
         model: with its vocabulary size in `model.config`.
         precision: fp32, bf16 or fp16.
+        num_prompts: that an evaluation completes; 0: none is timed.
+        enough_seconds: of timing, for each part of a step.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides its signature
@@ -63,16 +70,36 @@ def measure_speed(
             one.step()
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        micro_batch = seconds_of(lambda: forward().backward(), device)
-        speed = Speed(micro_batch, seconds_of(update, device), seconds_of(torch.no_grad()(forward), device))
-    model.zero_grad()
-    return speed
+        micro_batch, step, evaluation = (
+            seconds_of(part, device, enough_seconds)
+            for part in (lambda: forward().backward(), update, torch.no_grad()(forward))
+        )
+        model.zero_grad()
+        sampled_token = seconds_per_sampled_token(model, num_prompts, device) if num_prompts else 0.0
+    return Speed(micro_batch, step, evaluation, sampled_token)
 
 
-def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+def seconds_per_sampled_token(model: Any, num_prompts: int, device: torch.device) -> float:
+    """Seconds of generating one more token for all prompts."""
+    ids = torch.zeros(num_prompts, 1, dtype=torch.long, device=device)
+    model.eval()
+
+    def generate() -> None:
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            min_new_tokens=TIMED_TOKENS,
+            max_new_tokens=TIMED_TOKENS,
+            pad_token_id=0,
+        )
+
+    return seconds_of(generate, device, 0.0) / TIMED_TOKENS
+
+
+def seconds_of(function: Callable[[], object], device: torch.device, enough_seconds: float = ENOUGH_SECONDS) -> float:
     """The shortest time of a few calls after the first one, which allocates memory."""
     seconds: list[float] = []
-    while len(seconds) < 2 or (sum(seconds) < ENOUGH_SECONDS and len(seconds) <= MAX_REPEATS):
+    while len(seconds) < 2 or (sum(seconds) < enough_seconds and len(seconds) <= MAX_REPEATS):
         wait_for(device)
         started = time.perf_counter()
         function()

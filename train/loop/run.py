@@ -27,7 +27,7 @@ from ..distributed.device import matmul_rate, wide_dtype
 from ..distributed.errors import exchange, run_on_main
 from ..distributed.parallel import Grid, build_grid, is_split, split_model, whole
 from ..model.flops import training_flops_per_token
-from ..settings.defaults import learning_rate_for
+from ..settings.defaults import learning_rates_for
 from ..settings.durable import replace_text
 from ..settings.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, RECIPE_FILE, TRAINING_FILE
 from ..settings.training import MAY_CHANGE, TrainArguments
@@ -139,7 +139,7 @@ def build_run(
     Raises:
         ValueError: settings that contradict each other or the number of processes.
     """
-    arguments = with_learning_rate(arguments, model.config)
+    arguments = with_learning_rates(arguments, model.config)
     precision = precision_of(accelerator)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peak = peak_speed(accelerator, precision, model_flops(arguments, model, train))
@@ -156,7 +156,8 @@ def build_run(
     if grid.mesh is None:
         model, *optimizers = accelerator.prepare(model, *optimizers)
     batch_sizes = (arguments.global_batch_size, arguments.micro_batch_size)
-    sampler = StepSampler(train, *batch_sizes, arguments.seed, grid.data_index, grid.data_size)
+    short_steps = 0 if arguments.is_finetuning else round(arguments.short_sequences * arguments.max_steps)
+    sampler = StepSampler(train, *batch_sizes, arguments.seed, grid.data_index, grid.data_size, short_steps)
     checkpoints = Checkpointer(
         Path(arguments.output_dir),
         accelerator,
@@ -186,12 +187,17 @@ def precision_of(accelerator: Accelerator) -> str:
     return {"no": "fp32"}.get(name, name)
 
 
-def with_learning_rate(arguments: TrainArguments, config: PreTrainedConfig) -> TrainArguments:
-    """The settings with a learning rate: the given one, that of an earlier start of the run, or a default."""
+def with_learning_rates(arguments: TrainArguments, config: PreTrainedConfig) -> TrainArguments:
+    """The settings with learning rates: the given ones, those of an earlier start of the run, or the defaults."""
     if arguments.learning_rate is not None:
         return arguments
-    earlier = recorded_settings(Path(arguments.output_dir)).get("learning_rate")
-    return replace(arguments, learning_rate=earlier or learning_rate_for(arguments.optimizer, config))
+    earlier = recorded_settings(Path(arguments.output_dir))
+    rate, matrix_rate = earlier.get("learning_rate"), earlier.get("matrix_learning_rate")
+    if rate is None:
+        rate, matrix_rate = learning_rates_for(arguments.optimizer, config)
+    if arguments.matrix_learning_rate is not None:
+        matrix_rate = arguments.matrix_learning_rate
+    return replace(arguments, learning_rate=rate, matrix_learning_rate=matrix_rate)
 
 
 def with_compilation(
@@ -219,7 +225,7 @@ def optimizers_for(model: PreTrainedModel, arguments: TrainArguments, dtype: tor
     return build_optimizers(
         model,
         optimizer=arguments.optimizer,
-        learning_rate=arguments.learning_rate or learning_rate_for(arguments.optimizer, model.config),
+        learning_rate=arguments.learning_rate or learning_rates_for(arguments.optimizer, model.config)[0],
         matrix_learning_rate=arguments.matrix_learning_rate,
         weight_decay=arguments.weight_decay,
         betas=(arguments.adam_beta1, arguments.adam_beta2),

@@ -10,11 +10,25 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ..settings.run_folder import ADAPTER_CONFIG_FILE
 from .adapters import base_of_adapter, check_adapter_kind, labels_of_adapter, merge_adapter
 from .find import find_model, tokenizer_folder
-from .load import check_vocabulary_size, load_config, load_model, load_tokenizer, memory_errors, refuse_quantized
+from .int8 import quantize_model
+from .load import (
+    check_vocabulary_size,
+    load_config,
+    load_model,
+    load_tokenizer,
+    memory_errors,
+    quantization_of,
+    refuse_quantized,
+)
 
 
 def load_for_inference(
-    name: str, auto_class: Any = AutoModelForCausalLM, *, device: str | None = None, dtype: str | None = None
+    name: str,
+    auto_class: Any = AutoModelForCausalLM,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """As `load_found`, for the model with the name or folder that --model gives.
 
@@ -22,7 +36,8 @@ def load_for_inference(
         ValueError: no such model, or as `load_found`.
         OSError: the Hub cannot be reached, or a file cannot be read.
     """
-    return load_found(f"--model {name}", find_model("--model", name), auto_class, device=device, dtype=dtype)
+    folder = find_model("--model", name)
+    return load_found(f"--model {name}", folder, auto_class, device=device, dtype=dtype, quantization=quantization)
 
 
 def load_found(
@@ -32,6 +47,7 @@ def load_found(
     *,
     device: str | None = None,
     dtype: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """The model in `folder` in evaluation mode, and its tokenizer.
 
@@ -42,12 +58,16 @@ def load_found(
         auto_class: AutoModelForCausalLM or AutoModelForSequenceClassification.
         device: such as "cpu" (default: the GPU if there is one).
         dtype: such as "bfloat16" (default: that of the stored weights).
+        quantization: "int8", or None.
 
     Raises:
-        ValueError: another kind of model, missing or damaged weights, an adapter for another model, no tokenizer or
-            that of another model, no such device, or too little memory.
+        ValueError: another kind of model, missing or damaged weights, weights that are quantized already, an adapter
+            for another model, no tokenizer or that of another model, no such device, or too little memory.
         OSError: a file cannot be read.
     """
+    method = quantization_of(folder)
+    if quantization and method:
+        raise ValueError(f"--quantization {quantization}: {place} was quantized with {method} already. Remove it.")
     if (folder / ADAPTER_CONFIG_FILE).exists():
         model = _load_adapted(place, folder, auto_class)
     else:
@@ -55,8 +75,11 @@ def load_found(
     tokenizer = load_tokenizer(place, tokenizer_folder(folder))
     check_vocabulary_size(place, tokenizer, model.config)
     with memory_errors(place):
+        model = model if dtype is None else model.to(getattr(torch, dtype))
+        if quantization:
+            quantize_model(model)
         placed: PreTrainedModel = on_best_device(model) if device is None else on_device(model, device)
-        return (placed if dtype is None else placed.to(getattr(torch, dtype))).eval(), tokenizer
+        return placed.eval(), tokenizer
 
 
 def _load_adapted(place: str, folder: Path, auto_class: Any) -> PreTrainedModel:

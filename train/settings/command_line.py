@@ -86,10 +86,7 @@ class CommandLineParser:
 
     def missing_text(self, missing: Sequence[Option]) -> str:
         """The message about options that must be given."""
-        names = [
-            f"--{option.name}" + (f" or --{option.required}" if option.required in self.options else "")
-            for option in missing
-        ]
+        names = [" or ".join(f"--{name}" for name in (option.name, *option.instead)) for option in missing]
         width = max(len(name) for name in names)
         lines = [f"  {name:<{width}}  {option.help}" for name, option in zip(names, missing, strict=True)]
         example = [f"Example: {self.examples.splitlines()[0]}"] if self.examples else []
@@ -189,10 +186,11 @@ def placeholder(option: Option) -> str:
 
 def help_text(option: Option) -> str:
     """The help with the default, unless that is None or empty: then the text names it."""
-    if option.required == "always":
+    if option.required and not option.instead:
         return f"{option.help} (required)"
     if option.required:
-        return f"{option.help} (required, unless --{option.required} is given)"
+        others = " or ".join(f"--{name}" for name in option.instead)
+        return f"{option.help} (required, unless {others} is given)"
     if option.default in (None, [], "") or "(default:" in option.help:
         return option.help
     default = str(option.default).lower() if option.kind is bool else _shown(option.default)

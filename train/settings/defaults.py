@@ -10,8 +10,10 @@ from typing import Any
 REFERENCE_WIDTH = 192  # hidden_size of the preset laptop
 # Peak rates of pretraining at that width. Muon's updates have a spectral norm of rate x sqrt(width); AdamW's have the
 # same size in every entry, so that their norm grows with the width itself (https://huggingface.co/papers/2203.03466).
+# With Muon, AdamW only trains embeddings, head and norms, and can be faster.
 PRETRAINING_RATES = {"muon": 8e-3, "adamw": 2e-3}
 WIDTH_EXPONENTS = {"muon": 0.5, "adamw": 1.0}
+RATE_BESIDE_MUON = 2.5  # of AdamW, as a multiple of Muon's
 
 # Peak rates of fine-tuning all weights at that width, on the reference number of examples. With other numbers they
 # change like the square root, between the two bounds. They fall faster with the width than those of pretraining, since
@@ -29,9 +31,15 @@ FEWEST_EPOCHS, MOST_EPOCHS = 3, 10
 MICRO_BATCH_TOKENS = 8192  # of a forward pass in fine-tuning, if all its examples are as long as the longest
 
 
-def learning_rate_for(optimizer: str, config: Any) -> float:
-    """Peak learning rate of pretraining for a model with `config`, to two digits."""
-    return _two_digits(PRETRAINING_RATES[optimizer] * _relative_width(config) ** -WIDTH_EXPONENTS[optimizer])
+def learning_rates_for(optimizer: str, config: Any) -> tuple[float, float | None]:
+    """Peak learning rates of pretraining for a model with `config`: that of AdamW and, if it is used, that of Muon.
+
+    To two digits.
+    """
+    rate = PRETRAINING_RATES[optimizer] * _relative_width(config) ** -WIDTH_EXPONENTS[optimizer]
+    if optimizer == "muon":
+        return _two_digits(RATE_BESIDE_MUON * rate), _two_digits(rate)
+    return _two_digits(rate), None
 
 
 def tuning_rate_for(optimizer: str, trainable: str, num_examples: int, config: Any) -> float:

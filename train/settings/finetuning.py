@@ -194,7 +194,7 @@ class RowsArguments:
     train_file: list[str] = required_list(
         "Tables to train on: .jsonl, .json, .csv, .tsv or .parquet files; the text may be compressed (.gz).",
         is_path=True,
-        unless="dataset_name",
+        unless=("dataset_name",),
     )
     dataset_name: str | None = option(
         "Instead of --train_file: a dataset on the Hugging Face Hub, or a saved one on disk.", is_path=True

@@ -7,7 +7,7 @@ from .options import Option
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": (
         *("model", "config", "config_overrides", "tokenizer", "pattern", "random_weights", "folder_path", "repo_id"),
-        *("type", "vocab_size", "model_max_length", "local_dir", "force_download"),
+        *("type", "vocab_size", "model_max_length", "local_dir", "force_download", "quantization"),
     ),
     "trained parameters": ("trainable", "num_trainable_layers", "lora_r", "lora_alpha", "lora_dropout"),
     "data": (
@@ -19,8 +19,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "run folder": ("output_dir", "allow_change", "seed"),
     "length and batch": (
-        *("minutes", "max_steps", "num_train_epochs", "tokens", "global_batch_size", "micro_batch_size"),
-        *("block_size", "max_length"),
+        *("minutes", "flops", "max_steps", "num_train_epochs", "tokens", "global_batch_size", "micro_batch_size"),
+        *("block_size", "short_sequences", "max_length"),
     ),
     "optimizer": (
         *("optimizer", "learning_rate", "matrix_learning_rate", "weight_decay", "adam_beta1", "adam_beta2"),

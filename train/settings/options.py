@@ -4,7 +4,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +36,8 @@ class Option:
         kind: the type of one value: str, int, float or bool.
         choices: the allowed values; empty: all of the type.
         is_list: whether it takes several values.
-        required: "always", the name of an option that can be given instead, or "" if it has a default.
+        required: whether it must be given.
+        instead: names of options that can be given instead; with one of them, it has a default.
     """
 
     name: str
@@ -44,13 +45,14 @@ class Option:
     choices: tuple[str, ...]
     is_list: bool
     is_path: bool
-    required: str
+    required: bool
+    instead: tuple[str, ...]
     default: Any
     help: str
 
     def is_missing(self, values: Mapping[str, Any]) -> bool:
         """Whether it must be given, but is not among `values`."""
-        return bool(self.required) and self.name not in values and self.required not in values
+        return self.required and not any(name in values for name in (self.name, *self.instead))
 
     def convert(self, text: str) -> Any:
         """One value from text.
@@ -112,7 +114,8 @@ def options_of(dataclasses: Sequence[Any]) -> dict[str, Option]:
         for entry in fields(kind):
             if entry.init:
                 options[entry.name] = _option(entry, hints[entry.name])
-    return options
+    known = {name: tuple(other for other in option.instead if other in options) for name, option in options.items()}
+    return {name: replace(option, instead=known[name]) for name, option in options.items()}
 
 
 def _option(entry: Any, hint: Any) -> Option:
@@ -125,14 +128,14 @@ def _option(entry: Any, hint: Any) -> Option:
         choices, hint = get_args(hint), str
     has_factory = entry.default_factory is not MISSING
     default = entry.default_factory() if has_factory else None if entry.default is MISSING else entry.default
-    must = "always" if entry.default is MISSING and not has_factory else ""
     return Option(
         name=entry.name,
         kind=hint,
         choices=choices,
         is_list=is_list,
         is_path=entry.metadata.get("metavar") == PATH,
-        required=entry.metadata.get("required", must),
+        required=entry.metadata.get("required", entry.default is MISSING and not has_factory),
+        instead=entry.metadata.get("instead", ()),
         default=default,
         help=entry.metadata.get("help", ""),
     )

@@ -23,19 +23,19 @@ def option(help: str, default: Any = None, *, is_path: bool = False) -> Any:
     return field(default=default, metadata=_metadata(help, is_path))
 
 
-def required(help: str, *, is_path: bool = False, unless: str | None = None) -> Any:
+def required(help: str, *, is_path: bool = False, unless: tuple[str, ...] = ()) -> Any:
     """A dataclass field that a recipe or the command line must set.
 
     Args:
-        unless: another option that can be given instead; then the field is None by default.
+        unless: other options, one of which can be given instead; then the field is None by default.
     """
-    metadata = _metadata(help, is_path) | {"required": "always" if unless is None else unless}
-    return field(metadata=metadata) if unless is None else field(default=None, metadata=metadata)
+    metadata = _metadata(help, is_path) | {"required": True, "instead": unless}
+    return field(default=None, metadata=metadata) if unless else field(metadata=metadata)
 
 
-def required_list(help: str, *, is_path: bool = False, unless: str | None = None) -> Any:
+def required_list(help: str, *, is_path: bool = False, unless: tuple[str, ...] = ()) -> Any:
     """A dataclass field that takes several values, at least one; `unless` as in `required`."""
-    metadata = _metadata(help, is_path) | {"required": "always" if unless is None else unless}
+    metadata = _metadata(help, is_path) | {"required": True, "instead": unless}
     return field(default_factory=list, metadata=metadata)
 
 
@@ -44,7 +44,7 @@ def option_list(help: str, *, is_path: bool = False) -> Any:
     return field(default_factory=list, metadata=_metadata(help, is_path))
 
 
-def _metadata(help: str, is_path: bool) -> dict[str, str]:
+def _metadata(help: str, is_path: bool) -> dict[str, Any]:
     return {"help": help, "metavar": PATH} if is_path else {"help": help}
 
 

@@ -1,6 +1,7 @@
 """Every file and folder name of a run folder: the one answer to "what does a run folder contain?".
 
     run/recipe.yaml                 the settings, as YAML
+    run/budget.json                 what --minutes or --flops has chosen and expected
     run/status.json                 what became of the run: running, stopped, complete or failed
     run/metrics.jsonl               losses, learning rates and evaluations, one JSON object per line
     run/samples.jsonl               completions of the sample prompts
@@ -27,6 +28,7 @@ Other modules take the names from here.
 """
 
 RECIPE_FILE = "recipe.yaml"
+BUDGET_FILE = "budget.json"
 STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"

@@ -18,7 +18,7 @@ class ModelArguments:
     config: str | None = required(
         f"Shape of a new model: a preset ({', '.join(PRESET_NAMES)}), a config.json, or its folder.",
         is_path=True,
-        unless="model",
+        unless=("model", "minutes", "flops"),
     )
     config_overrides: str | None = option(
         'Changes to the config, such as "num_hidden_layers=4,qk_norm=false" or "residual_dropout=0.1".'
@@ -30,11 +30,31 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        if bool(self.config) == bool(self.model):
-            raise ValueError(
-                f"--config ({self.config or 'not set'}) and --model ({self.model or 'not set'}): exactly one of them "
-                "is required."
-            )
+        if self.config and self.model:
+            raise ValueError(f"--config {self.config} and --model {self.model}: give only one of them.")
+
+
+@dataclass
+class BudgetArguments:
+    """What the training is worth. The model, batch, steps and learning rates follow from it, unless they are given."""
+
+    minutes: float | None = option(
+        "Train for about this many minutes on this machine. Chooses the model, the batch, the number of steps and the "
+        "learning rates, except those that are given."
+    )
+    flops: float | None = option("The same for a number of floating-point operations, such as 1e15.")
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} is {value}: it must be positive.")
+        if self.minutes and self.flops:
+            raise ValueError(f"--minutes {self.minutes:g} and --flops {self.flops:g}: give only one of them.")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is a budget."""
+        return bool(self.minutes or self.flops)
 
 
 @dataclass
@@ -56,9 +76,11 @@ class LoopArguments:
         "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "muon"
     )
     learning_rate: float | None = option(
-        "Peak learning rate (default: by optimizer and width of the model; laptop with muon: 8e-3)."
+        "Peak learning rate of AdamW (default: by optimizer and width of the model; laptop with muon: 2e-2)."
     )
-    matrix_learning_rate: float | None = option("Peak learning rate of Muon (default: --learning_rate).")
+    matrix_learning_rate: float | None = option(
+        "Peak learning rate of Muon (default: --learning_rate; if that is not given either, by width; laptop: 8e-3)."
+    )
     weight_decay: float = option("Decoupled weight decay of matrices and embeddings.", 0.1)
     adam_beta1: float = option("AdamW's beta1.", 0.9)
     adam_beta2: float = option("AdamW's beta2.", 0.95)
@@ -163,6 +185,11 @@ class TrainArguments(LoopArguments):
     global_batch_size: int = option("Sequences per step, over all processes and micro-batches.", 32)
     micro_batch_size: int = option("Sequences per forward pass of one process.", 8)
     max_steps: int = option("Optimizer steps of the whole run.", 1000)
+    short_sequences: float = option(
+        "Fraction of the steps, at the start, in which each block is read as four short sequences, and then as two. A "
+        "new model learns faster from short sequences (https://huggingface.co/papers/2108.06084).",
+        0.0,
+    )
     eval_steps: int = option("Steps between evaluations; 0: only after the last step.", 250)
     save_steps: int = option("Steps between checkpoints; 0: only after the last step.", 250)
     load_best_model_at_end: bool = option(
@@ -170,7 +197,9 @@ class TrainArguments(LoopArguments):
     )
 
     def __post_init__(self) -> None:
-        check_bounds(self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0})
+        check_bounds(
+            self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0, "short_sequences": 0}, {"short_sequences": 1}
+        )
         super().__post_init__()
         self.check_schedule(self.max_steps)
 

@@ -1,0 +1,250 @@
+"""The dial of pretraining: choose what `--minutes` or `--flops` leave open, and say how right the choice was."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from hf_scratch_gpt import ScratchGPTConfig
+
+from ..data.blocks import PreparedData, TokenBlocks
+from ..model.new import build_config, new_model
+from ..settings.durable import replace_text
+from ..settings.json_files import read_json
+from ..settings.run_folder import BUDGET_FILE
+from ..settings.training import BudgetArguments, ModelArguments, TrainArguments
+from . import budget
+from .budget import Limits, Text, Training
+from .forecast import Speed, format_duration, free_memory, measure_speed
+from .run import precision_of, with_learning_rates
+
+TIMING_SECONDS = 0.3  # for each measured part of a step
+MICRO_BATCH = {"cpu": 8}  # sequences
+MICRO_BATCH_ELSEWHERE = 32
+SPARE = 0.03  # of the time, for checkpoints
+FINISH_SECONDS = 4.0  # to write the model, its card and its loss curve
+SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_seconds": float}
+REMEDY = "Choose another --output_dir, or delete the run folder to start over."
+LENGTH_OPTIONS = ("max_steps", "model")  # that a budget replaces
+
+
+@dataclass
+class Choice:
+    """What was chosen for a budget. It is saved in the run folder, so that a continued run keeps it.
+
+    Args:
+        budget: minutes or FLOPs.
+        settings: the chosen options of `pretrain`.
+        expected_loss: nats per token on the validation split.
+        expected_seconds: of the whole command; 0 if unknown.
+    """
+
+    budget: dict[str, float]
+    settings: dict[str, Any]
+    expected_loss: float
+    expected_seconds: float
+
+    def applied(self, model: ModelArguments, training: TrainArguments) -> tuple[ModelArguments, TrainArguments]:
+        """The settings with the chosen ones in their places."""
+        of_model = {name: value for name, value in self.settings.items() if hasattr(model, name)}
+        rest = {name: value for name, value in self.settings.items() if name not in of_model}
+        return replace(model, **of_model), replace(training, **rest)
+
+
+def choose(
+    asked: BudgetArguments,
+    model_arguments: ModelArguments,
+    arguments: TrainArguments,
+    given: Mapping[str, Any],
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+) -> Choice:
+    """The choice of an earlier start of the run, or a new one, which is printed and saved.
+
+    Args:
+        given: the options that the user has set; they are kept.
+
+    Raises:
+        ValueError: options that contradict a budget, several processes, or a run with another budget.
+    """
+    started = time.perf_counter()
+    check(asked, given, accelerator.num_processes)
+    path = Path(arguments.output_dir) / BUDGET_FILE
+    wanted = {name: value for name, value in asdict(asked).items() if value is not None}
+    if path.exists():
+        return earlier_choice(path, wanted)
+    candidates = budget.ladder(len(tokenizer))
+    if model_arguments.config:
+        candidates = [build_config(model_arguments, tokenizer)]
+    text = describe(data)
+    training = best_training(asked, candidates, text, arguments, given, data, accelerator, started)
+    settings = settings_of(training, arguments, given, is_ladder=not model_arguments.config)
+    seconds = training.seconds and training.seconds / (1 - SPARE) + FINISH_SECONDS + time.perf_counter() - started
+    choice = Choice(wanted, settings, training.expected_loss, seconds)
+    replace_text(path, json.dumps(asdict(choice), indent=2) + "\n")
+    accelerator.print(explanation(training, text, choice))
+    return choice
+
+
+def check(asked: BudgetArguments, given: Mapping[str, Any], num_processes: int) -> None:
+    """Refuse what a budget cannot be combined with.
+
+    Raises:
+        ValueError: the option, and what to do.
+    """
+    name = "minutes" if asked.minutes else "flops"
+    for other in LENGTH_OPTIONS:
+        if given.get(other) is not None:
+            raise ValueError(f"--{other} and --{name} exclude each other: remove one of them.")
+    if num_processes > 1:
+        raise ValueError(
+            f"--{name} works with one process, but {num_processes} were started: choose --config and --max_steps "
+            "yourself, with the help of scratch-gpt plan."
+        )
+
+
+def earlier_choice(path: Path, wanted: dict[str, float]) -> Choice:
+    """The choice that was saved when the run was started.
+
+    Raises:
+        ValueError: it was made for another budget, or the file is damaged (`DamagedFileError`).
+    """
+    saved = read_json(path, SHAPE, REMEDY)
+    if saved["budget"] != wanted:
+        ((name, value),), ((new_name, new_value),) = saved["budget"].items(), wanted.items()
+        raise ValueError(
+            f"{path.parent} was started with --{name} {value:g}, not --{new_name} {new_value:g}. Choose another "
+            "--output_dir for another budget."
+        )
+    return Choice(**{name: saved[name] for name in SHAPE})
+
+
+def describe(data: PreparedData) -> Text:
+    """What the rule needs to know of the data."""
+    train, validation = data.train, data.validation
+    loss = budget.bigram_loss(
+        tokens_of(train, budget.BIGRAM_TOKENS), tokens_of(validation, budget.BIGRAM_TEST_TOKENS), train.vocab_size
+    )
+    return Text(len(train) * train.block_size, train.block_size, loss)
+
+
+def tokens_of(blocks: TokenBlocks, limit: int) -> Any:
+    """About `limit` tokens from blocks spread evenly over a split, (tokens,)."""
+    count = min(len(blocks), max(1, limit // blocks.block_size))
+    return blocks.rows([number * len(blocks) // count for number in range(count)])[:, 1:].flatten().numpy()
+
+
+def best_training(
+    asked: BudgetArguments,
+    candidates: list[ScratchGPTConfig],
+    text: Text,
+    arguments: TrainArguments,
+    given: Mapping[str, Any],
+    data: PreparedData,
+    accelerator: Accelerator,
+    started: float,
+) -> Training:
+    """The training with the lowest expected loss. For minutes, models are timed until a larger one would be worse."""
+    if asked.flops:
+        return budget.best_for_flops(candidates, text, asked.flops, given.get("global_batch_size"))
+    num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))
+    size = given.get("micro_batch_size") or MICRO_BATCH.get(accelerator.device.type, MICRO_BATCH_ELSEWHERE)
+    limits = Limits(
+        seconds=0.0,
+        micro_batch_size=size,
+        batch_size=given.get("global_batch_size"),
+        eval_micro_batches=math.ceil(num_evaluated / size),
+        sampled_tokens=arguments.max_new_tokens if arguments.sample_prompts else 0,
+    )
+
+    def left() -> Limits:  # the measurements take time too
+        seconds = (asked.minutes or 0.0) * 60 - FINISH_SECONDS - (time.perf_counter() - started)
+        return replace(limits, seconds=max(0.0, seconds * (1 - SPARE)))
+
+    def measure(config: ScratchGPTConfig) -> Speed:
+        model = new_model(config, arguments.seed)
+        return measure_speed(
+            model,
+            optimizer=arguments.optimizer,
+            micro_batch_size=size,
+            block_size=text.block_size,
+            precision=precision_of(accelerator),
+            device=accelerator.device,
+            num_prompts=len(arguments.sample_prompts),
+            enough_seconds=TIMING_SECONDS,
+        )
+
+    found = budget.best_for_seconds(candidates, text, left, measure)
+    free_memory()
+    return found
+
+
+def settings_of(
+    training: Training, arguments: TrainArguments, given: Mapping[str, Any], *, is_ladder: bool
+) -> dict[str, Any]:
+    """The options of `pretrain` that a training stands for, without those that are given."""
+    config, steps = training.config, training.max_steps
+    every = math.ceil(steps / training.num_evaluations)
+    with_rates = with_learning_rates(replace(arguments, output_dir="", max_steps=steps, warmup_steps=None), config)
+    chosen: dict[str, Any] = {
+        "global_batch_size": training.batch_size,
+        "micro_batch_size": training.batch_size if training.batch_size < 64 else 32,
+        "max_steps": steps,
+        "learning_rate": with_rates.learning_rate,
+        "matrix_learning_rate": with_rates.matrix_learning_rate,
+        "min_lr_ratio": 0.0,
+        "short_sequences": budget.SHORT_SEQUENCES,
+        "eval_steps": every,
+        "save_steps": every,
+        "logging_steps": max(1, steps // 100),
+        "load_best_model_at_end": True,
+    }
+    if is_ladder:
+        changes = budget.changes_of(config.num_hidden_layers, config.hidden_size)
+        text = ",".join(f"{name}={value}" for name, value in changes.items())
+        chosen = {"config": "laptop", "config_overrides": text} | chosen
+    return {name: value for name, value in chosen.items() if name not in given}
+
+
+def explanation(training: Training, text: Text, choice: Choice) -> str:
+    """Lines for the terminal: what was chosen and why, and what is expected."""
+    config = training.config
+    ((name, value),), tokens = choice.budget.items(), training.num_tokens
+    epochs = tokens / text.num_tokens
+    rows = {
+        "budget": f"{value:g} {'minutes on this machine' if name == 'minutes' else 'FLOPs'}",
+        "model": f"{config.num_hidden_layers} layers, {config.hidden_size} wide: {config.parameter_count:,} parameters",
+        "steps": f"{training.max_steps:,} of {training.batch_size} sequences: {tokens:,} tokens, {epochs:.2g} epochs",
+        "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text",
+    }
+    if choice.expected_seconds:
+        rows["expected time"] = f"{format_duration(choice.expected_seconds)}, measured on this machine"
+    if epochs > 0.99 * budget.MAX_EPOCHS:
+        rows["note"] = (
+            f"the text is too short for the budget: more than {budget.MAX_EPOCHS} passes over it would teach the model "
+            "little, so training ends earlier"
+        )
+    return "\n".join(f"{title:<24}{row}" for title, row in rows.items())
+
+
+def verdict(choice: Choice, loss: float, seconds: float | None) -> str:
+    """How right the choice was, as a line.
+
+    Args:
+        loss: of the final weights on the validation split, nats per token.
+        seconds: that the command took; None if the run was interrupted.
+    """
+    parts = [f"loss {loss:.2f} (expected {choice.expected_loss:.2f}, {loss - choice.expected_loss:+.2f})"]
+    if choice.expected_seconds and seconds is not None:
+        difference = seconds / choice.expected_seconds - 1
+        parts.append(
+            f"time {format_duration(seconds)} (expected {format_duration(choice.expected_seconds)}, {difference:+.0%})"
+        )
+    return f"{'forecast':<24}{', '.join(parts)}"
