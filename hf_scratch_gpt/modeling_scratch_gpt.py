@@ -756,8 +756,8 @@ def logit_gradient(
 
 @functools.cache
 def compiled_logit_gradient() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """`logit_gradient` as one pass over the logits, for all numbers of tokens."""
-    return torch.compile(logit_gradient, dynamic=True)
+    """`logit_gradient` with all passes over the logits fused."""
+    return torch.compile(logit_gradient)
 
 
 def add_weight_gradient(total: torch.Tensor, gradient: torch.Tensor, chunk: torch.Tensor) -> None:
