@@ -429,7 +429,7 @@ ROWS = {  # the most important ones first
     "nanogpt": Row(_nanogpt, 80),
     "transformers_gpt2": Row(_gpt2, 80),
     "decisions": Row(decisions_row, 40),
-    "kills": Row(kills_row, 120),
+    "kills": Row(kills_row, 150),
     "ours_1b": Row(_ours_1b, 110),
     "ours_modern": Row(_ours_modern, 110),
     "transformers_llama": Row(_llama, 80),

@@ -105,7 +105,7 @@ class RMSNormFunction(torch.autograd.Function):
         return normalized.mul_(weight) if weight.dtype == x.dtype else normalized * weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """With s the scale and n the size: dx = s w g - x s^3 / n sum(x w g), and dw = sum over rows of x s g."""
         x, weight, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
@@ -756,8 +756,8 @@ def logit_gradient(
 
 @functools.cache
 def compiled_logit_gradient() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """`logit_gradient` as one pass over the logits, for all numbers of tokens."""
-    return torch.compile(logit_gradient, dynamic=True)
+    """`logit_gradient` with all passes over the logits fused."""
+    return torch.compile(logit_gradient)
 
 
 def add_weight_gradient(total: torch.Tensor, gradient: torch.Tensor, chunk: torch.Tensor) -> None:
@@ -880,9 +880,9 @@ class ChunkedLossSum(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def default_chunk_tokens(vocab_size: int) -> int:
+def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
     """Tokens per chunk of logits: enough for fast matrix products; with a small vocabulary, 16 MB of float32 logits."""
-    return max(1024, 2**22 // vocab_size)
+    return max(1024 if device.type == "cpu" else 8192, 2**22 // vocab_size)
 
 
 class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
@@ -893,13 +893,13 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
     _fsdp_plan = {"lm_head": "keep_full_weight"}
     _loss_function = staticmethod(causal_lm_loss)
+    loss_chunk_tokens: int | None = None  # when `skip_logits` is set; None: `default_chunk_tokens`
 
     def __init__(self, config: ScratchGPTConfig) -> None:
         super().__init__(config)
         self.loss_type = "ForCausalLM"  # transformers guesses it from the name of the class, also of a subclass
         self.model = ScratchGPTModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.loss_chunk_tokens = default_chunk_tokens(config.vocab_size)  # when `skip_logits` is set
         self.post_init()
 
     def _get_name(self) -> str:
@@ -989,8 +989,9 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         weight = head.weight
         if not torch.is_grad_enabled():  # `ctx.needs_input_grad` does not know
             hidden_states, weight = hidden_states.detach(), weight.detach()
+        chunk_tokens = self.loss_chunk_tokens or default_chunk_tokens(head.out_features, hidden_states.device)
         loss_sum = ChunkedLossSum.apply(
-            hidden_states, weight, targets, self.config.final_logit_softcapping, self.loss_chunk_tokens
+            hidden_states, weight, targets, self.config.final_logit_softcapping, chunk_tokens
         )
         return normalise_loss(loss_sum, targets, num_items_in_batch)
 

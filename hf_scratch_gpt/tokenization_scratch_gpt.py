@@ -22,7 +22,14 @@ from transformers.models.auto import tokenization_auto
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import logging
 
-from .tokenizer_types import Type, character_backend, check_arguments, refuse_unknown_characters, train_on_bytes
+from .tokenizer_types import (
+    Type,
+    character_backend,
+    check_arguments,
+    refuse_lone_surrogates,
+    refuse_unknown_characters,
+    train_on_bytes,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -179,12 +186,9 @@ class ScratchGPTTokenizer(_BuiltFromVocabulary):
         Raises:
             ValueError: a text contains a lone surrogate.
         """
-        backend = self.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True
+        backend = self.plain_backend()
         parts: list[list[np.ndarray]] = [[] for _ in texts]
-        for batch in _batches(texts, can_be_cut=_has_our_words(backend)):
+        for batch in _batches(texts, can_be_cut=has_our_words(backend)):
             try:
                 encodings = backend.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
             except Exception as error:  # tokenizers raises a plain one for a character without a token
@@ -193,6 +197,14 @@ class ScratchGPTTokenizer(_BuiltFromVocabulary):
             for (number, _), encoding in zip(batch, encodings, strict=True):
                 parts[number].append(np.asarray(encoding.ids, np.int32))
         return [np.concatenate(part) for part in parts]
+
+    def plain_backend(self) -> Tokenizer:
+        """The backend, set to encode all of a text as text."""
+        backend = self.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        return backend
 
     def encode_with_dropout(self, text: str, dropout: float, seed: int) -> list[int]:
         """Encode a text, skipping each merge of two tokens with probability `dropout`.
@@ -230,7 +242,7 @@ class ScratchGPTTokenizer(_BuiltFromVocabulary):
     def _explain(self, texts: Iterable[Any]) -> None:
         """Raise a ValueError if a text is the reason for an error of tokenizers."""
         texts = list(texts)
-        _refuse_lone_surrogates(texts)
+        refuse_lone_surrogates(texts)
         model = self.backend_tokenizer.model
         if isinstance(model, WordLevel):
             refuse_unknown_characters(texts, self.get_vocab().keys())
@@ -301,7 +313,7 @@ def _batches(texts: Sequence[str], can_be_cut: bool) -> Iterator[list[tuple[int,
         yield batch
 
 
-def _has_our_words(backend: Tokenizer) -> bool:
+def has_our_words(backend: Tokenizer) -> bool:
     """Whether the tokenizer, possibly loaded from elsewhere, splits words as `text_pieces` assumes."""
     ours = _untrained_backend().pre_tokenizer.__getstate__()
     theirs = backend.pre_tokenizer and backend.pre_tokenizer.__getstate__()
@@ -379,22 +391,8 @@ def _backend_of(vocab: Any, merges: Any) -> Tokenizer:
 def _checked_pieces(texts: Iterable[str]) -> Iterator[str]:
     is_empty = True
     for text in texts:
-        _refuse_lone_surrogates([text])
+        refuse_lone_surrogates([text])
         is_empty = is_empty and not text
         yield from text_pieces(text)
     if is_empty:
         raise ValueError("The corpus is empty (0 bytes). A tokenizer needs text to train on.")
-
-
-def _refuse_lone_surrogates(texts: Iterable[Any]) -> None:
-    for text in texts:
-        if not isinstance(text, str) or text.isascii():
-            continue
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"The text contains a lone surrogate (U+{ord(text[error.start]):04X}) at character "
-                f"{error.start}, so it is not valid Unicode and cannot be encoded as UTF-8. "
-                'Decode its source again, for example with errors="replace".'
-            ) from None

@@ -65,9 +65,19 @@ def character_backend(texts: Iterable[str], special_tokens: Sequence[str]) -> To
     tokens = (*special_tokens[:2], *sorted(characters))
     backend = Tokenizer(WordLevel({token: number for number, token in enumerate(tokens)}))
     backend.add_special_tokens([AddedToken(token, special=True) for token in special_tokens])
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.pre_tokenizer = _each_character()
     backend.decoder = decoders.Fuse()
     return backend
+
+
+def has_characters(backend: Tokenizer) -> bool:
+    """Whether each character of a text is a word of its own."""
+    found = backend.pre_tokenizer and backend.pre_tokenizer.__getstate__()
+    return backend.normalizer is None and found == _each_character().__getstate__()
+
+
+def _each_character() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
 
 
 def refuse_unknown_characters(texts: Iterable[Any], known: Iterable[str]) -> None:
@@ -83,3 +93,22 @@ def refuse_unknown_characters(texts: Iterable[Any], known: Iterable[str]) -> Non
                 f"The character {unknown!r} (U+{ord(unknown):04X}) has no token in this vocabulary of characters. "
                 "Remove it from the text, or train a tokenizer on text with it. bpe, unigram and bytes encode any text."
             )
+
+
+def refuse_lone_surrogates(texts: Iterable[Any]) -> None:
+    """Refuse texts that cannot be encoded as UTF-8.
+
+    Raises:
+        ValueError: the place of the surrogate.
+    """
+    for text in texts:
+        if not isinstance(text, str) or text.isascii():
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The text contains a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+                f"{error.start}, so it is not valid Unicode and cannot be encoded as UTF-8. "
+                'Decode its source again, for example with errors="replace".'
+            ) from None

@@ -2,33 +2,38 @@
 
     scratch-gpt chat --model runs/assistant/model
 
-Each line is a message; the model sees the whole conversation. Commands: /help, /reset, /exit. Ctrl-C stops an answer,
-Ctrl-D quits. Control tokens in a message, such as <|end|>, are read as text.
+Each line is a message; the model sees the whole conversation. Commands: /help, /reset, /system, /save, /exit. Ctrl-C
+stops an answer, Ctrl-D quits. Control tokens in a message, such as <|end|>, are read as text.
 """
 
+import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from .data.plain_text import Message, prompt_ids
+from .model.conversation import Conversation
 from .model.generation import TextStream, check_outputs, generate_text, max_positions
 from .model.inference import load_for_inference
 from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
+from .settings.durable import replace_text
 from .settings.inference import InferenceArguments
 from .settings.recipe import option, parse_recipe, required
 from .settings.sampling import SamplingArguments
 from .settings.standard_input import PATIENCE, is_terminal, saying_after
 
-DEFAULT_NEW_TOKENS = 128
 COMMANDS = {
     "/help": "list the commands",
     "/reset": "start a new conversation",
+    "/system TEXT": "set the system message, and start a new conversation; without a text: none",
+    "/save FILE": "write the conversation to a new file, as a row of data for finetune (.jsonl)",
     "/exit": "quit, like Ctrl-D",
 }
 
@@ -57,60 +62,6 @@ class ChatSampling(SamplingArguments):
     temperature: float = option("Sampling temperature; 0: always the most probable token.", 0.0)
 
 
-@dataclass
-class Conversation:
-    """The messages so far, which are kept within the tokens that the model reads.
-
-    Attributes:
-        limit: of the tokens of an answer; None: what is left, up to DEFAULT_NEW_TOKENS.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    system: list[Message]
-    positions: int
-    limit: int | None = None
-    turns: list[Message] = field(default_factory=list)
-
-    @property
-    def messages(self) -> list[Message]:
-        """All messages that the model sees."""
-        return [*self.system, *self.turns]
-
-    def add_question(self, text: str) -> int:
-        """Add a question, and drop the oldest questions and answers until it fits; returns their number.
-
-        Raises:
-            ValueError: the question alone is too long. Then nothing has changed.
-        """
-        turns = [*self.turns, {"role": "user", "content": text}]
-        num_dropped = 0
-        while self.count(turns) + (kept := self.limit_of_answer(is_last=len(turns) == 1)) > self.positions:
-            if len(turns) == 1:
-                raise ValueError(
-                    f"this message is too long: it takes {self.count(turns):,} tokens, but the model reads "
-                    f"{self.positions:,}, of which {kept} are kept for the answer. Shorten it."
-                )
-            turns = turns[2:]
-            num_dropped += 1
-        self.turns = turns
-        return num_dropped
-
-    def count(self, turns: list[Message]) -> int:
-        """The number of tokens up to the next answer."""
-        return len(prompt_ids(self.tokenizer, [*self.system, *turns]))
-
-    def limit_of_answer(self, is_last: bool) -> int:
-        """The tokens to keep free for an answer: less by default if only one question is left."""
-        if self.limit is not None:
-            return self.limit
-        return min(DEFAULT_NEW_TOKENS, self.positions // (8 if is_last else 2))
-
-    @property
-    def room(self) -> int:
-        """The maximum number of tokens of the next answer."""
-        return min(self.limit or DEFAULT_NEW_TOKENS, self.positions - self.count(self.turns))
-
-
 @interruptible
 def main(argv: Sequence[str] | None = None) -> None:
     """Read messages line by line, and answer each."""
@@ -130,11 +81,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("Type a message. /help lists the commands, Ctrl-D quits.")
     line = first_line()
     while line not in (None, "/exit"):
-        if line in COMMANDS or re.fullmatch("/[a-z]+", line or ""):
+        if is_command(line or ""):
             obey(str(line), conversation)
         elif line:
             respond(line, conversation, model, sampling)
         line = next_line()
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is a command or a mistyped one, not a message that begins with a slash."""
+    return bool(re.fullmatch(r"/(?:[a-z]+|(?:system|save)\s.*)", line))
 
 
 def start(arguments: ChatArguments, model: Any, tokenizer: PreTrainedTokenizerBase) -> Conversation:
@@ -187,15 +143,52 @@ def next_line() -> str | None:
         return ""
 
 
-def obey(command: str, conversation: Conversation) -> None:
+def obey(line: str, conversation: Conversation) -> None:
     """Carry out a command."""
-    if command == "/reset":
+    command, _, value = line.partition(" ")
+    value = value.strip()
+    if command == "/reset" and not value:
         conversation.turns = []
         notice("new conversation.")
-    elif command == "/help":
-        print("\n".join(f"{name:<8}{meaning}" for name, meaning in COMMANDS.items()))
+    elif command == "/system":
+        set_system(value, conversation)
+    elif command == "/save":
+        save(value, conversation)
+    elif command == "/help" and not value:
+        width = max(map(len, COMMANDS)) + 2
+        print("\n".join(f"{name:<{width}}{meaning}" for name, meaning in COMMANDS.items()))
     else:
-        notice(f"{command} is not a command. Commands: {', '.join(COMMANDS)}.")
+        notice(f"{line} is not a command. Commands: {', '.join(COMMANDS)}.")
+
+
+def set_system(text: str, conversation: Conversation) -> None:
+    """Start a new conversation with another system message, unless it leaves no room for a question."""
+    system: list[Message] = [{"role": "system", "content": text}] if text else []
+    other = Conversation(conversation.tokenizer, system, conversation.positions, conversation.limit)
+    try:
+        other.add_question("?")
+    except ValueError:
+        notice(f"this system message leaves no room for a question: the model reads {other.positions:,} tokens.")
+        return
+    conversation.system, conversation.turns = system, []
+    notice(f"new conversation, {'with this' if text else 'without a'} system message.")
+
+
+def save(name: str, conversation: Conversation) -> None:
+    """Write the conversation to a new file."""
+    path = Path(name).expanduser()
+    if not name:
+        notice("/save needs the name of a file, such as /save talk.jsonl.")
+    elif not conversation.turns:
+        notice("there is nothing to save yet.")
+    elif path.exists():
+        notice(f"{path} exists: give the name of a new file.")
+    else:
+        try:
+            replace_text(path, json.dumps({"messages": conversation.messages}, ensure_ascii=False) + "\n")
+            notice(f"saved to {path}.")
+        except OSError as error:
+            notice(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.")
 
 
 def respond(question: str, conversation: Conversation, model: Any, sampling: SamplingArguments) -> None:

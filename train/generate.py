@@ -3,6 +3,7 @@
     scratch-gpt generate --model runs/quickstart/run/model --prompt "def "
     scratch-gpt generate --model alice/tiny --temperature 0 --max_new_tokens 50
     scratch-gpt generate --model alice/tiny --prompt "Once" --num_samples 3 --stop "The end"
+    scratch-gpt generate --model alice/tiny --prompt "Once" --max_new_tokens 10 --show_top 5
     cat beginning.txt | scratch-gpt generate --model alice/tiny
 
 A model is a folder, or a name on the Hugging Face Hub. Control tokens in a prompt, such as <|endoftext|>, are read as
@@ -20,6 +21,7 @@ import torch
 
 from .model.generation import TextStream, check_outputs, encode_prompt, generate_text, max_positions
 from .model.inference import load_for_inference
+from .model.top_tokens import TopTokens
 from .settings.checks import check_bounds, requires
 from .settings.command import interruptible, run_command
 from .settings.inference import InferenceArguments
@@ -29,6 +31,7 @@ from .settings.standard_input import read_stdin
 
 DEFAULT_NEW_TOKENS = 128
 FROM_STDIN = "-"
+MOST_SHOWN = 20  # tokens in a line
 
 
 @dataclass
@@ -45,9 +48,10 @@ class GenerateArguments:
     )
     num_samples: int = option("Completions of each prompt.", 1)
     stop: list[str] = option_list("Texts that end a completion; they are not printed.")
+    show_top: int | None = option("Print a table first: this many most probable next tokens at each step.")
 
     def __post_init__(self) -> None:
-        check_bounds(self, {"max_new_tokens": 1, "num_samples": 1})
+        check_bounds(self, {"max_new_tokens": 1, "num_samples": 1, "show_top": 1}, {"show_top": MOST_SHOWN})
         if "" in self.stop:
             raise ValueError("--stop is an empty text, which would end each completion at once: remove it.")
 
@@ -72,10 +76,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         for sample in range(1, arguments.num_samples + 1):
             if several:
                 print(f"--- {title(number, len(prompts), sample, arguments.num_samples)}")
-            print(prompt, end="", flush=True)
-            stream = TextStream(tokenizer, lambda text: print(text, end="", flush=True), arguments.stop)
-            generate_text(model, tokenizer, ids, stream, max_new_tokens=max_new_tokens, **sampling.generation)
-            print()
+            complete(model, tokenizer, prompt, ids, arguments, max_new_tokens=max_new_tokens, **sampling.generation)
+
+
+def complete(
+    model: Any, tokenizer: Any, prompt: str, ids: list[int], arguments: GenerateArguments, **generation: Any
+) -> None:
+    """Print a prompt and its completion as it is generated, or with `show_top` the table first."""
+    if arguments.show_top is not None:
+        top = TopTokens(tokenizer, lambda line: print(line, flush=True), arguments.show_top, arguments.stop)
+        with top.watching(model):
+            generate_text(model, tokenizer, ids, top, **generation)
+        print(f"\n{prompt}{top.text}")
+        return
+    print(prompt, end="", flush=True)
+    stream = TextStream(tokenizer, lambda text: print(text, end="", flush=True), arguments.stop)
+    generate_text(model, tokenizer, ids, stream, **generation)
+    print()
 
 
 def title(number: int, num_prompts: int, sample: int, num_samples: int) -> str:

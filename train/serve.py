@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from .model.generation import check_outputs, encode_prompt, max_positions
 from .model.inference import load_for_inference
+from .settings.address import listen
 from .settings.checks import check_bounds, requires
 from .settings.command import run_command
 from .settings.inference import InferenceArguments
@@ -99,29 +100,6 @@ def check_libraries() -> None:
     """
     if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
         raise ValueError(f'{", ".join(missing)} must be installed: pip install "hf_scratch_gpt[serve]"')
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound to an address, but accepts no connections yet.
-
-    Raises:
-        ValueError: the address is not of this machine, or another program uses the port.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ValueError(f"--host {host}: {error.strerror}. Give an address of this machine.") from None
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        reason = f"{error.strerror.lower() if error.strerror else error}"
-        raise ValueError(
-            f"--host {host} --port {port}: {reason}. Choose another --port (0: any that is free), or another --host."
-        ) from None
-    return listener
 
 
 def start_answers(arguments: ServeArguments, model: Any, tokenizer: Any) -> Any:

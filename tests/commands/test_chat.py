@@ -1,6 +1,7 @@
 """`chat`: a conversation with a model, what it remembers, and the settings it refuses."""
 
 import io
+import json
 import re
 
 import pytest
@@ -35,6 +36,51 @@ def test_the_model_remembers_the_conversation_until_it_is_reset(base, monkeypatc
     ]
 
 
+def test_the_system_message_can_be_changed(base, monkeypatch, asked, capsys):
+    talk(
+        monkeypatch,
+        "One?",
+        "/system Be <|end|> brief.",
+        "Two?",
+        "/system",
+        "Three?",
+        "/system " + "long " * 99,
+        "Four?",
+    )
+    chat.main(["--model", str(base), "--max_new_tokens", "8"])
+    system = {"role": "system", "content": "Be <|end|> brief."}
+    assert asked == [
+        turns_of("One?"),
+        [system, *turns_of("Two?")],
+        turns_of("Three?"),
+        turns_of("Three?", "Yes.", "Four?"),
+    ]
+    assert capsys.readouterr().err.splitlines() == [
+        "(new conversation, with this system message.)",
+        "(new conversation, without a system message.)",
+        "(this system message leaves no room for a question: the model reads 64 tokens.)",
+    ]
+
+
+def test_a_conversation_is_saved_as_a_row_for_finetune(base, monkeypatch, asked, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    lines = ("/save a.jsonl", "One \u00e9?", "/save", "/save a.jsonl", "/save a.jsonl", "/save gone/a.jsonl")
+    talk(monkeypatch, *lines)
+    chat.main(["--model", str(base), "--max_new_tokens", "8", "--system", "Be brief."])
+    saved = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    system = {"role": "system", "content": "Be brief."}
+    assert saved == [{"messages": [system, *turns_of("One \u00e9?", "Yes.")]}]
+    assert capsys.readouterr().err.splitlines() == [
+        "(there is nothing to save yet.)",
+        "(/save needs the name of a file, such as /save talk.jsonl.)",
+        "(saved to a.jsonl.)",
+        "(a.jsonl exists: give the name of a new file.)",
+        "(gone/a.jsonl cannot be written: no such file or directory.)",
+    ]
+    assert len(asked) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
 @pytest.mark.parametrize("stdin", [io.StringIO(""), None], ids=["empty", "closed"])
 def test_input_without_a_message_is_refused(base, monkeypatch, capsys, stdin):
     monkeypatch.setattr("sys.stdin", stdin)
@@ -55,8 +101,8 @@ def test_commands_are_listed_and_other_slashes_are_messages(base, monkeypatch, a
     talk(monkeypatch, "/help", "/quit", "/usr/bin is?")
     assert run_command(chat.main, ["--model", str(base)]) == 0
     printed = capsys.readouterr()
-    assert re.findall("^/[a-z]+", printed.out, re.MULTILINE) == ["/help", "/reset", "/exit"]
-    assert printed.err == "(/quit is not a command. Commands: /help, /reset, /exit.)\n"
+    assert re.findall("^/[a-z]+", printed.out, re.MULTILINE) == ["/help", "/reset", "/system", "/save", "/exit"]
+    assert printed.err == "(/quit is not a command. Commands: /help, /reset, /system TEXT, /save FILE, /exit.)\n"
     assert asked == [turns_of("/usr/bin is?")]
 
 

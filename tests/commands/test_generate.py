@@ -214,3 +214,52 @@ def test_refuses_a_folder_without_a_model_and_damaged_weights(model_folder, tmp_
     tokenizer.save_pretrained(tmp_path)
     assert run(tmp_path, "--prompt", "x") == 2
     assert "not finite" in capsys.readouterr().err
+
+
+def test_show_top_prints_the_probabilities_of_the_model_at_each_step(model_folder, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run(model_folder, "--prompt", "def one", "--temperature", "0")
+    text = capsys.readouterr().out
+    options = ("--prompt", "def one", "--temperature", "0", "--repetition_penalty", "1.0")
+    assert run(model_folder, *options, "--show_top", "3") == 0
+    printed = capsys.readouterr().out
+    head, *lines = printed.split("\n\n")[0].splitlines()
+    assert printed.endswith(f"\n\n{text}")
+    assert head.split() == ["step", "chosen", "most", "probable"]
+    assert [line.split()[0] for line in lines] == ["1", "2", "3", "4", "5"]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
+    with torch.no_grad():
+        best = model(**tokenizer("def one", return_tensors="pt")).logits[0, -1].softmax(dim=-1).topk(3)
+    shares = re.findall(r"[\d.]+%", lines[0])
+    assert shares == [f"{share:.2%}" for share in best.values[[0, 0, 1, 2]].tolist()]  # the chosen one comes first
+
+
+def test_show_top_shows_what_the_model_says_before_the_settings(model_folder, capsys):
+    tables = []
+    for settings in (("--temperature", "0.1"), ("--top_k", "1"), ("--repetition_penalty", "5")):
+        run(model_folder, "--prompt", "def", "--show_top", "4", "--max_new_tokens", "1", *settings)
+        tables.append(re.split(r"%\s", capsys.readouterr().out.splitlines()[1], maxsplit=1)[1])
+    assert len(set(tables)) == 1
+
+
+@pytest.mark.parametrize("count", ["0", "21"])
+def test_show_top_has_limits(model_folder, capsys, count):
+    assert run(model_folder, "--show_top", count) == 2
+    assert f"--show_top is {count}" in capsys.readouterr().err
+
+
+def test_min_p_is_that_of_transformers(model_folder, capsys):
+    from train.settings.sampling import SamplingArguments
+
+    assert SamplingArguments(min_p=0.2).generation["min_p"] == 0.2
+    assert "min_p" not in SamplingArguments(min_p=0.0).generation
+    run(model_folder, "--prompt", "def", "--top_k", "1")
+    greedy = capsys.readouterr().out
+    run(model_folder, "--prompt", "def", "--top_k", "0", "--min_p", "0.99999")
+    assert capsys.readouterr().out == greedy
+    for value, message in (("1", "must be at least 0 and below 1"), ("-0.1", "must be at least 0")):
+        assert run(model_folder, "--min_p", value) == 2
+        assert message in capsys.readouterr().err
+    assert run(model_folder, "--min_p", "0.1", "--temperature", "0") == 2
+    assert "--min_p (0.1) requires --temperature above 0" in capsys.readouterr().err

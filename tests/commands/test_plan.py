@@ -67,11 +67,11 @@ def test_gradient_checkpointing_keeps_the_inputs_of_layers():
 
 
 def test_logits_of_a_chunk_and_the_gradient_of_the_head():
-    """Two float32 tensors of logits for 1024 tokens at a time, however many there are."""
+    """Two float32 tensors of logits for 8192 tokens at a time, however many there are."""
     norm, head = 1024 * 64 * 4 * 4, 512 * 64 * 4
     assert plan.loss_bytes(TINY, ONE) == norm + head + 2 * 4 * 1024 * 512
-    two_chunks = replace(ONE, micro_batch_size=16, global_batch_size=16)
-    assert plan.loss_bytes(TINY, two_chunks) == 2 * norm + head + 2 * 4 * 1024 * 512
+    two_chunks = replace(ONE, micro_batch_size=128, global_batch_size=128)
+    assert plan.loss_bytes(TINY, two_chunks) == 16 * norm + head + 2 * 4 * 8192 * 512
 
 
 def test_traffic_of_plain_data_parallelism():

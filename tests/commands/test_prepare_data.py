@@ -4,6 +4,7 @@ import re
 import shutil
 import tracemalloc
 from pathlib import Path
+from random import Random
 
 import datasets
 import numpy as np
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, normalizers
 
 from hf_scratch_gpt.tokenization_scratch_gpt import ScratchGPTTokenizer
 from train.data.blocks import BLOCKS_FILE, open_data
-from train.data.corpora import Corpus, Document
+from train.data.corpora import Corpus, Document, python_corpus, split_corpus
 from train.data.tokens import load_data_tokenizer, token_stream
 from train.prepare_data import main, prepare_data
 from train.settings.command import run_command
@@ -94,6 +95,49 @@ def test_the_summary_agrees_with_the_data(folders, tmp_path, capsys):
     assert manifest["vocab_size"] == 280
     assert str(tmp_path) not in json.dumps(manifest)
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def files_of(folder: Path) -> dict[str, object]:
+    """The content of all files; of data.json, without the times."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    manifest = json.loads(files.pop("data.json"))
+    return files | {"data.json": {**manifest, "splits": [{**x, "seconds": 0} for x in manifest["splits"].values()]}}
+
+
+def random_texts(seed: int) -> list[str]:
+    generator = Random(seed)
+    signs = [
+        *"aeiou tnrs\n\t\r.,'\"()_=-0123456789",
+        *" " * 9,
+        *"éß你好\u00a0\u2003😀\u0301½",
+        "'s",
+        "'LL",
+        "<|endoftext|>",
+    ]
+    return ["".join(generator.choices(signs, k=generator.choice([1, 20, 300, 9000]))) for _ in range(60)]
+
+
+def check_same_files(tmp_path: Path, tokenizer: ScratchGPTTokenizer, corpora: tuple[Corpus, Corpus]) -> None:
+    """The files must be those that the tokenizer makes of whole texts."""
+    prepare_data(tmp_path / "words", tokenizer, corpora, block_size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.data.tokens.cutter_for", lambda _: None)
+        prepare_data(tmp_path / "texts", tokenizer, corpora, block_size=64)
+    assert files_of(tmp_path / "words") == files_of(tmp_path / "texts")
+
+
+def test_files_are_those_of_whole_texts(tokenizer, tmp_path, capsys):
+    _, part = split_corpus(python_corpus(), 0.05)
+    check_same_files(tmp_path, tokenizer, (part, corpus_of(*random_texts(1))))
+
+
+@pytest.mark.slow
+def test_all_files_are_those_of_whole_texts(tmp_path, capsys):
+    train, validation = split_corpus(python_corpus(), 0.05)
+    tokenizer = ScratchGPTTokenizer.train_from_texts(
+        (document.text for document in validation), 2048, show_progress=False
+    )
+    check_same_files(tmp_path, tokenizer, (train, validation))
 
 
 def test_a_second_call_keeps_the_blocks(folders, tmp_path, capsys):

@@ -100,7 +100,7 @@ def test_the_tokenizer_of_the_model_must_be_that_of_the_data(recipe, tmp_path, c
 
 def test_a_shape_and_a_model_exclude_each_other(recipe, capsys):
     assert run_command(pretrain.main, [recipe(), "--model", "x"]) == 2
-    assert "exactly one of them is required" in capsys.readouterr().err
+    assert "give only one of them" in capsys.readouterr().err
 
 
 def test_no_file_of_a_run_is_a_pickle(recipe, tmp_path):

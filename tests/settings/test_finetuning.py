@@ -3,7 +3,7 @@
 import pytest
 
 from hf_scratch_gpt import ScratchGPTConfig
-from train.settings.defaults import learning_rate_for, tuning_rate_for
+from train.settings.defaults import learning_rates_for, tuning_rate_for
 from train.settings.finetuning import BaseArguments, TuneArguments, TuneClassifierArguments
 
 LAPTOP = ScratchGPTConfig.from_preset("laptop")
@@ -86,10 +86,15 @@ def test_the_rate_follows_from_the_model_and_the_rows(optimizer, trainable, num_
 
 @pytest.mark.parametrize(
     ("optimizer", "preset", "rate"),
-    [("muon", "tiny", 1.4e-2), ("muon", "laptop", 8e-3), ("muon", "gpt2", 4e-3), ("adamw", "gpt2", 5e-4)],
+    [
+        ("muon", "tiny", (3.5e-2, 1.4e-2)),
+        ("muon", "laptop", (2e-2, 8e-3)),
+        ("muon", "gpt2", (1e-2, 4e-3)),
+        ("adamw", "gpt2", (5e-4, None)),
+    ],
 )
-def test_the_rate_of_pretraining_follows_from_the_width(optimizer, preset, rate):
-    assert learning_rate_for(optimizer, ScratchGPTConfig.from_preset(preset)) == rate
+def test_the_rates_of_pretraining_follow_from_the_width(optimizer, preset, rate):
+    assert learning_rates_for(optimizer, ScratchGPTConfig.from_preset(preset)) == rate
 
 
 def test_what_is_chosen_is_described():

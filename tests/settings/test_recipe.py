@@ -284,7 +284,7 @@ def test_a_setting_can_be_required_unless_another_is_given():
     @dataclass
     class Source:
         model: str | None = option("A model.")
-        config: str | None = required("A shape.", unless="model")
+        config: str | None = required("A shape.", unless=("model",))
 
     assert parse_recipe([Source], ["--model", "m"]) == (Source(model="m"),)
     assert parse_recipe([Source], ["--config", "c"]) == (Source(config="c"),)

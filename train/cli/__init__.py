@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "complete prompts",
     "finetune": "fine-tune a model on conversations",
     "chat": "chat with a fine-tuned model in the terminal",
+    "demo": "try a model in the browser, and look inside it",
     "serve": "serve a model with OpenAI's API",
     "finetune_classifier": "fine-tune a model to classify texts",
     "classify": "label texts with a fine-tuned classifier",

@@ -48,11 +48,12 @@ class StepSampler:
         )  # (global_batch_size,)
         micro_batches = examples.reshape(-1, self.micro_batch_size)  # row m: micro-batch m
         for m in range(self.process_index, len(micro_batches), self.num_processes):
-            yield m, in_pieces(self.source.batch(micro_batches[m]), self.pieces_at(step))
+            batch = self.source.batch(micro_batches[m])
+            yield m, batch if step >= self.short_steps else in_pieces(batch, self.pieces_at(step))
 
     def pieces_at(self, step: int) -> int:
-        """Into how many sequences each example is cut at a step, counted from 0."""
-        return 4 if step < self.short_steps // 2 else 2 if step < self.short_steps else 1
+        """Into how many sequences each example is cut at one of the short steps, counted from 0."""
+        return 4 if step < self.short_steps // 2 else 2
 
 
 def in_pieces(batch: dict[str, Tensor], pieces: int) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Encode documents as one stream of token ids."""
 
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from hf_scratch_gpt.tokenization_scratch_gpt import BATCH_LENGTH, ScratchGPTToke
 from hf_scratch_gpt.tokenizer_formats import changed_by, is_tokenizer, open_tokenizer
 
 from .corpora import Document
+from .words import WordEncoder, cutter_for
 
 
 def load_data_tokenizer(place: str, path: Path, pattern: str | None = None) -> ScratchGPTTokenizer:
@@ -71,16 +73,18 @@ def token_stream(documents: Iterable[Document], tokenizer: ScratchGPTTokenizer) 
 
     Text that looks like a special token is encoded as text: only the end of a document gives an end-of-text id.
     """
+    starts_of = cutter_for(tokenizer.backend_tokenizer)
+    encode = WordEncoder(tokenizer, starts_of).encode if starts_of else functools.partial(_with_ends, tokenizer)
     texts: list[str] = []
     length = 0
     for document in documents:
         texts.append(document.text)
         length += len(document.text)
         if length >= BATCH_LENGTH:
-            yield _with_ends(tokenizer, texts)
+            yield encode(texts)
             texts, length = [], 0
     if texts:
-        yield _with_ends(tokenizer, texts)
+        yield encode(texts)
 
 
 def _with_ends(tokenizer: ScratchGPTTokenizer, texts: list[str]) -> np.ndarray:

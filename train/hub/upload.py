@@ -54,7 +54,7 @@ class RemoteState:
     config: dict[str, Any]
 
 
-def fetch_remote_state(api: HfApi, name: HubName) -> RemoteState | None:
+def fetch_remote_state(api: HfApi, name: HubName, repo_type: str = "model") -> RemoteState | None:
     """The state of a branch; that of main if the branch does not exist; None without a repository.
 
     Raises:
@@ -62,17 +62,17 @@ def fetch_remote_state(api: HfApi, name: HubName) -> RemoteState | None:
     """
     has_branch = True
     try:
-        info = api.model_info(name.repo_id, revision=name.revision)
+        info = api.repo_info(name.repo_id, revision=name.revision, repo_type=repo_type)
     except RevisionNotFoundError:
-        info, has_branch = api.model_info(name.repo_id), False
+        info, has_branch = api.repo_info(name.repo_id, repo_type=repo_type), False
     except RepositoryNotFoundError:
         return None
     sha = str(info.sha)
-    tree = api.list_repo_tree(name.repo_id, recursive=True, revision=sha)
+    tree = api.list_repo_tree(name.repo_id, recursive=True, revision=sha, repo_type=repo_type)
     files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     with tempfile.TemporaryDirectory() as scratch:
         found = {
-            file: Path(hf_hub_download(name.repo_id, file, revision=sha, local_dir=scratch))
+            file: Path(hf_hub_download(name.repo_id, file, revision=sha, local_dir=scratch, repo_type=repo_type))
             for file in (CARD_FILE, CONFIG_FILE)
             if file in files
         }
@@ -97,6 +97,7 @@ class UploadPlan:
     delete: list[str]
     notes: list[str] = field(default_factory=list)
     commit: CommitInfo | None = None
+    repo_type: str = "model"
 
     @property
     def is_empty(self) -> bool:
@@ -118,7 +119,8 @@ class UploadPlan:
         branch = f"branch {self.name.revision or 'main'}{' (new)' * self.is_new_branch}"
         total = f"  {len(self.upload)} files to upload, {sum(file.size for file in self.upload):,} bytes"
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([f"{self.name.repo_id} ({kind}), {branch}:", *lines, total, *notes])
+        what = self.name.repo_id if self.repo_type == "model" else f"Space {self.name.repo_id}"
+        return "\n".join([f"{what} ({kind}), {branch}:", *lines, total, *notes])
 
 
 def plan_upload(
@@ -222,7 +224,7 @@ def is_on_hub(file: UploadFile, listed: Mapping[str, Any]) -> bool:
     return entry is not None and file.is_same_as(entry.blob_id, entry.lfs.sha256 if entry.lfs else None)
 
 
-def validate_card(card: ModelCard) -> None:
+def validate_card(card: ModelCard, repo_type: str = "model") -> None:
     """Let the Hub validate the metadata of a card.
 
     Raises:
@@ -230,7 +232,7 @@ def validate_card(card: ModelCard) -> None:
         HTTPError, OSError: as huggingface_hub raises them.
     """
     try:
-        card.validate(repo_type="model")
+        card.validate(repo_type=repo_type)
     except HfHubHTTPError:
         raise  # some of these are ValueErrors, too
     except ValueError as error:
@@ -248,11 +250,12 @@ def upload(api: HfApi, plan: UploadPlan, commit_message: str) -> None:
         HTTPError, OSError, RuntimeError: as huggingface_hub raises them.
         ValueError: the Hub lists other checksums.
     """
-    repo_id, revision = plan.name.repo_id, plan.name.revision
+    repo_id, revision, repo_type = plan.name.repo_id, plan.name.revision, plan.repo_type
     if plan.is_new_repo:
-        api.create_repo(repo_id, private=plan.private, exist_ok=True)
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, private=plan.private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
     if plan.is_new_branch and revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
     # `upload_folder` may split an upload into several commits, uploads files of one folder only, and looks again which
     # files to delete, so a dry run could list others; `create_commit` is the thinnest call that keeps these promises
     commit = api.create_commit(
@@ -265,10 +268,13 @@ def upload(api: HfApi, plan: UploadPlan, commit_message: str) -> None:
         revision=revision,
         create_pr=plan.create_pr,
         parent_commit=plan.parent,
+        repo_type=repo_type,
     )
     listed = {
         entry.path: entry
-        for entry in api.get_paths_info(repo_id, [file.name for file in plan.upload], revision=commit.oid)
+        for entry in api.get_paths_info(
+            repo_id, [file.name for file in plan.upload], revision=commit.oid, repo_type=repo_type
+        )
     }
     wrong = [file.name for file in plan.upload if not is_on_hub(file, listed)]
     if wrong:

@@ -23,7 +23,7 @@ from .forecast import Speed
 LADDER = ((2, 64), (2, 128), (3, 128), (3, 192), (4, 256), (6, 384), (8, 512), (12, 768))  # layers, width
 HEAD_DIM = 64
 # loss / bigram loss = FLOOR + SIZE (N / 1e6) ** -SIZE_EXPONENT + TOKENS (D / 1e6) ** -TOKENS_EXPONENT
-FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.30, 0.10, 0.30, 0.36, 0.40
+FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.426, 0.086, 0.33, 0.281, 0.395
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
 MAX_EPOCHS = 10
 SHORT_SEQUENCES = 0.6  # fraction of the steps
@@ -31,7 +31,7 @@ MIN_STEPS = 20
 FEWEST_EVALUATIONS, MOST_EVALUATIONS = 2, 8
 EVALUATION_SHARE = 0.1  # of the time, unless that is too little for the fewest
 BATCH_FACTOR = 1.0  # tokens per step / square root of all tokens
-SMALLEST_BATCH, LARGEST_BATCH = 1024, 65536  # tokens
+SMALLEST_BATCH, LARGEST_BATCH = 2048, 65536  # tokens
 BIGRAM_TOKENS, BIGRAM_TEST_TOKENS = 2_000_000, 200_000
 
 
@@ -146,13 +146,14 @@ def expected_loss(num_parameters: float, num_tokens: float, text: Text) -> float
     new = worth_in_new_tokens(num_tokens, text.num_tokens)
     of_size = SIZE * (num_parameters / 1e6) ** -SIZE_EXPONENT
     of_tokens = TOKENS * (new / 1e6) ** -TOKENS_EXPONENT
-    return (FLOOR + of_size + of_tokens) * text.bigram_loss
+    return float((FLOOR + of_size + of_tokens) * text.bigram_loss)
 
 
 def worth_in_new_tokens(num_tokens: float, num_unique: float) -> float:
     """The number of new tokens that teach as much (https://huggingface.co/papers/2305.16264, equation 5)."""
     repeats = max(0.0, num_tokens / num_unique - 1)
-    return min(num_tokens, num_unique) + num_unique * HALF_LIFE * (1 - math.exp(-repeats / HALF_LIFE))
+    worth: float = min(num_tokens, num_unique) + num_unique * HALF_LIFE * (1 - math.exp(-repeats / HALF_LIFE))
+    return worth
 
 
 def batch_size_for(text: Text, num_tokens: float) -> int:

@@ -31,6 +31,7 @@ SPARE = 0.03  # of the time, for checkpoints
 FINISH_SECONDS = 4.0  # to write the model, its card and its loss curve
 SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_seconds": float}
 REMEDY = "Choose another --output_dir, or delete the run folder to start over."
+FEW_STEPS = 200
 LENGTH_OPTIONS = ("max_steps", "model")  # that a budget replaces
 
 
@@ -85,7 +86,7 @@ def choose(
         candidates = [build_config(model_arguments, tokenizer)]
     text = describe(data)
     training = best_training(asked, candidates, text, arguments, given, data, accelerator, started)
-    settings = settings_of(training, arguments, given, is_ladder=not model_arguments.config)
+    settings = settings_of(training, arguments, given, text.block_size, is_ladder=not model_arguments.config)
     seconds = training.seconds and training.seconds / (1 - SPARE) + FINISH_SECONDS + time.perf_counter() - started
     choice = Choice(wanted, settings, training.expected_loss, seconds)
     replace_text(path, json.dumps(asdict(choice), indent=2) + "\n")
@@ -118,7 +119,7 @@ def earlier_choice(path: Path, wanted: dict[str, float]) -> Choice:
     """
     saved = read_json(path, SHAPE, REMEDY)
     if saved["budget"] != wanted:
-        (name, value), (new_name, new_value) = *saved["budget"].items(), *wanted.items()
+        ((name, value),), ((new_name, new_value),) = saved["budget"].items(), wanted.items()
         raise ValueError(
             f"{path.parent} was started with --{name} {value:g}, not --{new_name} {new_value:g}. Choose another "
             "--output_dir for another budget."
@@ -165,7 +166,7 @@ def best_training(
     )
 
     def left() -> Limits:  # the measurements take time too
-        seconds = asked.minutes * 60 - FINISH_SECONDS - (time.perf_counter() - started)
+        seconds = (asked.minutes or 0.0) * 60 - FINISH_SECONDS - (time.perf_counter() - started)
         return replace(limits, seconds=max(0.0, seconds * (1 - SPARE)))
 
     def measure(config: ScratchGPTConfig) -> Speed:
@@ -187,20 +188,20 @@ def best_training(
 
 
 def settings_of(
-    training: Training, arguments: TrainArguments, given: Mapping[str, Any], *, is_ladder: bool
+    training: Training, arguments: TrainArguments, given: Mapping[str, Any], block_size: int, *, is_ladder: bool
 ) -> dict[str, Any]:
     """The options of `pretrain` that a training stands for, without those that are given."""
     config, steps = training.config, training.max_steps
     every = math.ceil(steps / training.num_evaluations)
     with_rates = with_learning_rates(replace(arguments, output_dir="", max_steps=steps, warmup_steps=None), config)
-    chosen = {
+    chosen: dict[str, Any] = {
         "global_batch_size": training.batch_size,
         "micro_batch_size": training.batch_size if training.batch_size < 64 else 32,
         "max_steps": steps,
         "learning_rate": with_rates.learning_rate,
         "matrix_learning_rate": with_rates.matrix_learning_rate,
         "min_lr_ratio": 0.0,
-        "short_sequences": budget.SHORT_SEQUENCES,
+        "short_sequences": budget.SHORT_SEQUENCES if block_size % 4 == 0 and block_size >= 128 else 0.0,
         "eval_steps": every,
         "save_steps": every,
         "logging_steps": max(1, steps // 100),
@@ -216,7 +217,7 @@ def settings_of(
 def explanation(training: Training, text: Text, choice: Choice) -> str:
     """Lines for the terminal: what was chosen and why, and what is expected."""
     config = training.config
-    (name, value), tokens = *choice.budget.items(), training.num_tokens
+    ((name, value),), tokens = choice.budget.items(), training.num_tokens
     epochs = tokens / text.num_tokens
     rows = {
         "budget": f"{value:g} {'minutes on this machine' if name == 'minutes' else 'FLOPs'}",
@@ -230,6 +231,11 @@ def explanation(training: Training, text: Text, choice: Choice) -> str:
         rows["note"] = (
             f"the text is too short for the budget: more than {budget.MAX_EPOCHS} passes over it would teach the model "
             "little, so training ends earlier"
+        )
+    elif training.max_steps < FEW_STEPS:
+        rows["WARNING"] = (
+            f"only {training.max_steps} steps fit into the budget (is the machine busy?). After so few steps a model "
+            "writes hardly a word: stop with Ctrl-C, and start again with a larger budget and another --output_dir"
         )
     return "\n".join(f"{title:<24}{row}" for title, row in rows.items())
 

@@ -26,7 +26,7 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     In a byte-level vocabulary each character of a token is one byte. This is exact even for a token that ends within
     a UTF-8 character. In other vocabularies the decoded token is encoded as UTF-8.
     """
-    is_byte_level = "ByteLevel" in _decoder_types(tokenizer)
+    is_byte_level = "ByteLevel" in decoder_types(tokenizer)
     added = tokenizer.added_tokens_decoder
     special = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
     lengths = torch.zeros(len(tokenizer), dtype=torch.long)
@@ -42,7 +42,8 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     return lengths
 
 
-def _decoder_types(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+def decoder_types(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The types of the decoders of a tokenizer, such as ByteLevel; empty without a backend in Rust."""
     backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers in pure Python have no backend
     decoder = json.loads(backend.to_str())["decoder"] if backend is not None else None
     return {part["type"] for part in (decoder or {}).get("decoders", [decoder]) if part}

@@ -38,7 +38,20 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "evaluation and samples": (
         *("eval_steps", "max_eval_samples", "load_best_model_at_end", "sample_prompts", "max_new_tokens"),
     ),
-    "sampling": (*("prompt", "system", "num_samples", "temperature", "top_k", "top_p", "repetition_penalty", "stop"),),
+    "sampling": (
+        *(
+            "prompt",
+            "system",
+            "num_samples",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "stop",
+            "show_top",
+        ),
+    ),
     "checkpoints": ("save_steps", "save_total_limit", "async_save", "to_step", "skip_steps"),
     "logging": ("logging_steps", "report_to"),
 }

@@ -1,6 +1,7 @@
 """How files of text and tables are read: the options that all commands with such files share."""
 
 import codecs
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Reading:
 DEFAULT_READING = Reading()
 
 
+@functools.lru_cache  # read_rows asks for each row
 def suffix_of(path: Path) -> str:
     """The kind of a file: its suffix in lower case; that before .gz for a compressed file."""
     suffixes = [suffix.lower() for suffix in path.suffixes]

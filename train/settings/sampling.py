@@ -20,6 +20,9 @@ class SamplingArguments:
     top_p: float | None = option(
         "Sample from the most probable tokens that together have this probability (default: 1, all)."
     )
+    min_p: float | None = option(
+        "Sample from the tokens with at least this share of the highest probability (default: 0, all)."
+    )
     repetition_penalty: float = option("Divide the scores of tokens that already occur by this; 1: no penalty.", 1.0)
     seed: int = option("Random seed of the samples.", 0)
 
@@ -32,7 +35,9 @@ class SamplingArguments:
         )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p is {self.top_p}: it must be above 0 and at most 1.")
-        for name in ("top_k", "top_p"):
+        if self.min_p is not None and not 0 <= self.min_p < 1:
+            raise ValueError(f"--min_p is {self.min_p}: it must be at least 0 and below 1.")
+        for name in ("top_k", "top_p", "min_p"):
             if getattr(self, name) is not None and not is_sampling:
                 raise ValueError(requires(name, getattr(self, name), "--temperature above 0"))
 
@@ -45,4 +50,6 @@ class SamplingArguments:
             values["temperature"] = self.temperature
             values["top_k"] = DEFAULT_TOP_K if top_k is None else top_k
             values["top_p"] = 1.0 if top_p is None else top_p
+            if self.min_p:
+                values["min_p"] = self.min_p
         return values

@@ -1,0 +1,84 @@
+"""pretrain --minutes and --flops: the choice, what it says, and how it is kept."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from train import pretrain
+from train.loop import budget, dial
+from train.settings.command import run_command
+
+
+@pytest.fixture
+def command(data_dir, tmp_path, monkeypatch):
+    """Options of a tiny training whose shape and length follow from a budget."""
+    monkeypatch.setattr(dial, "TIMING_SECONDS", 0.0)
+    monkeypatch.setattr(budget, "LADDER", ((1, 64), (2, 64)))
+    monkeypatch.setattr(budget, "MIN_STEPS", 4)
+
+    def options(*more):
+        return [f"--data_dir={data_dir}", f"--output_dir={tmp_path / 'run'}", *more]
+
+    return options
+
+
+def saved(tmp_path):
+    run = tmp_path / "run"
+    return json.loads((run / "budget.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())
+
+
+def test_a_budget_decides_all_that_is_left_open_and_the_forecast_is_checked(command, tmp_path, capsys):
+    assert pretrain.main(command("--minutes=0.1", "--precision=fp32")) == 0
+    shown = capsys.readouterr().out
+    choice, settings = saved(tmp_path)
+    assert choice["budget"] == {"minutes": 0.1}
+    for name in ("config", "config_overrides", "global_batch_size", "max_steps", "learning_rate"):
+        assert settings[name] == choice["settings"][name] is not None
+    assert "minutes" not in settings  # the recipe alone repeats the run
+    for line in (
+        r"^budget +0\.1 minutes on this machine$",
+        r"^model +\d layers, 64 wide: [\d,]+ parameters$",
+        r"^expected loss +\d\.\d\d nats per token",
+        r"^expected time +[\d.]+ seconds, measured",
+        r"^forecast +loss \d\.\d\d \(expected \d\.\d\d, [+-]\d\.\d\d\), time [\d.]+ seconds \(expected .*, [+-]\d+%\)$",
+    ):
+        assert re.search(line, shown, re.MULTILINE), line
+
+
+def test_the_same_command_keeps_the_choice_and_another_budget_is_refused(command, tmp_path, capsys):
+    assert pretrain.main(command("--flops=1e8")) == 0
+    before = saved(tmp_path)
+    assert pretrain.main(command("--flops=1e8")) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert saved(tmp_path) == before
+    assert run_command(pretrain.main, command("--minutes=1")) == 2
+    assert "was started with --flops 1e+08, not --minutes 1" in capsys.readouterr().err
+
+
+def test_given_options_are_kept(command, tmp_path):
+    assert pretrain.main(command("--flops=1e8", "--config=tiny", "--global_batch_size=8", "--learning_rate=0.5")) == 0
+    choice, settings = saved(tmp_path)
+    assert not {"config", "config_overrides", "global_batch_size", "learning_rate"} & choice["settings"].keys()
+    assert (settings["config"], settings["global_batch_size"], settings["learning_rate"]) == ("tiny", 8, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--minutes=1", "--max_steps=5"], "--max_steps and --minutes exclude each other"),
+        (["--minutes=1", "--model=x"], "--model and --minutes exclude each other"),
+        (["--minutes=1", "--flops=5"], "give only one of them"),
+        (["--minutes=-1"], "--minutes is -1.0: it must be positive"),
+        ([], "--config or --model or --minutes or --flops"),
+    ],
+)
+def test_what_contradicts_a_budget_is_refused(command, options, message, capsys):
+    assert run_command(pretrain.main, command(*options)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_several_processes_are_refused():
+    with pytest.raises(ValueError, match="--flops works with one process, but 2 were started"):
+        dial.check(dial.BudgetArguments(flops=1.0), {}, 2)

@@ -1,0 +1,101 @@
+"""The rule behind --minutes and --flops."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from train.loop import budget
+from train.loop.budget import Limits, Text
+from train.loop.forecast import Speed
+from train.model.flops import flops_per_token
+
+TEXT = Text(num_tokens=10_000_000, block_size=256, bigram_loss=4.0)
+LADDER = budget.ladder(4096)
+
+
+def speed_of(config):
+    """A machine that makes 50 GFLOP/s."""
+    micro_batch = 8 * 256 * flops_per_token(config, 256) / 50e9
+    return Speed(micro_batch=micro_batch, update=0.1 * micro_batch, evaluation=micro_batch / 3, sampled_token=0.01)
+
+
+def choose(seconds, text=TEXT, measured=None, **limits):
+    limits = Limits(seconds=seconds, micro_batch_size=8, **limits)
+
+    def measure(config):
+        if measured is not None:
+            measured.append(config.hidden_size)
+        return speed_of(config)
+
+    return budget.best_for_seconds(LADDER, text, lambda: limits, measure)
+
+
+@pytest.mark.parametrize("seconds", [30, 120, 300, 900, 7200])
+def test_the_choice_is_the_best_of_the_ladder_and_fills_the_time(seconds):
+    best = choose(seconds, eval_micro_batches=16, sampled_tokens=64)
+    every = [choose_only(config, seconds) for config in LADDER]
+    assert best.expected_loss == min(one.expected_loss for one in every)
+    assert 0.97 * seconds < best.seconds <= seconds
+
+
+def choose_only(config, seconds):
+    limits = Limits(seconds=seconds, micro_batch_size=8, eval_micro_batches=16, sampled_tokens=64)
+    return budget.training_for_seconds(config, TEXT, limits, speed_of(config))
+
+
+def test_more_time_gives_larger_models_lower_losses_and_larger_batches():
+    choices = [choose(seconds) for seconds in (10, 100, 1_000, 10_000)]
+    sizes = [one.config.parameter_count for one in choices]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 2
+    assert [one.expected_loss for one in choices] == sorted((one.expected_loss for one in choices), reverse=True)
+    assert [one.batch_size for one in choices] == sorted(one.batch_size for one in choices)
+
+
+def test_no_model_beyond_the_first_that_is_worse_is_measured():
+    measured = []
+    best = choose(60, measured=measured)
+    widths = [config.hidden_size for config in LADDER]
+    assert measured == widths[: widths.index(best.config.hidden_size) + 2]
+
+
+def test_a_short_text_ends_training_early_and_keeps_the_model_small():
+    short = replace(TEXT, num_tokens=100_000)
+    best = choose(7200, text=short)
+    assert best.num_tokens <= budget.MAX_EPOCHS * short.num_tokens
+    assert best.seconds < 7200
+    assert best.config.parameter_count < choose(7200).config.parameter_count
+
+
+def test_repeated_tokens_are_worth_less_than_new_ones():
+    assert budget.worth_in_new_tokens(500, 1000) == 500
+    assert budget.worth_in_new_tokens(4000, 1000) == pytest.approx(1000 + 15_400 * (1 - math.exp(-3 / 15.4)))
+    assert budget.worth_in_new_tokens(1e9, 1000) == pytest.approx(16_400)
+
+
+def test_a_given_batch_is_kept():
+    assert choose(300, batch_size=6).batch_size == 6
+
+
+def test_flops_are_spent():
+    best = budget.best_for_flops(LADDER, TEXT, 1e15)
+    spent = best.num_tokens * flops_per_token(best.config, 256)
+    assert 0.98e15 < spent <= 1e15
+
+
+def test_evaluations_take_a_tenth_of_the_time_at_most():
+    assert choose(300, eval_micro_batches=2).num_evaluations == budget.MOST_EVALUATIONS
+    assert choose(30, eval_micro_batches=16, sampled_tokens=64).num_evaluations == budget.FEWEST_EVALUATIONS
+
+
+def test_bigram_loss_by_hand():
+    train, validation, vocab_size = np.array([0, 1, 0, 1, 0, 2]), np.array([0, 1, 2, 0]), 4
+    unigram = [4 / 10, 3 / 10, 2 / 10, 1 / 10]
+    pairs = Counter({(0, 1): 2, (1, 0): 2, (0, 2): 1})
+    total, kinds = {0: 3, 1: 2, 2: 0}, {0: 2, 1: 1, 2: 1}  # a token that nothing has followed counts as one kind
+    expected = [(pairs[a, b] + kinds[a] * unigram[b]) / (total[a] + kinds[a]) for a, b in ((0, 1), (1, 2), (2, 0))]
+    found = budget.bigram_loss(train.astype(np.uint16), validation.astype(np.uint16), vocab_size)
+    assert found == pytest.approx(-np.log(expected).mean())

@@ -1,0 +1,1 @@
+"""The page of `scratch-gpt demo`: what `views/` computes, drawn with gradio."""
