@@ -357,6 +357,16 @@ def split_losses(model: Any, device: torch.device) -> list[float]:
     return losses
 
 
+def decoding_row(is_tiny: bool, _: str | None) -> dict[str, Any]:
+    """The table of `benchmarks.decoding` for 1B, with a static cache and a compiled step."""
+    options = ["--presets", "tiny" if is_tiny else "llama3-1b", "--new_tokens", "2" if is_tiny else "64"]
+    options += ["--rounds", "1" if is_tiny else "2", "--torch_compile", str(not is_tiny)]
+    command = [sys.executable, "-m", "benchmarks.decoding", *options]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")]
+    return {name: values for name, *values in rows if name.strip("- ")}
+
+
 def prepare_text(folder: Path) -> None:
     """A tokenizer and blocks of made-up text."""
     text = "".join(f"def function_{i}(x):\n    return x + {i}\n\n" for i in range(3000))
@@ -435,4 +445,5 @@ ROWS = {  # the most important ones first
     "transformers_llama": Row(_llama, 80),
     "fp16": Row(fp16_row, 40),
     "fsdp": Row(fsdp_row, 40),
+    "decoding": Row(decoding_row, 110),
 }
