@@ -23,7 +23,7 @@ from train.settings.recipe import option, parse_recipe
 from .report import default_device, in_new_process, peak_memory, print_table, seconds_of
 
 NUM_STEPS = 2  # the optimizer has state from the second step on
-NO_DROPOUT = {"attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0}
+NO_DROPOUT: dict[str, Any] = {"attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0}
 
 
 @dataclass
@@ -151,8 +151,8 @@ def build_model(shape: Shape, kind: str) -> tuple[nn.Module, dict[str, Any]]:
     if kind == "ours, GPT-2":
         config = ScratchGPTConfig.from_preset("gpt2", **sizes, intermediate_size=4 * shape.hidden_size, **NO_DROPOUT)
         return ScratchGPTForCausalLM(config), {"skip_logits": True}
-    gpt2 = {"n_embd": shape.hidden_size, "n_layer": shape.num_hidden_layers, "n_head": heads}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    gpt2: dict[str, Any] = {"n_embd": shape.hidden_size, "n_layer": shape.num_hidden_layers, "n_head": heads}
+    no_dropout: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     tokens: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "n_positions": shape.sequence}
     return GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocab_size, **gpt2, **no_dropout, **tokens)), {}
 
