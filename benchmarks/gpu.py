@@ -24,8 +24,23 @@ from train.settings.command import run_command
 from train.settings.durable import replace_text
 from train.settings.recipe import option, option_list, parse_recipe
 
-from .gpu_rows import ROWS
+from . import gpu_loop_rows, gpu_rows
 from .report import print_table, where_and_when
+
+ROWS = {  # the most important ones first
+    "ours_gpt2": gpu_rows.Row(gpu_rows.ours_gpt2, 110),
+    "loop": gpu_rows.Row(gpu_loop_rows.loop_row, 110),
+    "nanogpt": gpu_rows.Row(gpu_rows.nanogpt, 80),
+    "transformers_gpt2": gpu_rows.Row(gpu_rows.gpt2, 80),
+    "decisions": gpu_rows.Row(gpu_loop_rows.decisions_row, 40),
+    "kills": gpu_rows.Row(gpu_loop_rows.kills_row, 150),
+    "ours_1b": gpu_rows.Row(gpu_rows.ours_1b, 110),
+    "ours_modern": gpu_rows.Row(gpu_rows.ours_modern, 110),
+    "transformers_llama": gpu_rows.Row(gpu_rows.llama, 80),
+    "fp16": gpu_rows.Row(gpu_loop_rows.fp16_row, 40),
+    "fsdp": gpu_rows.Row(gpu_loop_rows.fsdp_row, 40),
+    "decoding": gpu_rows.Row(gpu_loop_rows.decoding_row, 110),
+}
 
 
 @dataclass

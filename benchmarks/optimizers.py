@@ -1,6 +1,6 @@
 """Muon compared with AdamW at equal wall time: `python -m benchmarks.optimizers --minutes 3`.
 
-Both train the quickstart's model on the quickstart's text, once for each of their learning rates. A few timed steps
+Both train the preset laptop on the quickstart's text, once for each of their learning rates. A few timed steps
 determine how many steps fit into the time. Runs are not repeated; `--seed` changes initial weights and batches.
 """
 
@@ -12,14 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from hf_scratch_gpt import ScratchGPTConfig
 from train import pretrain, quickstart
 from train.distributed.device import keep_freed_memory
+from train.loop.forecast import measure_speed
+from train.model.new import new_model
 from train.settings.command import run_command
 from train.settings.corpus import CorpusArguments
 from train.settings.recipe import option, parse_recipe
 
 from .report import print_table
 
+CPU = torch.device("cpu")
+BATCH = {"global_batch_size": 8, "micro_batch_size": 8, "max_eval_samples": 128, "min_lr_ratio": 0.0}
 LEARNING_RATES = {"muon": (2e-3, 4e-3, 8e-3), "adamw": (5e-4, 1e-3, 2e-3, 4e-3)}
 
 
@@ -43,24 +50,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder, size, corpus = Path(name), quickstart.SIZES["cpu"], CorpusArguments()
         quickstart.make_tokenizer(folder / "tokenizer", size, corpus)
         quickstart.make_data(folder, size, corpus)
-        base = quickstart.recipe_for(folder, size) | {"seed": arguments.seed, "sample_prompts": []}
-        rows = [
-            train(base | {"optimizer": optimizer}, learning_rates, arguments.minutes)
-            for optimizer, learning_rates in LEARNING_RATES.items()
-        ]
+        base = {"config": "laptop", "data_dir": str(folder / "data"), "seed": arguments.seed} | BATCH
+        rows = []
+        for optimizer, learning_rates in LEARNING_RATES.items():
+            rows.append(train(base | {"optimizer": optimizer}, folder, learning_rates, arguments.minutes))
     print_table(
-        f"Optimizers, preset {size.preset}, {arguments.minutes:g} minutes each, seed {arguments.seed}",
+        f"Optimizers, preset laptop, {arguments.minutes:g} minutes each, seed {arguments.seed}",
         ["", "peak learning rate", "steps", "seconds", "validation loss", "bits per byte"],
         [row for part in rows for row in part],
     )
 
 
-def train(settings: dict[str, object], learning_rates: Sequence[float], minutes: float) -> list[list[str]]:
+def train(
+    settings: dict[str, object], folder: Path, learning_rates: Sequence[float], minutes: float
+) -> list[list[str]]:
     """Train for `minutes` at each learning rate; returns one table row per run."""
-    steps = max(20, int(60 * minutes / quickstart.seconds_needed(settings)[0]))
+    model = new_model(ScratchGPTConfig.from_preset("laptop"), 0)
+    speed = measure_speed(
+        model, optimizer=str(settings["optimizer"]), micro_batch_size=8, block_size=256, precision="fp32", device=CPU
+    )
+    steps = max(20, int(60 * minutes / speed.step(1)))
     rows = []
     for rate in learning_rates:
-        run = Path(str(settings["output_dir"])).with_name(f"{settings['optimizer']}_{rate:g}")
+        run = folder / f"{settings['optimizer']}_{rate:g}"
         changes = {"output_dir": run, "learning_rate": rate, "max_steps": steps, "warmup_steps": min(50, steps // 10)}
         only_at_the_end = {"eval_steps": 0, "save_steps": 0, "logging_steps": max(1, steps // 10)}
         options = settings | changes | only_at_the_end

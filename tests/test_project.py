@@ -116,7 +116,7 @@ def test_no_file_is_a_drawer_for_everything():
 def test_the_modeling_file_imports_only_torch_transformers_and_its_config():
     """`save_pretrained` copies it next to the weights, with the files that it imports relatively."""
     assert {name for name in imports(MODELING) if name.startswith(".")} == {".configuration_scratch_gpt"}
-    assert top_level(MODELING) <= {"math", "collections", "typing", "torch", "transformers"}
+    assert top_level(MODELING) <= {"collections", "functools", "math", "re", "typing", "torch", "transformers"}
 
 
 def test_the_model_is_written_from_scratch():

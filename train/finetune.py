@@ -40,7 +40,8 @@ from .loop.evaluation import logged_evaluation, sample
 from .loop.finish import COMPLETE, STOPPED, final_evaluation, load_best_weights, report_complete, write_result
 from .loop.language_modeling import LanguageModeling, Prompt, check_prompts, skips_logits
 from .loop.log import JsonLines
-from .loop.run import Run, build_run, is_complete, resume
+from .loop.resume import is_complete, resume
+from .loop.run import Run, build_run
 from .loop.status import recorded_status
 from .loop.train import train
 from .metrics.perplexity import token_byte_lengths

@@ -40,7 +40,8 @@ from .loop.classification import TextClassification
 from .loop.evaluation import evaluate
 from .loop.finish import COMPLETE, STOPPED, load_best_weights, report_complete, write_result
 from .loop.log import JsonLines
-from .loop.run import Run, build_run, is_complete, resume
+from .loop.resume import is_complete, resume
+from .loop.run import Run, build_run
 from .loop.status import recorded_status
 from .loop.train import train
 from .metrics.label_scores import label_table, majority_rate

@@ -34,7 +34,8 @@ from .loop.finish import COMPLETE, STOPPED, final_evaluation, load_best_weights,
 from .loop.forecast import format_duration, free_memory, measure_speed, seconds_of_run
 from .loop.language_modeling import next_token_objective
 from .loop.log import JsonLines
-from .loop.run import Run, build_run, is_complete, precision_of, prepare_model, resume
+from .loop.resume import is_complete, resume
+from .loop.run import Run, build_run, precision_of, prepare_model
 from .loop.status import recorded_status
 from .loop.train import train
 from .metrics.plots import draw_loss_curve

@@ -8,6 +8,7 @@ import yaml
 
 from train import pretrain
 from train.loop import budget, dial
+from train.model import new
 from train.settings.command import run_command
 
 
@@ -15,7 +16,7 @@ from train.settings.command import run_command
 def command(data_dir, tmp_path, monkeypatch):
     """Options of a tiny training whose shape and length follow from a budget."""
     monkeypatch.setattr(dial, "TIMING_SECONDS", 0.0)
-    monkeypatch.setattr(budget, "LADDER", ((1, 64), (2, 64)))
+    monkeypatch.setattr(new, "LADDER", ((1, 64), (2, 64)))
     monkeypatch.setattr(budget, "MIN_STEPS", 4)
 
     def options(*more):

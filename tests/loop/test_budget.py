@@ -11,9 +11,10 @@ from train.loop import budget
 from train.loop.budget import Limits, Text
 from train.loop.forecast import Speed
 from train.model.flops import flops_per_token
+from train.model.new import ladder
 
 TEXT = Text(num_tokens=10_000_000, block_size=256, bigram_loss=4.0)
-LADDER = budget.ladder(4096)
+LADDER = ladder(4096)
 
 
 def speed_of(config):

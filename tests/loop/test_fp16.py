@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.tiny_loop import assert_same_weights, records, start, weights
-from train.loop.run import resume
+from train.loop.resume import resume
 
 
 def scaled(run, monkeypatch, scale=1024.0):

@@ -13,7 +13,8 @@ from train.data.sampler import StepSampler
 from train.loop import spikes
 from train.loop import train as loop
 from train.loop.outcome import HostCopy, StepResult, is_harmful, judge
-from train.loop.run import Run, resume
+from train.loop.resume import resume
+from train.loop.run import Run
 
 
 @pytest.fixture

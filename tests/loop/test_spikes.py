@@ -11,7 +11,7 @@ from train.loop import spikes
 from train.loop import train as loop
 from train.loop.language_modeling import LanguageModeling
 from train.loop.log import RunLog
-from train.loop.run import resume
+from train.loop.resume import resume
 
 
 def spoil(monkeypatch, run, bad_steps, factor=math.nan):

@@ -16,7 +16,7 @@ from train.checkpoint.state import TrainState
 from train.data.sampler import StepSampler
 from train.loop import evaluation, language_modeling
 from train.loop import train as loop
-from train.loop.run import resume
+from train.loop.resume import resume
 from train.loop.samples import RowSampler
 from train.loop.signals import stop_on_signals
 from train.settings.seeds import seed_at

@@ -14,7 +14,8 @@ from train.checkpoint.checkpointer import Checkpointer
 from train.data.sampler import StepSampler
 from train.loop.language_modeling import next_token_objective
 from train.loop.optimizers import build_optimizers
-from train.loop.run import Run, resume
+from train.loop.resume import resume
+from train.loop.run import Run
 from train.loop.train import train
 from train.settings.training import TrainArguments
 

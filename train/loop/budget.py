@@ -4,24 +4,21 @@ The rule was fitted on our own runs; docs/performance.md has the runs and the fi
 
 - The loss of a model of N parameters after D tokens is a fraction of the loss of a bigram model on the same tokens. So
   the rule transfers to other texts and vocabularies.
-- Of the shapes in LADDER, the one with the lowest expected loss is chosen. The larger a model is, the more it learns
-  from a token, and the fewer tokens it reads within the budget.
+- Of the models in `model.new.ladder`, the one with the lowest expected loss is chosen. The larger a model is, the more
+  it learns from a token, and the fewer tokens it reads within the budget.
 - A token that is read again teaches less (https://huggingface.co/papers/2305.16264), so the corpus bounds the size too.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from hf_scratch_gpt import ScratchGPTConfig
-
-from ..model.flops import flops_per_token
+from ..model.flops import training_flops_per_token
 from .forecast import Speed
 
-LADDER = ((2, 64), (2, 128), (3, 128), (3, 192), (4, 256), (6, 384), (8, 512), (12, 768))  # layers, width
-HEAD_DIM = 64
 # loss / bigram loss = FLOOR + SIZE (N / 1e6) ** -SIZE_EXPONENT + TOKENS (D / 1e6) ** -TOKENS_EXPONENT
 FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.426, 0.086, 0.33, 0.281, 0.395
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
@@ -48,7 +45,7 @@ class Text:
 class Training:
     """A training within the budget."""
 
-    config: ScratchGPTConfig
+    config: Any  # a ScratchGPTConfig
     batch_size: int  # sequences
     max_steps: int
     num_evaluations: int
@@ -77,15 +74,15 @@ class Limits:
 
 
 def best_for_seconds(
-    candidates: Sequence[ScratchGPTConfig],
+    candidates: Sequence[Any],
     text: Text,
     limits: Callable[[], Limits],
-    measure: Callable[[ScratchGPTConfig], Speed],
+    measure: Callable[[Any], Speed],
 ) -> Training:
     """The training with the lowest expected loss within the limits.
 
     Args:
-        candidates: from small to large.
+        candidates: configs of our models, from small to large.
         limits: what is left, which shrinks while models are measured.
         measure: times a model. It is called for one candidate after the other, until a larger one would be worse.
     """
@@ -100,7 +97,7 @@ def best_for_seconds(
     return best
 
 
-def training_for_seconds(config: ScratchGPTConfig, text: Text, limits: Limits, speed: Speed) -> Training:
+def training_for_seconds(config: Any, text: Text, limits: Limits, speed: Speed) -> Training:
     """The training of one model: the batch follows from the tokens that fit into the time."""
     evaluation = limits.eval_micro_batches * speed.evaluation + limits.sampled_tokens * speed.sampled_token
     fitting = int(EVALUATION_SHARE * limits.seconds / max(evaluation, 1e-9))
@@ -114,19 +111,17 @@ def training_for_seconds(config: ScratchGPTConfig, text: Text, limits: Limits, s
     return replace(found, num_evaluations=num_evaluations, seconds=seconds)
 
 
-def best_for_flops(
-    candidates: Sequence[ScratchGPTConfig], text: Text, flops: float, batch_size: int | None = None
-) -> Training:
+def best_for_flops(candidates: Sequence[Any], text: Text, flops: float, batch_size: int | None = None) -> Training:
     """The training with the lowest expected loss that takes so many FLOPs, counted as in `flops_per_token`."""
     trainings = []
     for config in candidates:
-        num_tokens = flops / flops_per_token(config, text.block_size)
+        num_tokens = flops / training_flops_per_token(config, text.block_size)
         size = batch_size or batch_size_for(text, num_tokens)
         trainings.append(_training(config, text, size, num_tokens / (size * text.block_size)))
     return min(trainings, key=lambda one: one.expected_loss)
 
 
-def _training(config: ScratchGPTConfig, text: Text, batch_size: int, steps: float) -> Training:
+def _training(config: Any, text: Text, batch_size: int, steps: float) -> Training:
     longest = MAX_EPOCHS * text.num_tokens / (batch_size * text.block_size)
     max_steps = max(MIN_STEPS, int(min(steps, longest)))
     num_tokens = max_steps * batch_size * text.block_size
@@ -160,21 +155,6 @@ def batch_size_for(text: Text, num_tokens: float) -> int:
     """Sequences per step: a power of two whose tokens grow like the square root of all tokens."""
     wanted = min(max(BATCH_FACTOR * math.sqrt(num_tokens), SMALLEST_BATCH), LARGEST_BATCH) / text.block_size
     return 1 << max(0, round(math.log2(wanted)))
-
-
-def ladder(vocab_size: int) -> list[ScratchGPTConfig]:
-    """Models of the family of the preset laptop, from small to large."""
-    return [ScratchGPTConfig.from_preset("laptop", vocab_size=vocab_size, **changes_of(*shape)) for shape in LADDER]
-
-
-def changes_of(layers: int, width: int) -> dict[str, int]:
-    """The changes to the preset laptop that make a shape."""
-    return {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "num_attention_heads": width // HEAD_DIM,
-        "num_key_value_heads": 1,
-    }
 
 
 def bigram_loss(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> float:

@@ -11,10 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from hf_scratch_gpt import ScratchGPTConfig
-
 from ..data.blocks import PreparedData, TokenBlocks
-from ..model.new import build_config, new_model
+from ..model.new import build_config, changes_of, ladder, new_model
 from ..settings.durable import replace_text
 from ..settings.json_files import read_json
 from ..settings.run_folder import BUDGET_FILE
@@ -81,7 +79,7 @@ def choose(
     wanted = {name: value for name, value in asdict(asked).items() if value is not None}
     if path.exists():
         return earlier_choice(path, wanted)
-    candidates = budget.ladder(len(tokenizer))
+    candidates = ladder(len(tokenizer))
     if model_arguments.config:
         candidates = [build_config(model_arguments, tokenizer)]
     text = describe(data)
@@ -144,7 +142,7 @@ def tokens_of(blocks: TokenBlocks, limit: int) -> Any:
 
 def best_training(
     asked: BudgetArguments,
-    candidates: list[ScratchGPTConfig],
+    candidates: list[Any],
     text: Text,
     arguments: TrainArguments,
     given: Mapping[str, Any],
@@ -169,7 +167,7 @@ def best_training(
         seconds = (asked.minutes or 0.0) * 60 - FINISH_SECONDS - (time.perf_counter() - started)
         return replace(limits, seconds=max(0.0, seconds * (1 - SPARE)))
 
-    def measure(config: ScratchGPTConfig) -> Speed:
+    def measure(config: Any) -> Speed:
         model = new_model(config, arguments.seed)
         return measure_speed(
             model,
@@ -208,7 +206,7 @@ def settings_of(
         "load_best_model_at_end": True,
     }
     if is_ladder:
-        changes = budget.changes_of(config.num_hidden_layers, config.hidden_size)
+        changes = changes_of(config.num_hidden_layers, config.hidden_size)
         text = ",".join(f"{name}={value}" for name, value in changes.items())
         chosen = {"config": "laptop", "config_overrides": text} | chosen
     return {name: value for name, value in chosen.items() if name not in given}

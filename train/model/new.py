@@ -15,6 +15,18 @@ from ..settings.run_folder import CONFIG_FILE
 from ..settings.seeds import seed_at
 from ..settings.training import ModelArguments
 
+LADDER = (
+    (2, 64),
+    (2, 128),
+    (3, 128),
+    (3, 192),
+    (4, 256),
+    (6, 384),
+    (8, 512),
+    (12, 768),
+)  # layers and width of the models that a budget chooses from
+HEAD_DIM = 64
+
 
 def build_config(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> ScratchGPTConfig:
     """The config of the model, with the vocabulary size and special tokens of the tokenizer.
@@ -100,6 +112,17 @@ def _numbers_or_same(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def ladder(vocab_size: int) -> list[ScratchGPTConfig]:
+    """Models of the family of the preset laptop, from small to large, with one key/value head per layer."""
+    return [ScratchGPTConfig.from_preset("laptop", vocab_size=vocab_size, **changes_of(*shape)) for shape in LADDER]
+
+
+def changes_of(layers: int, width: int) -> dict[str, int]:
+    """The changes to the preset laptop that make a shape."""
+    heads = {"num_attention_heads": width // HEAD_DIM, "num_key_value_heads": 1}
+    return {"num_hidden_layers": layers, "hidden_size": width, **heads}
 
 
 def check_block_size(config: PreTrainedConfig, block_size: int) -> None:
