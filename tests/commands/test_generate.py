@@ -75,7 +75,7 @@ def test_a_prompt_that_cannot_be_encoded_is_refused(model_folder, capsys, monkey
         def __call__(self, *args, **kwargs):
             raise Exception("WordLevel error: Missing [UNK] token from the vocabulary")
 
-    monkeypatch.setattr(generate, "load_for_inference", lambda name: (model, Characters()))
+    monkeypatch.setattr(generate, "load_for_inference", lambda name, **_: (model, Characters()))
     assert run(model_folder, "--prompt", "\u2603") == 2
     assert "the tokenizer cannot encode the text '\u2603' (WordLevel error" in capsys.readouterr().err
 

@@ -155,13 +155,13 @@ def test_a_continued_run_keeps_the_learning_rate_that_it_has_chosen(recipe, tmp_
     """Also if the rule for it has changed in between."""
     command = [recipe(learning_rate=None)]
     assert pretrain.main(command) == 0
-    line = "muon, peak learning rate 0.028"  # 8e-3 x sqrt(192 / 16)
+    line = "muon, peak learning rates 0.07 (AdamW) and 0.028 (Muon)"  # 8e-3 x sqrt(192 / 16), and 2.5 times that
     assert line in capsys.readouterr().out
     monkeypatch.setitem(defaults.PRETRAINING_RATES, "muon", 1.0)
     assert pretrain.main(command) == 0
     assert line in capsys.readouterr().out
     pretrain.main([recipe(learning_rate=None, output_dir=str(tmp_path / "new"))])
-    assert "muon, peak learning rate 3.5" in capsys.readouterr().out
+    assert "muon, peak learning rates 8.7 (AdamW) and 3.5 (Muon)" in capsys.readouterr().out
 
 
 def test_a_changed_recipe_is_refused_with_all_differences(recipe):
@@ -179,7 +179,7 @@ def test_settings_that_decide_the_result_are_frozen(kind):
     assert {entry.name for entry in fields(kind)} - MAY_CHANGE == {
         *("seed", "max_steps", "global_batch_size", "micro_batch_size", "precision", "torch_compile", "spike_sigmas"),
         *("optimizer", "learning_rate", "matrix_learning_rate", "weight_decay", "adam_beta1", "adam_beta2"),
-        *("lr_scheduler_type", "warmup_steps", "decay_fraction", "min_lr_ratio", "max_grad_norm"),
+        *("lr_scheduler_type", "warmup_steps", "decay_fraction", "min_lr_ratio", "max_grad_norm", "short_sequences"),
     }
 
 

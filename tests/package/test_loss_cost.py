@@ -37,7 +37,7 @@ def operations_of_loss(model, skip_logits, autocast=False):
 def test_operations_of_the_loss_stay_few():
     """Not more than today; a small vocabulary is one chunk."""
     model = tiny_model()
-    assert model.loss_chunk_tokens > BATCH * SEQ
+    assert modeling.default_chunk_tokens(VOCAB, model.device) > BATCH * SEQ
     assert operations_of_loss(model, skip_logits=False) <= 21
     one_chunk = operations_of_loss(model, skip_logits=True)
     assert one_chunk <= 38

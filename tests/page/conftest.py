@@ -62,7 +62,8 @@ def demo(folders, tmp_path_factory):
     demo.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Closed after the module: while it is open, an event loop runs in this thread."""
     with chromium() as browser:
         yield browser

@@ -193,7 +193,7 @@ def test_chat_keeps_the_conversation_and_takes_messages_back(visit):
     visitor.wait("#chat-status", "Done")
     visitor.click("#chat .sg-edit")
     visitor.wait("#chat-status", "Edit your message")
-    assert visitor.page.locator("#chat-text textarea").input_value() == "What is <|end|> a?"
+    visitor.page.wait_for_function("document.querySelector('#chat-text textarea').value == 'What is <|end|> a?'")
     assert visitor.page.locator("#chat .sg-bubble").count() == 0
 
 

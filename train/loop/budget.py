@@ -20,7 +20,7 @@ from ..model.flops import training_flops_per_token
 from .forecast import Speed
 
 # loss / bigram loss = FLOOR + SIZE (N / 1e6) ** -SIZE_EXPONENT + TOKENS (D / 1e6) ** -TOKENS_EXPONENT
-FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.426, 0.086, 0.33, 0.281, 0.395
+FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.427, 0.063, 0.60, 0.307, 0.368
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
 MAX_EPOCHS = 10
 SHORT_SEQUENCES = 0.6  # fraction of the steps

@@ -156,13 +156,21 @@ def summary(run: Run, step: int) -> str:
         "processes": f"{run.accelerator.num_processes}{engine(arguments, run.grid)}",
         "tokens in total": f"{tokens * arguments.max_steps:,.0f} ({epochs:.2f} epochs)",
         "steps": f"{step} of {arguments.max_steps} done",
-        "optimizer": f"{arguments.optimizer}, peak learning rate {arguments.learning_rate:g}",
+        "optimizer": f"{arguments.optimizer}, {peak_rates(arguments)}",
         "precision": precision_of(run.accelerator),
         "device": str(run.accelerator.device),
         "torch.compile": compilation(arguments),
         "run folder": str(run.folder),
     }
     return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
+
+
+def peak_rates(arguments: TrainArguments) -> str:
+    """The peak learning rates, as text."""
+    rate, matrix_rate = arguments.learning_rate, arguments.matrix_learning_rate
+    if matrix_rate is None:
+        return f"peak learning rate {rate:g}"
+    return f"peak learning rates {rate:g} (AdamW) and {matrix_rate:g} (Muon)"
 
 
 def compilation(arguments: TrainArguments) -> str:
