@@ -1,6 +1,7 @@
 """Shared by all benchmarks: interleaved timing, fresh processes, and a table with machine and date."""
 
 import datetime
+import json
 import multiprocessing
 import os
 import platform
@@ -23,7 +24,16 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table with its title, machine and date."""
+    """Print a Markdown table with its title, machine and date; also append it to the file $BENCHMARK_JSON, if set."""
+    if path := os.environ.get("BENCHMARK_JSON"):
+        record = {
+            "title": title,
+            "machine": where_and_when(),
+            "header": list(header),
+            "rows": [list(row) for row in rows],
+        }
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
     lines = [header, ["---"] * len(header), *rows]
     table = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
     print(f"\n**{title}**\n\n{where_and_when()}\n\n{table}\n", flush=True)

@@ -1,14 +1,17 @@
-"""Loss on Tiny Shakespeare with nanoGPT's CPU budget: `python -m benchmarks.tiny_shakespeare --text input.txt`.
+"""Loss and time on Tiny Shakespeare: `python -m benchmarks.tiny_shakespeare --text input.txt`.
 
-Runs the commands of examples/tiny_shakespeare (4 layers, 4 heads, hidden size 128, 2000 steps of 12 x 64 characters, no
-dropout) on https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt. With --nanogpt,
-the folder of a clone of https://github.com/karpathy/nanoGPT, it also runs nanoGPT with nanoGPT's own recipe.
+Runs the recipes of examples/tiny_shakespeare on
+https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt. With --nanogpt, the folder of
+a clone of https://github.com/karpathy/nanoGPT, it also runs nanoGPT with its own recipe for a CPU (4 layers, 4 heads,
+hidden size 128, 2000 steps of 12 x 64 characters, no dropout). Training seconds are steps x the median time of a logged
+step, without start and evaluations; seconds are those of the whole command.
 """
 
 import json
 import math
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,41 +62,55 @@ class Result:
 
     name: str
     num_parameters: str
+    steps: int
     loss: float  # nats per character of the validation part
+    training_seconds: float
     seconds: float
 
     def row(self) -> list[str]:
         """Its row of the table."""
-        return [self.name, self.num_parameters, f"{self.loss:.4f}", f"{self.seconds:.0f}"]
+        seconds = [f"{self.training_seconds:.1f}", f"{self.seconds:.1f}"]
+        return [self.name, self.num_parameters, f"{self.steps:,}", f"{self.loss:.4f}", *seconds]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     (arguments,) = parse_recipe([ShakespeareArguments], argv, description=__doc__ or "")
     with tempfile.TemporaryDirectory() as folder:
-        results = [run_ours(arguments.text, Path(folder), arguments.seed)]
+        results = run_ours(arguments.text, Path(folder), arguments.seed)
         if arguments.nanogpt:
             results.insert(0, run_nanogpt(Path(arguments.nanogpt), arguments.text, Path(folder, "nanogpt")))
     print_table(
-        "Tiny Shakespeare by characters, 4 layers, 4 heads, hidden size 128, 2000 steps of 12 x 64 characters",
-        ["", "parameters", "validation loss (nats per character)", "seconds"],
+        "Tiny Shakespeare by characters, 12 x 64 characters per step",
+        ["", "parameters", "steps", "validation loss (nats per character)", "training seconds", "seconds"],
         [result.row() for result in results],
     )
 
 
-def run_ours(text: str, folder: Path, seed: int) -> Result:
+def run_ours(text: str, folder: Path, seed: int) -> list[Result]:
     """Run the commands of the example's README."""
-    tokenizer, data, run = (str(folder / name) for name in ("tokenizer", "data", "run"))
+    tokenizer, data = str(folder / "tokenizer"), str(folder / "data")
     train_tokenizer.main(["--type=characters", "--text", text, "--output_dir", tokenizer])
     prepare_data.main(["--tokenizer", tokenizer, "--text", text, "--output_dir", data, *SPLIT])
+    return [train_ours(recipe, data, folder / recipe, seed) for recipe in ("fast", "pretrain")]
+
+
+def train_ours(recipe: str, data: str, run: Path, seed: int) -> Result:
+    """Run a recipe of the example.
+
+    Raises:
+        ValueError: training was stopped.
+    """
     started = time.perf_counter()
     options = [f"--config={EXAMPLE}", f"--data_dir={data}", f"--output_dir={run}", f"--seed={seed}"]
-    if code := pretrain.main([str(EXAMPLE / "pretrain.yaml"), *options]):
+    if code := pretrain.main([str(EXAMPLE / f"{recipe}.yaml"), *options]):
         raise ValueError(f"scratch-gpt pretrain ended with exit code {code}.")
     seconds = time.perf_counter() - started
-    records = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-    loss = [record["eval_loss"] for record in records if "eval_loss" in record][-1]
-    return Result(f"ours, seed {seed}", f"{num_parameters(Path(run, MODEL_FOLDER)) / 1e6:.2f}M", loss, seconds)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps, loss = next((one["step"], one["eval_loss"]) for one in reversed(records) if "eval_loss" in one)
+    speed = statistics.median(one["tokens_per_second"] for one in records if "tokens_per_second" in one)
+    size = f"{num_parameters(run / MODEL_FOLDER) / 1e6:.2f}M"
+    return Result(f"ours, {recipe}.yaml, seed {seed}", size, steps, loss, steps * 12 * 64 / speed, seconds)
 
 
 def num_parameters(model: Path) -> int:
@@ -119,9 +136,11 @@ def run_nanogpt(clone: Path, text: str, folder: Path) -> Result:
     seconds = time.perf_counter() - started
     parameters = re.search(r"number of parameters: (\S+)", output)
     losses = re.findall(r"step \d+: train loss \S+, val loss (\S+)", output)
-    if not (parameters and losses):
+    times = [float(found) for found in re.findall(r"iter \d+: loss \S+, time (\S+)ms", output)]
+    if not (parameters and losses and len(times) > 2):
         raise ValueError(f"no result in the output of nanoGPT, which ends with {output[-300:]!r}")
-    return Result("nanoGPT", parameters[1], float(losses[-1]), seconds)
+    training_seconds = 2000 * statistics.median(times[1:-1]) / 1e3  # the first and the last include an evaluation
+    return Result("nanoGPT", parameters[1], 2000, float(losses[-1]), training_seconds, seconds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""All rows of docs/performance.md for a CPU: `python -m benchmarks.cpu --text input.txt --nanogpt nanoGPT`.
+
+Runs the benchmarks below one after the other, each in its own process, and writes their tables to a JSON file, one per
+line. It takes about 25 minutes on two cores, of which five are a training with `pretrain --minutes 5`; nothing else
+should run meanwhile.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.settings.command import run_command
+from train.settings.recipe import option, option_list, parse_recipe, required
+
+ROWS = {
+    "tiny_shakespeare": ["--text", "{text}", "--nanogpt", "{nanogpt}"],
+    "nanogpt_step": ["--nanogpt", "{nanogpt}"],
+    "preparation": [],
+    "decoding": [],
+    "step_memory": [],
+    "compile_time": ["--nanogpt", "{nanogpt}"],
+    "budget": ["--minutes", "0.5", "2", "5"],
+}
+
+
+@dataclass
+class CpuArguments:
+    """Options of the benchmark."""
+
+    text: str = required("Tiny Shakespeare, a file of 1,115,394 characters.", is_path=True)
+    nanogpt: str = required("Folder of a clone of https://github.com/karpathy/nanoGPT.", is_path=True)
+    rows: list[str] = option_list("Benchmarks to run (default: all).")
+    output: str = option("File for the tables, as JSON.", "runs/cpu.jsonl", is_path=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks; returns how many failed."""
+    (arguments,) = parse_recipe([CpuArguments], argv, description=__doc__ or "")
+    if unknown := set(arguments.rows) - ROWS.keys():
+        raise ValueError(f"--rows {' '.join(sorted(unknown))}: unknown. Known: {', '.join(ROWS)}.")
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"BENCHMARK_JSON": str(Path(arguments.output).resolve())}
+    failed = 0
+    for name in arguments.rows or ROWS:
+        options = [option.format(text=arguments.text, nanogpt=arguments.nanogpt) for option in ROWS[name]]
+        print(f"$ python -m benchmarks.{name} {' '.join(options)}", flush=True)
+        failed += (
+            subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options], env=environment).returncode != 0
+        )
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
