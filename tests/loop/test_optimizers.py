@@ -71,9 +71,11 @@ def test_frozen_parameters_are_not_optimized():
 
 
 def test_each_group_keeps_its_peak():
-    adamw, muon = build_optimizers(tiny_model(), optimizer="muon", matrix_learning_rate=0.05, **SETTINGS)
+    rates = {"matrix_learning_rate": 0.05, "momentum": 0.8}
+    adamw, muon = build_optimizers(tiny_model(), optimizer="muon", **rates, **SETTINGS)
     assert [group["peak_learning_rate"] for group in adamw.param_groups] == [1e-2, 1e-2]
     assert muon.param_groups[0]["peak_learning_rate"] == 0.05
+    assert muon.param_groups[0]["momentum"] == 0.8
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (5, 9), (9, 5)])

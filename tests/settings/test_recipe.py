@@ -221,6 +221,10 @@ def test_what_is_written_is_read_back(read):
         (["--learning_rate=inf"], "--learning_rate is inf"),
         (["--adam_beta2=1"], "--adam_beta2 is 1.0: it must be at most"),
         (
+            ["--muon_momentum=0.9", "--optimizer=adamw"],
+            r"--muon_momentum \(0.9\) requires --optimizer muon",
+        ),
+        (
             ["--matrix_learning_rate=0.1", "--optimizer=adamw"],
             r"--matrix_learning_rate \(0.1\) requires --optimizer muon",
         ),

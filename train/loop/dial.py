@@ -25,7 +25,7 @@ from .run import precision_of, with_learning_rates
 TIMING_SECONDS = 0.3  # for each measured part of a step
 MICRO_BATCH = {"cpu": 8}  # sequences
 MICRO_BATCH_ELSEWHERE = 32
-SPARE = 0.03  # of the time, for checkpoints
+SPARE = 0.06  # of the time, for checkpoints
 FINISH_SECONDS = 4.0  # to write the model, its card and its loss curve
 SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_seconds": float}
 REMEDY = "Choose another --output_dir, or delete the run folder to start over."

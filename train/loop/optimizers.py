@@ -24,6 +24,7 @@ def build_optimizers(
     matrix_learning_rate: float | None = None,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.95),
+    momentum: float = 0.95,
     matrix_dtype: torch.dtype = torch.float32,
 ) -> list[Optimizer]:
     """AdamW, and with `optimizer="muon"` also Muon for the matrices of the layers.
@@ -34,6 +35,7 @@ def build_optimizers(
     Args:
         matrix_learning_rate: peak learning rate of Muon; None: `learning_rate`, because Muon's updates have the size of
             AdamW's.
+        momentum: of Muon.
         matrix_dtype: number format in which Muon orthogonalizes.
     """
     matrices = layer_matrices(model) if optimizer == "muon" else []
@@ -46,7 +48,7 @@ def build_optimizers(
     optimizers: list[Optimizer] = [AdamW(decays, lr=learning_rate, betas=betas, fused=True)]
     if matrices:
         rate = learning_rate if matrix_learning_rate is None else matrix_learning_rate
-        optimizers.append(Muon(matrices, rate, weight_decay=weight_decay, dtype=matrix_dtype))
+        optimizers.append(Muon(matrices, rate, momentum=momentum, weight_decay=weight_decay, dtype=matrix_dtype))
     for group in (group for one in optimizers for group in one.param_groups):
         group["peak_learning_rate"] = group["lr"]
     return optimizers

@@ -219,6 +219,7 @@ def optimizers_for(model: PreTrainedModel, arguments: TrainArguments, dtype: tor
         matrix_learning_rate=arguments.matrix_learning_rate,
         weight_decay=arguments.weight_decay,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
+        momentum=arguments.muon_momentum,
         matrix_dtype=dtype,
     )
 

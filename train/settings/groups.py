@@ -23,7 +23,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("block_size", "short_sequences", "max_length"),
     ),
     "optimizer": (
-        *("optimizer", "learning_rate", "matrix_learning_rate", "weight_decay", "adam_beta1", "adam_beta2"),
+        *(
+            "optimizer",
+            "learning_rate",
+            "matrix_learning_rate",
+            "muon_momentum",
+            "weight_decay",
+            "adam_beta1",
+            "adam_beta2",
+        ),
         *("lr_scheduler_type", "warmup_steps", "decay_fraction", "min_lr_ratio", "max_grad_norm", "spike_sigmas"),
         "max_skipped",
     ),

@@ -81,6 +81,7 @@ class LoopArguments:
     matrix_learning_rate: float | None = option(
         "Peak learning rate of Muon (default: --learning_rate; if that is not given either, by width; laptop: 8e-3)."
     )
+    muon_momentum: float = option("Momentum of Muon; short runs with small batches do better with 0.9.", 0.95)
     weight_decay: float = option("Decoupled weight decay of matrices and embeddings.", 0.1)
     adam_beta1: float = option("AdamW's beta1.", 0.9)
     adam_beta2: float = option("AdamW's beta2.", 0.95)
@@ -131,6 +132,8 @@ class LoopArguments:
             raise ValueError("A learning rate of 0 trains nothing: choose a positive one.")
         if self.optimizer == "adamw" and self.matrix_learning_rate is not None:
             raise ValueError(requires("matrix_learning_rate", self.matrix_learning_rate, "--optimizer muon"))
+        if self.optimizer == "adamw" and self.muon_momentum != type(self).muon_momentum:
+            raise ValueError(requires("muon_momentum", self.muon_momentum, "--optimizer muon"))
         if not self.reshard_after_forward and self.dp_shard_size == 1:
             raise ValueError(requires("reshard_after_forward", False, "--dp_shard_size above 1"))
         if self.lr_scheduler_type == "cosine" and self.decay_fraction is not None:
@@ -214,11 +217,26 @@ AT_LEAST_ONE = (
     *("logging_steps", "save_total_limit", "max_new_tokens"),
 )
 AT_LEAST_ZERO = (
-    *("seed", "learning_rate", "matrix_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "warmup_steps"),
+    *(
+        "seed",
+        "learning_rate",
+        "matrix_learning_rate",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "muon_momentum",
+        "warmup_steps",
+    ),
     *("decay_fraction", "min_lr_ratio", "max_grad_norm", "max_eval_samples", "spike_sigmas"),
 )
 LOWER_BOUNDS = dict.fromkeys(AT_LEAST_ONE, 1) | dict.fromkeys(AT_LEAST_ZERO, 0)
-UPPER_BOUNDS = {"adam_beta1": 0.9999, "adam_beta2": 0.999999, "decay_fraction": 1, "min_lr_ratio": 1}
+UPPER_BOUNDS = {
+    "muon_momentum": 0.9999,
+    "adam_beta1": 0.9999,
+    "adam_beta2": 0.999999,
+    "decay_fraction": 1,
+    "min_lr_ratio": 1,
+}
 
 # Settings that may differ when a run continues: what is logged and kept, and how many processes share the work.
 # All others are frozen, even those that only affect dropout masks and rounding.
