@@ -82,7 +82,13 @@ def nanogpt_step(shape: tuple[int, ...]) -> Any:
     from model import GPT, GPTConfig  # type: ignore[import-not-found]  # nanoGPT's
 
     _, length, layers, heads, width = shape
-    size: dict[str, Any] = {"n_layer": layers, "n_head": heads, "n_embd": width, "block_size": length, "vocab_size": VOCAB_SIZE}
+    size: dict[str, Any] = {
+        "n_layer": layers,
+        "n_head": heads,
+        "n_embd": width,
+        "block_size": length,
+        "vocab_size": VOCAB_SIZE,
+    }
     model = GPT(GPTConfig(dropout=0.0, bias=False, **size))
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
     return stepper(lambda ids, targets: model(ids, targets)[1], model, [optimizer], shape)
