@@ -162,7 +162,9 @@ def test_the_number_of_tokens_may_change_without_compiling_again():
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [{"final_logit_softcapping": 2.0}, {"tie_word_embeddings": False}])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_compiled_and_eager_are_the_same(autocast, overrides):
+def test_compiled_and_eager_are_the_same(autocast, overrides, monkeypatch):
+    # compiled code differentiates the formulas; the backward passes written by hand round less often in bfloat16
+    monkeypatch.setattr(modeling, "is_eager", lambda *tensors: False)
     model = small_model(**overrides)
     model.loss_chunk_tokens = 9
     loss, actual = compiled_step(model, Graphs(), autocast=autocast)
