@@ -100,3 +100,7 @@ def test_bigram_loss_by_hand():
     expected = [(pairs[a, b] + kinds[a] * unigram[b]) / (total[a] + kinds[a]) for a, b in ((0, 1), (1, 2), (2, 0))]
     found = budget.bigram_loss(train.astype(np.uint16), validation.astype(np.uint16), vocab_size)
     assert found == pytest.approx(-np.log(expected).mean())
+
+
+def test_of_a_tiny_budget_the_smallest_model_is_chosen():
+    assert choose(0.0).config.hidden_size == LADDER[0].hidden_size

@@ -89,8 +89,10 @@ def best_for_seconds(
     best: Training | None = None
     for config in candidates:
         speed = measure(config)
-        found = training_for_seconds(config, text, limits(), speed)
-        if best is not None and found.expected_loss >= best.expected_loss:
+        left = limits()
+        found = training_for_seconds(config, text, left, speed)
+        is_too_long = found.seconds > left.seconds  # even the fewest steps
+        if best is not None and (is_too_long or found.expected_loss >= best.expected_loss):
             break
         best = found
     assert best is not None, "no candidates"
