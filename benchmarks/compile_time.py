@@ -27,7 +27,7 @@ SMALL = Shape(micro_batch=8, sequence=512, hidden_size=64, num_hidden_layers=2) 
 class CompileArguments:
     """Options of the benchmark."""
 
-    nanogpt: str = option("Folder of a clone of nanoGPT; without it, that row is missing.", "")
+    nanogpt: str = option("Folder of a clone of nanoGPT, to measure it too.", "")
 
     def __post_init__(self) -> None:
         if self.nanogpt and not os.path.exists(os.path.join(self.nanogpt, "model.py")):

@@ -1,8 +1,7 @@
 """All rows of docs/performance.md for a CPU: `python -m benchmarks.cpu --text input.txt --nanogpt nanoGPT`.
 
 Runs the benchmarks below one after the other, each in its own process, and writes their tables to a JSON file, one per
-line. It takes about 25 minutes on two cores, of which five are a training with `pretrain --minutes 5`; nothing else
-should run meanwhile.
+line. Nothing else should run meanwhile.
 """
 
 import os

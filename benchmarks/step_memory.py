@@ -1,4 +1,4 @@
-"""Peak memory of a training step beside transformers' GPT-2 and Llama: `python -m benchmarks.step_memory`.
+"""Peak memory of a training step compared with GPT-2 and Llama of transformers: `python -m benchmarks.step_memory`.
 
 A model of 124M parameters (12 layers, 768 wide, vocabulary 50257, context 1024) with AdamW. On CUDA the steps run in
 bf16 autocast and are compiled, as `scratch-gpt pretrain` does there; on a CPU in float32, not compiled. Every row is a
@@ -98,7 +98,7 @@ def measure(shape: Shape, kind: str, recompute: bool) -> StepMemory:
 
 
 def recompute_all_but_products() -> contextlib.AbstractContextManager[None]:
-    """Compiled code keeps the results of matrix products and attention only, and recomputes what lies between."""
+    """Let compiled code keep only the results of matrix products and attention, and recompute everything else."""
     import torch._functorch.config
 
     return torch._functorch.config.patch(aggressive_recomputation=True)

@@ -56,9 +56,9 @@ IGNORE_INDEX = -100  # labels with this value are ignored by the loss
 # ----------------------------------------------------------------------------------------------------------------------
 # Backward passes written by hand
 #
-# Norms, rotations and gates compute little but touch much memory: autograd keeps the result of each operation for the
-# backward pass. The subclasses of torch.autograd.Function below keep only their inputs. torch.compile does the same on
-# its own, so compiled code uses the plain formula.
+# RMSNorm, rotary positions and SwiGLU compute little but touch much memory: autograd keeps the result of each operation
+# for the backward pass. The subclasses of torch.autograd.Function below keep only their inputs. torch.compile does the
+# same on its own, so compiled code uses the plain formula.
 # ----------------------------------------------------------------------------------------------------------------------
 
 

@@ -85,7 +85,8 @@ def pretrain(
         started: `time.perf_counter()` at the start of the command.
     """
     base = load_initial_model(model_arguments, arguments.seed, data)
-    estimate = "" if choice else expected_time(model_arguments, arguments, data, tokenizer, accelerator, base)
+    is_timed = choice is not None and choice.expected_seconds > 0
+    estimate = "" if is_timed else expected_time(model_arguments, arguments, data, tokenizer, accelerator, base)
     run = build_pretraining(model_arguments, arguments, data, tokenizer, accelerator, base)
     state = resume(run, recipe)
     accelerator.print(estimate, end="")

@@ -1,22 +1,15 @@
 """`demo`: what it refuses before it starts."""
 
+import functools
 import socket
 import sys
 
 import pytest
 
+from tests.support.refusal import refusal_of
 from train import demo
-from train.settings.command import run_command
 
-
-def refusal(capsys, *options):
-    """The message of a command that must end with exit code 2, without a traceback."""
-    assert run_command(demo.main, [*map(str, options)]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    return printed.err
+refusal = functools.partial(refusal_of, demo.main)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,25 @@ def test_given_options_are_kept(command, tmp_path):
     assert (settings["config"], settings["global_batch_size"], settings["learning_rate"]) == ("tiny", 8, 0.5)
 
 
+def test_the_time_of_a_budget_in_flops_is_measured(command, capsys):
+    assert pretrain.main(command("--flops=1e8")) == 0
+    assert re.search(r"^expected time +about [\d.]+ seconds \(measured", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_run_in_the_working_folder_decides_nothing(command, tmp_path, monkeypatch):
+    assert pretrain.main(command("--flops=1e8", "--learning_rate=0.5")) == 0
+    monkeypatch.chdir(tmp_path / "run")
+    assert pretrain.main(command("--flops=1e8", f"--output_dir={tmp_path / 'other'}")) == 0
+    choice = json.loads((tmp_path / "other" / "budget.json").read_text())
+    assert choice["settings"]["learning_rate"] < 0.1
+
+
+@pytest.mark.parametrize(("batch", "micro_batch"), [(8, 8), (96, 32), (80, 20)])
+def test_a_micro_batch_divides_the_batch(command, tmp_path, batch, micro_batch):
+    assert pretrain.main(command("--flops=1e8", f"--global_batch_size={batch}")) == 0
+    assert saved(tmp_path)[1]["micro_batch_size"] == micro_batch
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

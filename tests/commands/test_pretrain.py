@@ -187,7 +187,7 @@ def test_settings_that_decide_the_result_are_frozen(kind):
             "adam_beta1",
             "adam_beta2",
         ),
-        *("lr_scheduler_type", "warmup_steps", "decay_fraction", "min_lr_ratio", "max_grad_norm", "short_sequences"),
+        *("lr_scheduler_type", "warmup_steps", "decay_fraction", "min_lr_ratio", "max_grad_norm"),
     }
 
 

@@ -1,5 +1,6 @@
 """`serve`: what it refuses before it starts."""
 
+import functools
 import importlib.util
 import socket
 
@@ -7,23 +8,16 @@ import pytest
 import torch
 
 from hf_scratch_gpt import ScratchGPTForSequenceClassification
+from tests.support.refusal import refusal_of
 from tests.support.tiny_base import save_base
 from train import serve
-from train.settings.command import run_command
 
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 
-def refusal(capsys, *options):
-    """The message of a command that must end with exit code 2, without a traceback."""
-    assert run_command(serve.main, [*map(str, options)]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    return printed.err
+refusal = functools.partial(refusal_of, serve.main)
 
 
 @pytest.mark.parametrize(

@@ -96,30 +96,3 @@ def test_a_batch_that_the_processes_cannot_share_is_refused():
 def test_more_processes_than_sequences_are_refused():
     with pytest.raises(ValueError, match=r"250 processes share 249 sequences.*start fewer"):
         StepSampler(Numbers(), 250, 1, seed=0, num_processes=250)
-
-
-class Rows(Numbers):
-    """Example i is the row 8 i, ..., 8 i + 7."""
-
-    def batch(self, indices):
-        return {"input_ids": 8 * torch.tensor(np.array(indices))[:, None] + torch.arange(8)}
-
-
-def test_short_sequences_are_quarters_and_then_halves_of_the_same_examples():
-    whole = StepSampler(Rows(), global_batch_size=6, micro_batch_size=2, seed=3)
-    short = StepSampler(Rows(), global_batch_size=6, micro_batch_size=2, seed=3, short_steps=5)
-    for step, length in enumerate([2, 2, 4, 4, 4, 8, 8]):
-        for (m, expected), (n, found) in zip(whole.micro_batches(step), short.micro_batches(step), strict=True):
-            assert m == n
-            assert found["input_ids"].shape == (16 // length, length)
-            assert torch.equal(found["input_ids"].flatten(), expected["input_ids"].flatten())
-
-
-def test_blocks_that_have_no_quarters_are_refused():
-    class Short(Rows):
-        def batch(self, indices):
-            return {"input_ids": torch.zeros(len(indices), 6)}
-
-    sampler = StepSampler(Short(), global_batch_size=1, micro_batch_size=1, seed=0, short_steps=2)
-    with pytest.raises(ValueError, match=r"--block_size 6 is not a multiple of 4"):
-        next(sampler.micro_batches(0))

@@ -24,7 +24,6 @@ class StepSampler:
     seed: int
     process_index: int = 0  # among the processes that read different examples
     num_processes: int = 1  # that read different examples; tensor-parallel groups count once
-    short_steps: int = 0  # at the start, in which examples are read in pieces: quarters, then halves
 
     def __post_init__(self) -> None:
         share = self.micro_batch_size * self.num_processes
@@ -48,27 +47,7 @@ class StepSampler:
         )  # (global_batch_size,)
         micro_batches = examples.reshape(-1, self.micro_batch_size)  # row m: micro-batch m
         for m in range(self.process_index, len(micro_batches), self.num_processes):
-            batch = self.source.batch(micro_batches[m])
-            yield m, batch if step >= self.short_steps else in_pieces(batch, self.pieces_at(step))
-
-    def pieces_at(self, step: int) -> int:
-        """Into how many sequences each example is cut at one of the short steps, counted from 0."""
-        return 4 if step < self.short_steps // 2 else 2
-
-
-def in_pieces(batch: dict[str, Tensor], pieces: int) -> dict[str, Tensor]:
-    """Cut each row of (batch, seq) into `pieces` rows: (batch * pieces, seq / pieces).
-
-    Raises:
-        ValueError: the length of a row is not a multiple of `pieces`.
-    """
-    for tensor in batch.values():
-        if tensor.shape[1] % pieces:
-            raise ValueError(
-                f"--short_sequences reads blocks in quarters, but --block_size {tensor.shape[1]} is not a multiple of "
-                "4: prepare the data with another --block_size, or set --short_sequences 0."
-            )
-    return {name: tensor.reshape(-1, tensor.shape[1] // pieces) for name, tensor in batch.items()}
+            yield m, self.source.batch(micro_batches[m])
 
 
 def examples_at(step: int, *, seed: int, num_examples: int, batch_size: int) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 The rule was fitted on our own runs; docs/performance.md has the runs and the fit.
 
-- The loss of a model of N parameters after D tokens is a fraction of the loss of a bigram model on the same tokens. So
-  the rule transfers to other texts and vocabularies.
+- The loss of a model of N parameters after D tokens is a fraction of the loss of a bigram model on the same tokens, so
+  that the rule follows the text and its vocabulary.
 - Of the models in `model.new.ladder`, the one with the lowest expected loss is chosen. The larger a model is, the more
   it learns from a token, and the fewer tokens it reads within the budget.
 - A token that is read again teaches less (https://huggingface.co/papers/2305.16264), so the corpus bounds the size too.
@@ -23,7 +23,6 @@ from .forecast import Speed
 FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.427, 0.063, 0.60, 0.307, 0.368
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
 MAX_EPOCHS = 10
-SHORT_SEQUENCES = 0.6  # fraction of the steps
 MIN_STEPS = 20
 FEWEST_EVALUATIONS, MOST_EVALUATIONS = 2, 8
 EVALUATION_SHARE = 0.1  # of the time, unless that is too little for the fewest

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.blocks import PreparedData, TokenBlocks
 from ..model.new import build_config, changes_of, ladder, new_model
+from ..settings.defaults import learning_rates_for
 from ..settings.durable import replace_text
 from ..settings.json_files import read_json
 from ..settings.run_folder import BUDGET_FILE
@@ -20,12 +21,12 @@ from ..settings.training import BudgetArguments, ModelArguments, TrainArguments
 from . import budget
 from .budget import Limits, Text, Training
 from .forecast import Speed, format_duration, free_memory, measure_speed
-from .run import precision_of, with_learning_rates
+from .run import precision_of
 
 TIMING_SECONDS = 0.3  # for each measured part of a step
-MICRO_BATCH = {"cpu": 8}  # sequences
-MICRO_BATCH_ELSEWHERE = 32
-SPARE = 0.06  # of the time, for checkpoints
+LARGEST_MICRO_BATCH = 32  # sequences
+MEASURED_ON_CPU = 8  # sequences; elsewhere the largest micro-batch is measured
+SPARE = 0.02  # of the time, for checkpoints and for what else the machine does
 FINISH_SECONDS = 4.0  # to write the model, its card and its loss curve
 SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_seconds": float}
 REMEDY = "Choose another --output_dir, or delete the run folder to start over."
@@ -84,7 +85,7 @@ def choose(
         candidates = [build_config(model_arguments, tokenizer)]
     text = describe(data)
     training = best_training(asked, candidates, text, arguments, given, data, accelerator, started)
-    settings = settings_of(training, arguments, given, text.block_size, is_ladder=not model_arguments.config)
+    settings = settings_of(training, arguments, given, is_ladder=not model_arguments.config)
     seconds = training.seconds and training.seconds / (1 - SPARE) + FINISH_SECONDS + time.perf_counter() - started
     choice = Choice(wanted, settings, training.expected_loss, seconds)
     replace_text(path, json.dumps(asdict(choice), indent=2) + "\n")
@@ -154,7 +155,8 @@ def best_training(
     if asked.flops:
         return budget.best_for_flops(candidates, text, asked.flops, given.get("global_batch_size"))
     num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))
-    size = given.get("micro_batch_size") or MICRO_BATCH.get(accelerator.device.type, MICRO_BATCH_ELSEWHERE)
+    usual = MEASURED_ON_CPU if accelerator.device.type == "cpu" else LARGEST_MICRO_BATCH
+    size = given.get("micro_batch_size") or usual
     limits = Limits(
         seconds=0.0,
         micro_batch_size=size,
@@ -186,25 +188,24 @@ def best_training(
 
 
 def settings_of(
-    training: Training, arguments: TrainArguments, given: Mapping[str, Any], block_size: int, *, is_ladder: bool
+    training: Training, arguments: TrainArguments, given: Mapping[str, Any], *, is_ladder: bool
 ) -> dict[str, Any]:
     """The options of `pretrain` that a training stands for, without those that are given."""
     config, steps = training.config, training.max_steps
     every = math.ceil(steps / training.num_evaluations)
-    with_rates = with_learning_rates(replace(arguments, output_dir="", max_steps=steps, warmup_steps=None), config)
     chosen: dict[str, Any] = {
         "global_batch_size": training.batch_size,
-        "micro_batch_size": training.batch_size if training.batch_size < 64 else 32,
+        "micro_batch_size": max(size for size in range(1, LARGEST_MICRO_BATCH + 1) if training.batch_size % size == 0),
         "max_steps": steps,
-        "learning_rate": with_rates.learning_rate,
-        "matrix_learning_rate": with_rates.matrix_learning_rate,
         "min_lr_ratio": 0.0,
-        "short_sequences": budget.SHORT_SEQUENCES if block_size % 4 == 0 and block_size >= 128 else 0.0,
         "eval_steps": every,
         "save_steps": every,
         "logging_steps": max(1, steps // 100),
         "load_best_model_at_end": True,
     }
+    if "learning_rate" not in given:  # Muon follows a given one
+        rates = learning_rates_for(arguments.optimizer, config)
+        chosen |= dict(zip(("learning_rate", "matrix_learning_rate"), rates, strict=True))
     if is_ladder:
         changes = changes_of(config.num_hidden_layers, config.hidden_size)
         text = ",".join(f"{name}={value}" for name, value in changes.items())

@@ -146,8 +146,7 @@ def build_run(
     if grid.mesh is None:
         model, *optimizers = accelerator.prepare(model, *optimizers)
     batch_sizes = (arguments.global_batch_size, arguments.micro_batch_size)
-    short_steps = 0 if arguments.is_finetuning else round(arguments.short_sequences * arguments.max_steps)
-    sampler = StepSampler(train, *batch_sizes, arguments.seed, grid.data_index, grid.data_size, short_steps)
+    sampler = StepSampler(train, *batch_sizes, arguments.seed, grid.data_index, grid.data_size)
     checkpoints = Checkpointer(
         Path(arguments.output_dir),
         accelerator,

@@ -188,11 +188,6 @@ class TrainArguments(LoopArguments):
     global_batch_size: int = option("Sequences per step, over all processes and micro-batches.", 32)
     micro_batch_size: int = option("Sequences per forward pass of one process.", 8)
     max_steps: int = option("Optimizer steps of the whole run.", 1000)
-    short_sequences: float = option(
-        "Fraction of the steps, at the start, in which each block is read as four short sequences, and then as two. A "
-        "new model learns faster from short sequences (https://huggingface.co/papers/2108.06084).",
-        0.0,
-    )
     eval_steps: int = option("Steps between evaluations; 0: only after the last step.", 250)
     save_steps: int = option("Steps between checkpoints; 0: only after the last step.", 250)
     load_best_model_at_end: bool = option(
@@ -200,9 +195,7 @@ class TrainArguments(LoopArguments):
     )
 
     def __post_init__(self) -> None:
-        check_bounds(
-            self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0, "short_sequences": 0}, {"short_sequences": 1}
-        )
+        check_bounds(self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0})
         super().__post_init__()
         self.check_schedule(self.max_steps)
 
