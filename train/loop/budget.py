@@ -20,7 +20,7 @@ from ..model.flops import training_flops_per_token
 from .forecast import Speed
 
 # loss / bigram loss = FLOOR + SIZE (N / 1e6) ** -SIZE_EXPONENT + TOKENS (D / 1e6) ** -TOKENS_EXPONENT
-FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.427, 0.063, 0.60, 0.307, 0.368
+FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.300, 0.037, 1.02, 0.455, 0.273
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
 MAX_EPOCHS = 10
 MIN_STEPS = 20

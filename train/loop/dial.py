@@ -25,7 +25,6 @@ from .run import precision_of
 
 TIMING_SECONDS = 0.3  # for each measured part of a step
 LARGEST_MICRO_BATCH = 32  # sequences
-MEASURED_ON_CPU = 8  # sequences; elsewhere the largest micro-batch is measured
 SPARE = 0.02  # of the time, for checkpoints and for what else the machine does
 FINISH_SECONDS = 4.0  # to write the model, its card and its loss curve
 SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_seconds": float}
@@ -155,7 +154,8 @@ def best_training(
     if asked.flops:
         return budget.best_for_flops(candidates, text, asked.flops, given.get("global_batch_size"))
     num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))
-    usual = MEASURED_ON_CPU if accelerator.device.type == "cpu" else LARGEST_MICRO_BATCH
+    smallest = max(1, budget.SMALLEST_BATCH // text.block_size)
+    usual = min(smallest, LARGEST_MICRO_BATCH) if accelerator.device.type == "cpu" else LARGEST_MICRO_BATCH
     size = given.get("micro_batch_size") or usual
     limits = Limits(
         seconds=0.0,
@@ -222,7 +222,7 @@ def explanation(training: Training, text: Text, choice: Choice) -> str:
         "budget": f"{value:g} {'minutes on this machine' if name == 'minutes' else 'FLOPs'}",
         "model": f"{config.num_hidden_layers} layers, {config.hidden_size} wide: {config.parameter_count:,} parameters",
         "steps": f"{training.max_steps:,} of {training.batch_size} sequences: {tokens:,} tokens, {epochs:.2g} epochs",
-        "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text",
+        "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text (fitted on Python's text)",
     }
     if choice.expected_seconds:
         rows["expected time"] = f"{format_duration(choice.expected_seconds)}, measured on this machine"
