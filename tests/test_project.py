@@ -203,6 +203,16 @@ def test_the_package_does_not_print():
     assert offenders(PACKAGE, lambda path: "print" in calls(path)) == {}
 
 
+def test_no_command_in_the_documentation_ends_in_a_comment():
+    # zsh, the shell of macOS, takes a "#" behind a command that is pasted for an argument.
+    blocks = []
+    for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/**/*.md")]:
+        blocks += re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert any(line.startswith("make quickstart") for line in lines)
+    assert [line for line in lines if re.search(r"^[^#].*\s#\s", line)] == []
+
+
 def test_sources_are_ascii_outside_of_the_tests():
     assert offenders(set(ALL) - set(FILES["tests"]), lambda path: not path.read_text().isascii()) == {}
 

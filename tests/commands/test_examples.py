@@ -49,8 +49,9 @@ def test_the_commands_of_the_readme_make_a_model(tmp_path, monkeypatch, capsys):
         few = FEW_STEPS if module == "train.pretrain" else []
         assert not importlib.import_module(module).main([*arguments, *few])
         ran.append(module.rpartition(".")[2])
-    assert ran == ["train_tokenizer", "prepare_data", "pretrain", "generate"]
-    assert Path("runs/tiny_shakespeare/run", MODEL_FOLDER, "model.safetensors").exists()
+    assert ran == ["train_tokenizer", "prepare_data", "pretrain", "pretrain", "generate"]
+    for run in ("fast", "run"):
+        assert Path("runs/tiny_shakespeare", run, MODEL_FOLDER, "model.safetensors").exists()
     assert "\nROMEO:" in capsys.readouterr().out.partition("complete: the model is in")[2]  # the output of generate
 
 
