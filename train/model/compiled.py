@@ -1,7 +1,8 @@
 """Compile the step that generates one token: faster per token, after seconds to compile it.
 
 `generate` of transformers compiles that step if it has a cache of fixed size, and reads the prompt without compiling.
-The size is compiled as a variable, so that one compilation serves prompts and answers of any length.
+The size is compiled as a variable, so that one compilation serves prompts and answers of any length. Layers with a
+sliding window are compiled twice: before and after their window is full.
 """
 
 import sys
@@ -13,8 +14,7 @@ import torch
 from transformers import CompileConfig
 from transformers.generation import GenerationMode
 
-# A size that no other dimension has: torch.compile takes those that are equal for one and the same
-FIRST_CACHE_LENGTH = 61
+FIRST_CACHE_LENGTH = 61  # no other dimension has this size: torch.compile takes equal ones for one and the same
 FIRST_TOKENS = 3
 
 
@@ -35,7 +35,7 @@ def compile_generation(place: str, model: Any, first_id: int) -> None:
     model.generation_config.cache_implementation = "static"
     model.generation_config.compile_config = compile_settings()
     print("compiling the model, which takes up to a minute", file=sys.stderr, flush=True)
-    ids = torch.tensor([[first_id]], device=model.device)  # (1, 1)
+    ids = torch.tensor([[first_id, first_id]], device=model.device)  # (1, 2)
     with compile_errors(place):
         model.generate(
             ids,
@@ -93,7 +93,15 @@ def compile_errors(place: str) -> Iterator[None]:
     try:
         yield
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = reason_of(error)
         raise ValueError(
-            f"--torch_compile true: {place} cannot be compiled ({first_line}). Remove --torch_compile."
+            f"--torch_compile true: {place} cannot be compiled ({reason}). Remove --torch_compile."
         ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """The line of a long message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    of_compiler = [line for line in lines if "error: " in line]
+    others = [line for line in lines if line and not line.endswith("raised:")]
+    return next(iter(of_compiler + others), type(error).__name__)

@@ -86,7 +86,7 @@ class Int8Linear(Int8Weight):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., columns) to (..., rows)."""
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        is_few = self.has_kernel and len(rows) <= FEW_ROWS and rows.is_cpu
+        is_few = self.has_kernel and rows.shape[0] <= FEW_ROWS and rows.is_cpu
         product = self._multiply_few(rows) if is_few else self._multiply_many(rows)
         return product.view(*hidden_states.shape[:-1], -1)
 
