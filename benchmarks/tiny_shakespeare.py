@@ -3,8 +3,9 @@
 Runs the recipes of examples/tiny_shakespeare on
 https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt. With --nanogpt, the folder of
 a clone of https://github.com/karpathy/nanoGPT, it also runs nanoGPT with its own recipe for a CPU (4 layers, 4 heads,
-hidden size 128, 2000 steps of 12 x 64 characters, no dropout). Training seconds are steps x the median time of a logged
-step, without start and evaluations; seconds are those of the whole command.
+hidden size 128, 2000 steps of 12 x 64 characters, no dropout). best.yaml reads parts of words instead of characters: its
+loss is the sum over all tokens, divided by the number of characters. Training seconds are steps x the median time of a
+logged step, without start and evaluations; seconds are those of the whole command.
 """
 
 import json
@@ -29,7 +30,15 @@ from train.settings.run_folder import MODEL_FOLDER
 
 from .report import print_table
 
-SPLIT = ("--validation_fraction=0.1", "--validation_part=end", "--block_size=64")
+SPLIT = ("--validation_fraction=0.1", "--validation_part=end")
+# Options of train_tokenizer and prepare_data for each recipe, as in the README of the example. The text is ASCII, so a
+# byte is a character.
+CHARACTERS = (("--type=characters",), ("--block_size=64",))
+RECIPES = {
+    "fast": CHARACTERS,
+    "pretrain": CHARACTERS,
+    "best": (("--vocab_size=512", *SPLIT), ("--block_size=128",)),
+}
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_shakespeare"
 NANOGPT_CONFIG = "config/train_shakespeare_char.py"
 # From nanoGPT's README, section "I only have a macbook". Its last evaluation is longer, so that it covers as many
@@ -81,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.nanogpt:
             results.insert(0, run_nanogpt(Path(arguments.nanogpt), arguments.text, Path(folder, "nanogpt")))
     print_table(
-        "Tiny Shakespeare by characters, 12 x 64 characters per step",
+        "Tiny Shakespeare",
         ["", "parameters", "steps", "validation loss (nats per character)", "training seconds", "seconds"],
         [result.row() for result in results],
     )
@@ -89,10 +98,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_ours(text: str, folder: Path, seed: int) -> list[Result]:
     """Run the commands of the example's README."""
-    tokenizer, data = str(folder / "tokenizer"), str(folder / "data")
-    train_tokenizer.main(["--type=characters", "--text", text, "--output_dir", tokenizer])
-    prepare_data.main(["--tokenizer", tokenizer, "--text", text, "--output_dir", data, *SPLIT])
-    return [train_ours(recipe, data, folder / recipe, seed) for recipe in ("fast", "pretrain")]
+    results = []
+    for recipe, (kind, blocks) in RECIPES.items():
+        tokenizer, data = str(folder / f"tokenizer_{recipe}"), str(folder / f"data_{recipe}")
+        train_tokenizer.main(["--text", text, "--output_dir", tokenizer, *kind])
+        prepare_data.main(["--tokenizer", tokenizer, "--text", text, "--output_dir", data, *SPLIT, *blocks])
+        results.append(train_ours(recipe, data, folder / recipe, seed))
+    return results
 
 
 def train_ours(recipe: str, data: str, run: Path, seed: int) -> Result:
@@ -107,10 +119,11 @@ def train_ours(recipe: str, data: str, run: Path, seed: int) -> Result:
         raise ValueError(f"scratch-gpt pretrain ended with exit code {code}.")
     seconds = time.perf_counter() - started
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps, loss = next((one["step"], one["eval_loss"]) for one in reversed(records) if "eval_loss" in one)
+    last = next(one for one in reversed(records) if "eval_loss" in one)
     speed = statistics.median(one["tokens_per_second"] for one in records if "tokens_per_second" in one)
+    loss = last["eval_bits_per_byte"] * math.log(2)
     size = f"{num_parameters(run / MODEL_FOLDER) / 1e6:.2f}M"
-    return Result(f"ours, {recipe}.yaml, seed {seed}", size, steps, loss, steps * 12 * 64 / speed, seconds)
+    return Result(f"ours, {recipe}.yaml, seed {seed}", size, last["step"], loss, last["tokens_seen"] / speed, seconds)
 
 
 def num_parameters(model: Path) -> int:

@@ -40,7 +40,7 @@ def commands(readme):
 
 def test_the_commands_of_the_readme_make_a_model(tmp_path, monkeypatch, capsys):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "input.txt").write_text(40 * VERSE, encoding="utf-8")
+    (tmp_path / "input.txt").write_text(400 * VERSE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     ran = []
     for module, *arguments in commands(SHAKESPEARE / "README.md"):
@@ -49,8 +49,9 @@ def test_the_commands_of_the_readme_make_a_model(tmp_path, monkeypatch, capsys):
         few = FEW_STEPS if module == "train.pretrain" else []
         assert not importlib.import_module(module).main([*arguments, *few])
         ran.append(module.rpartition(".")[2])
-    assert ran == ["train_tokenizer", "prepare_data", "pretrain", "pretrain", "generate"]
-    for run in ("fast", "run"):
+    data = ["train_tokenizer", "prepare_data"]
+    assert ran == [*data, "pretrain", "pretrain", *data, "pretrain", "generate"]
+    for run in ("fast", "run", "best"):
         assert Path("runs/tiny_shakespeare", run, MODEL_FOLDER, "model.safetensors").exists()
     assert "\nROMEO:" in capsys.readouterr().out.partition("complete: the model is in")[2]  # the output of generate
 
