@@ -1,6 +1,11 @@
 """--torch_compile: when "auto" compiles, and that a continued run decides as before."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,31 +13,63 @@ import yaml
 
 from train import pretrain
 from train.checkpoint.recorded import recorded_settings
+from train.loop import compilation
 from train.loop import run as run_module
 from train.loop.compilation import PAYS_FROM, cache_folder, compiles, planned_seconds
 from train.settings.recipe import parse_recipe
 from train.settings.training import TrainArguments
 
+ROOT = Path(__file__).parents[2]
 
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """The machine has a compiler."""
+    monkeypatch.setattr(compilation, "can_compile", lambda _device: True)
+
+
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
-    ("asked", "device", "seconds", "is_split", "expected"),
+    ("asked", "device", "seconds", "options", "expected"),
     [
-        ("auto", "cuda", PAYS_FROM, False, True),
-        ("auto", "cuda", PAYS_FROM - 1, False, False),
-        ("auto", "cuda", 1e6, True, False),
-        ("auto", "cpu", 1e6, False, False),
-        ("auto", "mps", 1e6, False, False),
-        ("true", "cpu", 0, False, True),
-        ("false", "cuda", 1e6, False, False),
+        ("auto", "cuda", PAYS_FROM["cuda"], {}, True),
+        ("auto", "cuda", PAYS_FROM["cuda"] - 1, {}, False),
+        ("auto", "cuda", 1e6, {"is_split": True}, False),
+        ("auto", "cuda", 1e6, {"num_processes": 2}, True),
+        ("auto", "cpu", PAYS_FROM["cpu"], {}, True),
+        ("auto", "cpu", PAYS_FROM["cpu"] - 1, {}, False),
+        ("auto", "cpu", 1e6, {"num_processes": 2}, False),
+        ("auto", "mps", 1e6, {}, False),
+        ("true", "cpu", 0, {}, True),
+        ("false", "cuda", 1e6, {}, False),
     ],
 )
-def test_auto_compiles_where_it_pays(asked, device, seconds, is_split, expected):
-    assert compiles(asked, torch.device(device), seconds, is_split=is_split) == expected
+def test_auto_compiles_where_it_pays(asked, device, seconds, options, expected):
+    assert compiles(asked, torch.device(device), seconds, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("", False), pytest.param(None, shutil.which("g++") is not None, marks=pytest.mark.slow)]
+)
+def test_a_compiler_is_looked_for(tmp_path, path, expected):
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    if path is not None:
+        environment |= {"PATH": path, "CXX": ""}
+    script = "import torch; from train.loop.compilation import can_compile; print(can_compile(torch.device('cpu')))"
+    result = subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == f"{expected}\n", result.stderr
+
+
+def test_auto_asks_for_a_compiler(monkeypatch):
+    monkeypatch.setattr(compilation, "can_compile", lambda _device: False)
+    assert not compiles("auto", torch.device("cpu"), 1e6)
+    assert compiles("true", torch.device("cpu"), 1e6)  # as asked: torch then says what is missing
 
 
 def test_an_unknown_speed_plans_no_time():
-    assert planned_seconds(1e9, math.inf) == 0
-    assert planned_seconds(18e6, 1e6) == pytest.approx(100)
+    assert planned_seconds(1e9, math.inf, torch.device("mps")) == 0
+    assert planned_seconds(18e6, 1e6, torch.device("cuda")) == pytest.approx(100)
+    assert planned_seconds(40e6, 1e6, torch.device("cpu")) == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +93,7 @@ def test_a_continued_run_decides_as_before(recipe, tmp_path, monkeypatch, capsys
     monkeypatch.setattr("transformers.PreTrainedModel.compile", lambda model: None)
     pretrain.main([recipe(max_steps=3, warmup_steps=1)])
     shown = capsys.readouterr().out
-    assert "torch.compile           on: the first step takes a minute or more" in shown
+    assert "torch.compile           on: the first step takes half a minute or more" in shown
     assert cache_folder() in shown
     assert recorded_settings(tmp_path / "run")["torch_compile"] is True
     monkeypatch.setattr(run_module, "compiles", lambda *_, **__: False)

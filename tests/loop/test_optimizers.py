@@ -78,12 +78,21 @@ def test_each_group_keeps_its_peak():
     assert muon.param_groups[0]["momentum"] == 0.8
 
 
-@pytest.mark.parametrize("shape", [(6, 6), (5, 9), (9, 5)])
+@pytest.mark.parametrize("shape", [(6, 6), (5, 9), (9, 5), (5, 10), (12, 4)])
 def test_orthogonalize_equals_the_formula(shape):
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape, dtype=torch.float64)
     expected = torch.stack([newton_schulz_by_hand(matrix) for matrix in matrices])
     torch.testing.assert_close(orthogonalize(matrices), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_orthogonalize_rounds_little(dtype, tolerance):
+    torch.manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(size, 64, dtype=torch.float64)).Q for size in (64, 160))
+    matrices = (left * torch.logspace(0, -2, 64) @ right.mT)[None]  # (1, 64, 160), singular values from 1 to 0.01
+    error = orthogonalize(matrices.to(dtype)).double() - orthogonalize(matrices)
+    assert error.norm() <= tolerance * orthogonalize(matrices).norm()
 
 
 def test_orthogonalize_brings_singular_values_near_1():

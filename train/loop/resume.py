@@ -177,7 +177,7 @@ def compilation(arguments: TrainArguments) -> str:
     """Whether the model is compiled, as text."""
     if arguments.torch_compile != "true":
         return "off"
-    return f"on: the first step takes a minute or more; compiled code is kept in {cache_folder()}"
+    return f"on: the first step takes half a minute or more; compiled code is kept in {cache_folder()}"
 
 
 def engine(arguments: TrainArguments, grid: Grid) -> str:

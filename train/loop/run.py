@@ -202,9 +202,13 @@ def with_compilation(
         earlier = recorded_settings(Path(arguments.output_dir)).get("torch_compile")
         if arguments.torch_compile == "auto" and earlier is not None:
             return bool(earlier)
-        seconds = planned_seconds(arguments.max_steps * arguments.global_batch_size * train.mean_length, peak)
+        num_tokens = arguments.max_steps * arguments.global_batch_size * train.mean_length
+        seconds = planned_seconds(num_tokens, peak, accelerator.device)
         is_split = arguments.dp_shard_size > 1 or arguments.tp_size > 1
-        return compiles(arguments.torch_compile, accelerator.device, seconds, is_split=is_split)
+        processes = accelerator.num_processes
+        return compiles(
+            arguments.torch_compile, accelerator.device, seconds, is_split=is_split, num_processes=processes
+        )
 
     return replace(arguments, torch_compile="true" if run_on_main(accelerator, decide) else "false")
 

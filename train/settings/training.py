@@ -98,7 +98,8 @@ class LoopArguments:
         "auto",
     )
     torch_compile: Literal["auto", "true", "false"] = option(
-        "Compile the model with torch.compile. auto: on a CUDA GPU, in pretraining of several minutes.", "auto"
+        "Compile the model with torch.compile. auto: in pretraining of minutes on a CUDA GPU, of 20 minutes on a CPU.",
+        "auto",
     )
     gradient_checkpointing: bool = option("Recompute activations in the backward pass instead of storing them.", False)
     dp_shard_size: int = option(
