@@ -20,6 +20,7 @@ from ..settings.run_folder import BUDGET_FILE
 from ..settings.training import BudgetArguments, ModelArguments, TrainArguments
 from . import budget
 from .budget import Limits, Text, Training
+from .compilation import compiles
 from .forecast import Speed, format_duration, free_memory, measure_speed
 from .run import precision_of
 
@@ -86,10 +87,13 @@ def choose(
     trainings = trainings_within(asked, candidates, text, arguments, given, data, accelerator, started)
     training = budget.best_of(trainings)
     settings = settings_of(training, arguments, given, is_ladder=not model_arguments.config)
+    is_compiled = compiles(arguments.torch_compile, accelerator.device, training.seconds)
+    if training.seconds:
+        settings["torch_compile"] = "true" if is_compiled else "false"
     seconds = training.seconds and training.seconds / (1 - SPARE) + FINISH_SECONDS + time.perf_counter() - started
     choice = Choice(wanted, settings, training.expected_loss, seconds)
     replace_text(path, json.dumps(asdict(choice), indent=2) + "\n")
-    accelerator.print(explanation(trainings, text, choice))
+    accelerator.print(explanation(trainings, text, choice, is_compiled=is_compiled))
     return choice
 
 
@@ -214,7 +218,7 @@ def settings_of(
     return {name: value for name, value in chosen.items() if name not in given}
 
 
-def explanation(trainings: list[Training], text: Text, choice: Choice) -> str:
+def explanation(trainings: list[Training], text: Text, choice: Choice, *, is_compiled: bool) -> str:
     """Lines for the terminal: what was chosen and why, and what is expected."""
     training = budget.best_of(trainings)
     config = training.config
@@ -231,6 +235,8 @@ def explanation(trainings: list[Training], text: Text, choice: Choice) -> str:
         rows["other models"] = f"{same}, {', '.join(map(outcome, neighbors))}"
     if choice.expected_seconds:
         rows["expected time"] = f"{format_duration(choice.expected_seconds)}, measured on this machine"
+        if is_compiled:
+            rows["expected time"] += " without torch.compile, which makes the run shorter"
     if epochs > 0.99 * budget.MAX_EPOCHS:
         rows["note"] = (
             f"the text is too short for the budget: more than {budget.MAX_EPOCHS} passes over it would teach the model "
