@@ -29,6 +29,7 @@ from train.settings.run_folder import BUDGET_FILE, METRICS_FILE, RECIPE_FILE
 from .report import print_table
 
 DIAL = "the dial"
+MICRO_BATCH = 8  # sequences
 HEADER = ["minutes", "chosen", "steps", "expected loss", "loss", "bits per byte", "expected seconds", "seconds"]
 SWEEP_HEADER = ["setting", "model", "steps", "loss", "relative to the dial"]
 
@@ -122,15 +123,16 @@ def sweep(folder: Path, data: Path, minutes: float, found: Result, names: Sequen
 
 def settings_around(found: Result) -> dict[str, list[str]]:
     """Options of `pretrain` for one change each: of the model, of the batch, and of the learning rates."""
-    place, recipe = LADDER.index(found.shape), found.recipe
+    place, recipe, same = LADDER.index(found.shape), found.recipe, options_of_shape(found.shape)
     settings = {
         "smaller": options_of_shape(LADDER[place - 1]) if place else None,
         "larger": options_of_shape(LADDER[place + 1]) if place + 1 < len(LADDER) else None,
     }
     for name, factor in (("half", 0.5), ("double", 2)):
-        settings[f"{name}-batch"] = [f"--global_batch_size={int(recipe['global_batch_size'] * factor)}"]
-        rates = ("learning_rate", "matrix_learning_rate")
-        settings[f"{name}-rates"] = [f"--{rate}={recipe[rate] * factor}" for rate in rates]
+        batch = max(1, int(found.batch_size * factor))
+        sizes = [f"--global_batch_size={batch}", f"--micro_batch_size={min(batch, MICRO_BATCH)}"]
+        rates = [f"--{rate}={recipe[rate] * factor}" for rate in ("learning_rate", "matrix_learning_rate")]
+        settings |= {f"{name}-batch": [*same, *sizes], f"{name}-rates": [*same, *rates]}
     return {name: options for name, options in settings.items() if options}
 
 

@@ -129,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def default_rates(optimizer: str, config: ScratchGPTConfig, steps: int) -> str:
+def default_rates(optimizer: str, config: ScratchGPTConfig) -> str:
     """The learning rates of a run without --learning_rate, as text."""
-    rate, matrix_rate = learning_rates_for(optimizer, config, steps)
+    rate, matrix_rate = learning_rates_for(optimizer, config)
     return f"{rate:g} (AdamW)" + (f", {matrix_rate:g} (Muon)" if matrix_rate else "")
 
 
@@ -159,10 +159,9 @@ def plan_config(model: ModelArguments, plan: PlanArguments) -> ScratchGPTConfig:
 def plan_rows(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     """The rows of the printed table."""
     memory, tokens = memory_by_phase(config, plan), plan.global_batch_size * plan.block_size
-    steps = math.ceil(plan.tokens / tokens) if plan.tokens else plan.max_steps
     rows = {
         "parameters": f"{config.parameter_count:,}",
-        "default learning rate": default_rates(plan.optimizer, config, steps),
+        "default learning rate": default_rates(plan.optimizer, config),
         "weights per GPU": _gb(split_bytes(config, plan, FP32, FP32)) + ", gradients the same",
         "optimizer state per GPU": _gb(optimizer_bytes(config, plan)),
         "activations kept per GPU": _gb(kept_activation_bytes(config, plan)),
@@ -172,6 +171,7 @@ def plan_rows(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     for name, size in traffic(config, plan).items():
         rows[name] = f"{_gb(size)} per GPU and step, {size / config.parameter_count:.2f} bytes per parameter"
     rows["FLOPs per token"] = f"{flops_per_token(config, plan.block_size, plan.gradient_checkpointing):.3g}"
+    steps = math.ceil(plan.tokens / tokens) if plan.tokens else plan.max_steps
     rows["tokens of the run"] = f"{steps * tokens:,} = {steps:,} steps x {tokens:,}"
     if plan.tflops:
         rows |= time_rows(config, plan, steps)

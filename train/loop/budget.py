@@ -20,7 +20,7 @@ from ..model.flops import training_flops_per_token
 from .forecast import Speed
 
 # loss / n-gram loss = FLOOR + SIZE (N / 1e6) ** -SIZE_EXPONENT + TOKENS (D / 1e6) ** -TOKENS_EXPONENT
-FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.300, 0.037, 1.02, 0.455, 0.273
+FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.164, 0.131, 0.383, 0.635, 0.231
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
 MAX_EPOCHS = 10
 MIN_STEPS = 20

@@ -183,7 +183,7 @@ def with_learning_rates(arguments: TrainArguments, config: PreTrainedConfig) -> 
     earlier = recorded_settings(Path(arguments.output_dir))
     rate, matrix_rate = earlier.get("learning_rate"), earlier.get("matrix_learning_rate")
     if rate is None:
-        rate, matrix_rate = learning_rates_for(arguments.optimizer, config, arguments.max_steps)
+        rate, matrix_rate = learning_rates_for(arguments.optimizer, config)
     if arguments.matrix_learning_rate is not None:
         matrix_rate = arguments.matrix_learning_rate
     return replace(arguments, learning_rate=rate, matrix_learning_rate=matrix_rate)
@@ -215,11 +215,10 @@ def with_compilation(
 
 def optimizers_for(model: PreTrainedModel, arguments: TrainArguments, dtype: torch.dtype) -> list[Optimizer]:
     """The optimizers that the settings ask for; Muon orthogonalizes in `dtype`."""
-    assert arguments.learning_rate is not None  # see `with_learning_rates`
     return build_optimizers(
         model,
         optimizer=arguments.optimizer,
-        learning_rate=arguments.learning_rate,
+        learning_rate=arguments.learning_rate or learning_rates_for(arguments.optimizer, model.config)[0],
         matrix_learning_rate=arguments.matrix_learning_rate,
         weight_decay=arguments.weight_decay,
         betas=(arguments.adam_beta1, arguments.adam_beta2),

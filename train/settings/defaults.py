@@ -14,10 +14,6 @@ REFERENCE_WIDTH = 192  # hidden_size of the preset laptop
 PRETRAINING_RATES = {"muon": 8e-3, "adamw": 2e-3}
 WIDTH_EXPONENTS = {"muon": 0.5, "adamw": 1.0}
 RATE_BESIDE_MUON = 2.5  # of AdamW, as a multiple of Muon's
-# They are the best for runs of 200 steps. Longer runs do better with lower ones: docs/performance.md has the figures.
-REFERENCE_STEPS = 200
-LENGTH_EXPONENTS = {"muon": 0.5, "adamw": 0.0}  # not measured for AdamW alone
-SMALLEST_LENGTH_FACTOR = 0.1
 
 # Peak rates of fine-tuning all weights at that width, on the reference number of examples. With other numbers they
 # change like the square root, between the two bounds. They fall faster with the width than those of pretraining, since
@@ -35,16 +31,12 @@ FEWEST_EPOCHS, MOST_EPOCHS = 3, 10
 MICRO_BATCH_TOKENS = 8192  # of a forward pass in fine-tuning, if all its examples are as long as the longest
 
 
-def learning_rates_for(optimizer: str, config: Any, num_steps: int) -> tuple[float, float | None]:
-    """Peak learning rates of pretraining: that of AdamW and, if it is used, that of Muon, to two digits.
+def learning_rates_for(optimizer: str, config: Any) -> tuple[float, float | None]:
+    """Peak learning rates of pretraining for a model with `config`: that of AdamW and, if it is used, that of Muon.
 
-    Args:
-        config: of the model.
-        num_steps: of the whole run.
+    To two digits.
     """
-    length = min(1.0, (num_steps / REFERENCE_STEPS) ** -LENGTH_EXPONENTS[optimizer])
     rate = PRETRAINING_RATES[optimizer] * _relative_width(config) ** -WIDTH_EXPONENTS[optimizer]
-    rate *= max(length, SMALLEST_LENGTH_FACTOR)
     if optimizer == "muon":
         return _two_digits(RATE_BESIDE_MUON * rate), _two_digits(rate)
     return _two_digits(rate), None

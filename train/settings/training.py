@@ -76,10 +76,10 @@ class LoopArguments:
         "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "muon"
     )
     learning_rate: float | None = option(
-        "Peak learning rate of AdamW (default: by optimizer, width of the model and, with muon, steps)."
+        "Peak learning rate of AdamW (default: by optimizer and width of the model; laptop with muon: 2e-2)."
     )
     matrix_learning_rate: float | None = option(
-        "Peak learning rate of Muon (default: --learning_rate; if that is not given either, by width and steps)."
+        "Peak learning rate of Muon (default: --learning_rate; if that is not given either, by width; laptop: 8e-3)."
     )
     muon_momentum: float = option("Momentum of Muon; short runs with small batches do better with 0.9.", 0.95)
     weight_decay: float = option("Decoupled weight decay of matrices and embeddings.", 0.1)
