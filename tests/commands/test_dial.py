@@ -86,6 +86,13 @@ def test_a_micro_batch_divides_the_batch(command, tmp_path, batch, micro_batch):
     assert saved(tmp_path)[1]["micro_batch_size"] == micro_batch
 
 
+@pytest.mark.parametrize("budget_option", ["--flops=1e8", "--minutes=0.05"])
+def test_the_batch_is_a_multiple_of_a_given_micro_batch(command, tmp_path, monkeypatch, budget_option):
+    monkeypatch.setattr(budget, "SMALLEST_BATCH", 64)  # tokens
+    assert pretrain.main(command(budget_option, "--micro_batch_size=16")) == 0
+    assert saved(tmp_path)[1]["global_batch_size"] % 16 == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -62,6 +62,7 @@ class Limits:
         seconds: for steps and evaluations.
         micro_batch_size: sequences of a measured micro-batch.
         batch_size: sequences per step, if it is given.
+        multiple_of: what a chosen batch must be a multiple of.
         eval_micro_batches: of an evaluation.
         sampled_tokens: per evaluation.
     """
@@ -69,6 +70,7 @@ class Limits:
     seconds: float
     micro_batch_size: int
     batch_size: int | None = None
+    multiple_of: int = 1
     eval_micro_batches: int = 0
     sampled_tokens: int = 0
 
@@ -110,7 +112,8 @@ def training_for_seconds(config: Any, text: Text, limits: Limits, speed: Speed) 
     num_evaluations = min(MOST_EVALUATIONS, max(FEWEST_EVALUATIONS, fitting))
     left = max(0.0, limits.seconds - num_evaluations * evaluation)
     micro_batches = left / speed.micro_batch
-    batch_size = limits.batch_size or batch_size_for(text, micro_batches * limits.micro_batch_size * text.block_size)
+    fitting_tokens = micro_batches * limits.micro_batch_size * text.block_size
+    batch_size = limits.batch_size or batch_size_for(text, fitting_tokens, limits.multiple_of)
     step = speed.step(batch_size / limits.micro_batch_size)
     found = _training(config, text, batch_size, left / step)
     seconds = found.max_steps * step + num_evaluations * evaluation
@@ -118,13 +121,13 @@ def training_for_seconds(config: Any, text: Text, limits: Limits, speed: Speed) 
 
 
 def trainings_for_flops(
-    candidates: Sequence[Any], text: Text, flops: float, batch_size: int | None = None
+    candidates: Sequence[Any], text: Text, flops: float, batch_size: int | None = None, multiple_of: int = 1
 ) -> list[Training]:
     """A training for each model that takes so many FLOPs, counted as in `flops_per_token`."""
     trainings = []
     for config in candidates:
         num_tokens = flops / training_flops_per_token(config, text.block_size)
-        size = batch_size or batch_size_for(text, num_tokens)
+        size = batch_size or batch_size_for(text, num_tokens, multiple_of)
         trainings.append(_training(config, text, size, num_tokens / (size * text.block_size)))
     return trainings
 
@@ -159,10 +162,11 @@ def worth_in_new_tokens(num_tokens: float, num_unique: float) -> float:
     return worth
 
 
-def batch_size_for(text: Text, num_tokens: float) -> int:
-    """Sequences per step: a power of two whose tokens grow like the square root of all tokens."""
+def batch_size_for(text: Text, num_tokens: float, multiple_of: int = 1) -> int:
+    """Sequences per step: a power of two whose tokens grow like the square root of all tokens, or the next multiple."""
     wanted = min(max(BATCH_FACTOR * math.sqrt(num_tokens), SMALLEST_BATCH), LARGEST_BATCH) / text.block_size
-    return 1 << max(0, round(math.log2(wanted)))
+    power = 1 << max(0, round(math.log2(wanted)))
+    return math.ceil(power / multiple_of) * multiple_of
 
 
 def ngram_loss(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> float:

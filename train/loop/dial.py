@@ -157,16 +157,18 @@ def trainings_within(
     started: float,
 ) -> list[Training]:
     """Trainings to choose from. For minutes, models are timed until a larger one would be worse."""
+    batch_size, micro_batch_size = (given.get(f"{name}_batch_size") for name in ("global", "micro"))
     if asked.flops:
-        return budget.trainings_for_flops(candidates, text, asked.flops, given.get("global_batch_size"))
+        return budget.trainings_for_flops(candidates, text, asked.flops, batch_size, micro_batch_size or 1)
     num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))
     smallest = max(1, budget.SMALLEST_BATCH // text.block_size)
     usual = min(smallest, LARGEST_MICRO_BATCH) if accelerator.device.type == "cpu" else LARGEST_MICRO_BATCH
-    size = given.get("micro_batch_size") or usual
+    size = micro_batch_size or usual
     limits = Limits(
         seconds=0.0,
         micro_batch_size=size,
-        batch_size=given.get("global_batch_size"),
+        batch_size=batch_size,
+        multiple_of=micro_batch_size or 1,
         eval_micro_batches=math.ceil(num_evaluated / size),
         sampled_tokens=arguments.max_new_tokens if arguments.sample_prompts else 0,
     )
