@@ -1,7 +1,7 @@
 """All rows of docs/performance.md for a CPU: `python -m benchmarks.cpu --text input.txt --nanogpt nanoGPT`.
 
-Runs the benchmarks below one after the other, each in its own process, and writes their tables to a JSON file, one per
-line. Nothing else should run meanwhile.
+Runs the benchmarks below one after the other, each in its own process, appends their tables to a JSON file, one per
+line, and draws the picture of `benchmarks.picture` beside it. Nothing else should run meanwhile.
 """
 
 import os
@@ -42,13 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--rows {' '.join(sorted(unknown))}: unknown. Known: {', '.join(ROWS)}.")
     Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"BENCHMARK_JSON": str(Path(arguments.output).resolve())}
+    commands = [
+        [name, *(text.format(text=arguments.text, nanogpt=arguments.nanogpt) for text in ROWS[name])]
+        for name in arguments.rows or ROWS
+    ]
+    picture = str(Path(arguments.output).with_suffix(".png"))
+    commands.append(["picture", "--cpu", arguments.output, "--output", picture])
     failed = 0
-    for name in arguments.rows or ROWS:
-        options = [option.format(text=arguments.text, nanogpt=arguments.nanogpt) for option in ROWS[name]]
+    for name, *options in commands:
         print(f"$ python -m benchmarks.{name} {' '.join(options)}", flush=True)
-        failed += (
-            subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options], env=environment).returncode != 0
-        )
+        command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+        failed += subprocess.run(command, env=environment).returncode != 0
     return failed
 
 

@@ -203,6 +203,12 @@ def test_the_package_does_not_print():
     assert offenders(PACKAGE, lambda path: "print" in calls(path)) == {}
 
 
+def test_no_conflict_of_a_merge_is_left():
+    marks = ["git", "grep", "--untracked", "-nE", "^(<{7}|>{7}) "]
+    found = subprocess.run(marks, cwd=REPOSITORY, capture_output=True, text=True)
+    assert found.returncode == 1, found.stdout + found.stderr  # git grep: 1 for no match
+
+
 def test_no_command_in_the_documentation_ends_in_a_comment():
     # zsh, the shell of macOS, takes a "#" behind a command that is pasted for an argument.
     blocks = []
