@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+from hf_scratch_gpt import ScratchGPTConfig
 from train import pretrain
 from train.loop import budget, dial
 from train.model import new
@@ -38,6 +39,7 @@ def test_a_budget_decides_all_that_is_left_open_and_the_forecast_is_checked(comm
     for name in ("config", "config_overrides", "global_batch_size", "max_steps", "learning_rate"):
         assert settings[name] == choice["settings"][name] is not None
     assert "minutes" not in settings  # the recipe alone repeats the run
+    assert choice["settings"]["torch_compile"] == "false"
     for line in (
         r"^budget +0\.1 minutes on this machine$",
         r"^model +\d layers, 64 wide: [\d,]+ parameters$",
@@ -84,6 +86,13 @@ def test_a_micro_batch_divides_the_batch(command, tmp_path, batch, micro_batch):
     assert saved(tmp_path)[1]["micro_batch_size"] == micro_batch
 
 
+@pytest.mark.parametrize("budget_option", ["--flops=1e8", "--minutes=0.05"])
+def test_the_batch_is_a_multiple_of_a_given_micro_batch(command, tmp_path, monkeypatch, budget_option):
+    monkeypatch.setattr(budget, "SMALLEST_BATCH", 64)  # tokens
+    assert pretrain.main(command(budget_option, "--micro_batch_size=16")) == 0
+    assert saved(tmp_path)[1]["global_batch_size"] % 16 == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -97,6 +106,37 @@ def test_a_micro_batch_divides_the_batch(command, tmp_path, batch, micro_batch):
 def test_what_contradicts_a_budget_is_refused(command, options, message, capsys):
     assert run_command(pretrain.main, command(*options)) == 2
     assert message in capsys.readouterr().err
+
+
+def training_of(width, loss):
+    config = ScratchGPTConfig(hidden_size=width, num_hidden_layers=2, num_attention_heads=2)
+    return budget.Training(config, 8, 1000, 2, 60.0, 2_048_000, loss)
+
+
+def explained(losses, **options):
+    trainings = [training_of(width, loss) for width, loss in losses]
+    best, text = budget.best_of(trainings), budget.Text(10_000_000, 256, 3.0)
+    choice = dial.Choice({"minutes": 1.0}, {}, best.expected_loss, 60.0)
+    return dial.explanation(trainings, text, choice, **{"is_compiled": False, **options})
+
+
+def test_the_explanation_compares_the_next_smaller_and_the_next_larger_model():
+    shown = explained([(64, 2.7), (128, 2.5), (192, 2.4), (256, 2.45)])
+    expected = "in the same time, 2 layers, 128 wide would reach 2.50, 2 layers, 256 wide would reach 2.45"
+    assert re.search(rf"^other models +{expected}$", shown, re.MULTILINE)
+    assert "other models" not in explained([(64, 2.7)])
+
+
+def test_the_explanation_says_that_compilation_was_not_timed():
+    assert "torch.compile" not in explained([(64, 2.7)])
+    assert "measured on this machine without torch.compile" in explained([(64, 2.7)], is_compiled=True)
+
+
+def test_whether_to_compile_follows_from_the_measured_time(command, tmp_path, monkeypatch):
+    planned = []
+    monkeypatch.setattr(dial, "compiles", lambda asked, device, seconds: bool(planned.append(seconds)))
+    assert pretrain.main(command("--minutes=0.1")) == 0
+    assert 0 < planned[0] < 6.0
 
 
 def test_several_processes_are_refused():

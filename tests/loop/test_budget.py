@@ -1,7 +1,6 @@
 """The rule behind --minutes and --flops."""
 
 import math
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from train.loop.forecast import Speed
 from train.model.flops import flops_per_token
 from train.model.new import ladder
 
-TEXT = Text(num_tokens=10_000_000, block_size=256, bigram_loss=4.0)
+TEXT = Text(num_tokens=10_000_000, block_size=256, ngram_loss=4.0)
 LADDER = ladder(4096)
 
 
@@ -23,7 +22,11 @@ def speed_of(config):
     return Speed(micro_batch=micro_batch, update=0.1 * micro_batch, evaluation=micro_batch / 3, sampled_token=0.01)
 
 
-def choose(seconds, text=TEXT, measured=None, **limits):
+def choose(seconds, text=TEXT, **limits):
+    return budget.best_of(trainings(seconds, text, **limits))
+
+
+def trainings(seconds, text=TEXT, measured=None, **limits):
     limits = Limits(seconds=seconds, micro_batch_size=8, **limits)
 
     def measure(config):
@@ -31,7 +34,7 @@ def choose(seconds, text=TEXT, measured=None, **limits):
             measured.append(config.hidden_size)
         return speed_of(config)
 
-    return budget.best_for_seconds(LADDER, text, lambda: limits, measure)
+    return budget.trainings_for_seconds(LADDER, text, lambda: limits, measure)
 
 
 @pytest.mark.parametrize("seconds", [30, 120, 300, 900, 7200])
@@ -59,7 +62,7 @@ def test_more_time_gives_larger_models_lower_losses_and_larger_batches():
 
 def test_no_model_beyond_the_first_that_is_worse_is_measured():
     measured = []
-    best = choose(60, measured=measured)
+    best = budget.best_of(trainings(60, measured=measured))
     widths = [config.hidden_size for config in LADDER]
     assert measured == widths[: widths.index(best.config.hidden_size) + 2]
 
@@ -82,7 +85,7 @@ def test_a_given_batch_is_kept():
 
 
 def test_flops_are_spent():
-    best = budget.best_for_flops(LADDER, TEXT, 1e15)
+    best = budget.best_of(budget.trainings_for_flops(LADDER, TEXT, 1e15))
     spent = best.num_tokens * flops_per_token(best.config, 256)
     assert 0.98e15 < spent <= 1e15
 
@@ -92,14 +95,23 @@ def test_evaluations_take_a_tenth_of_the_time_at_most():
     assert choose(30, eval_micro_batches=16, sampled_tokens=64).num_evaluations == budget.FEWEST_EVALUATIONS
 
 
-def test_bigram_loss_by_hand():
-    train, validation, vocab_size = np.array([0, 1, 0, 1, 0, 2]), np.array([0, 1, 2, 0]), 4
-    unigram = [4 / 10, 3 / 10, 2 / 10, 1 / 10]
-    pairs = Counter({(0, 1): 2, (1, 0): 2, (0, 2): 1})
-    total, kinds = {0: 3, 1: 2, 2: 0}, {0: 2, 1: 1, 2: 1}  # a token that nothing has followed counts as one kind
-    expected = [(pairs[a, b] + kinds[a] * unigram[b]) / (total[a] + kinds[a]) for a, b in ((0, 1), (1, 2), (2, 0))]
-    found = budget.bigram_loss(train.astype(np.uint16), validation.astype(np.uint16), vocab_size)
-    assert found == pytest.approx(-np.log(expected).mean())
+def test_ngram_loss_by_hand():
+    train, validation, vocab_size = np.array([0, 1, 0, 1, 0, 2, 0, 1]), np.array([0, 1, 2]), 4
+    unigram = [(count + 3 / 4) / (8 + 3) for count in (4, 3, 1, 0)]  # three kinds of tokens were seen
+    # the token after 0 is 1 or 2, after 1 always 0; the first 0 follows the last token for training
+    bigram = {(1, 0): (2 + unigram[0]) / 3, (0, 1): (3 + 2 * unigram[1]) / 6, (1, 2): unigram[2] / 3}
+    trigram = {(0, 1, 0): (2 + bigram[1, 0]) / 3, (1, 0, 1): (1 + 2 * bigram[0, 1]) / 4, (0, 1, 2): bigram[1, 2] / 3}
+    losses = [-np.log(each).mean() for each in ([unigram[0], unigram[1], unigram[2]], [*bigram.values()])]
+    assert losses[1] < losses[0]
+    assert -np.log([*trigram.values()]).mean() > losses[1]
+    found = budget.ngram_loss(train.astype(np.uint16), validation.astype(np.uint16), vocab_size)
+    assert found == pytest.approx(losses[1])
+
+
+def test_of_text_that_repeats_itself_long_contexts_tell_the_next_token():
+    text = np.tile([0, 0, 0, 1], 100)
+    assert budget.ngram_loss(text, text, 2) < 0.1
+    assert budget.ngram_loss(np.zeros(50), np.zeros(50), 1) == 0.0  # with one token, nothing is left to learn
 
 
 def test_of_a_tiny_budget_the_smallest_model_is_chosen():

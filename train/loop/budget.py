@@ -2,7 +2,7 @@
 
 The rule was fitted on our own runs; docs/performance.md has the runs and the fit.
 
-- The loss of a model of N parameters after D tokens is a fraction of the loss of a bigram model on the same tokens, so
+- The loss of a model of N parameters after D tokens is a fraction of the loss of an n-gram model on the same tokens, so
   that the rule follows the text and its vocabulary.
 - Of the models in `model.new.ladder`, the one with the lowest expected loss is chosen. The larger a model is, the more
   it learns from a token, and the fewer tokens it reads within the budget.
@@ -19,8 +19,8 @@ import numpy as np
 from ..model.flops import training_flops_per_token
 from .forecast import Speed
 
-# loss / bigram loss = FLOOR + SIZE (N / 1e6) ** -SIZE_EXPONENT + TOKENS (D / 1e6) ** -TOKENS_EXPONENT
-FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.300, 0.037, 1.02, 0.455, 0.273
+# loss / n-gram loss = FLOOR + SIZE (N / 1e6) ** -SIZE_EXPONENT + TOKENS (D / 1e6) ** -TOKENS_EXPONENT
+FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.164, 0.131, 0.383, 0.635, 0.231
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
 MAX_EPOCHS = 10
 MIN_STEPS = 20
@@ -28,7 +28,8 @@ FEWEST_EVALUATIONS, MOST_EVALUATIONS = 2, 8
 EVALUATION_SHARE = 0.1  # of the time, unless that is too little for the fewest
 BATCH_FACTOR = 1.0  # tokens per step / square root of all tokens
 SMALLEST_BATCH, LARGEST_BATCH = 2048, 65536  # tokens
-BIGRAM_TOKENS, BIGRAM_TEST_TOKENS = 2_000_000, 200_000
+NGRAM_TOKENS, NGRAM_TEST_TOKENS = 1_000_000, 100_000
+LEAST_GAIN = 0.01  # of a longer context
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Text:
 
     num_tokens: int  # for training
     block_size: int
-    bigram_loss: float  # nats per token
+    ngram_loss: float  # nats per token
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Limits:
         seconds: for steps and evaluations.
         micro_batch_size: sequences of a measured micro-batch.
         batch_size: sequences per step, if it is given.
+        multiple_of: what a chosen batch must be a multiple of.
         eval_micro_batches: of an evaluation.
         sampled_tokens: per evaluation.
     """
@@ -68,34 +70,39 @@ class Limits:
     seconds: float
     micro_batch_size: int
     batch_size: int | None = None
+    multiple_of: int = 1
     eval_micro_batches: int = 0
     sampled_tokens: int = 0
 
 
-def best_for_seconds(
+def trainings_for_seconds(
     candidates: Sequence[Any],
     text: Text,
     limits: Callable[[], Limits],
     measure: Callable[[Any], Speed],
-) -> Training:
-    """The training with the lowest expected loss within the limits.
+) -> list[Training]:
+    """A training within the limits for one model after the other, until a larger one would be worse or too slow.
 
     Args:
         candidates: configs of our models, from small to large.
         limits: what is left, which shrinks while models are measured.
-        measure: times a model. It is called for one candidate after the other, until a larger one would be worse.
+        measure: times a model.
     """
-    best: Training | None = None
+    trainings: list[Training] = []
     for config in candidates:
-        speed = measure(config)
-        left = limits()
-        found = training_for_seconds(config, text, left, speed)
-        is_too_long = found.seconds > left.seconds  # even the fewest steps
-        if best is not None and (is_too_long or found.expected_loss >= best.expected_loss):
+        speed, left = measure(config), limits()
+        training = training_for_seconds(config, text, left, speed)
+        if trainings and training.seconds > left.seconds:  # even the fewest steps
             break
-        best = found
-    assert best is not None, "no candidates"
-    return best
+        trainings.append(training)
+        if best_of(trainings) is not training:
+            break
+    return trainings
+
+
+def best_of(trainings: Sequence[Training]) -> Training:
+    """The training with the lowest expected loss; of equal ones the first."""
+    return min(trainings, key=lambda one: one.expected_loss)
 
 
 def training_for_seconds(config: Any, text: Text, limits: Limits, speed: Speed) -> Training:
@@ -105,21 +112,24 @@ def training_for_seconds(config: Any, text: Text, limits: Limits, speed: Speed) 
     num_evaluations = min(MOST_EVALUATIONS, max(FEWEST_EVALUATIONS, fitting))
     left = max(0.0, limits.seconds - num_evaluations * evaluation)
     micro_batches = left / speed.micro_batch
-    batch_size = limits.batch_size or batch_size_for(text, micro_batches * limits.micro_batch_size * text.block_size)
+    fitting_tokens = micro_batches * limits.micro_batch_size * text.block_size
+    batch_size = limits.batch_size or batch_size_for(text, fitting_tokens, limits.multiple_of)
     step = speed.step(batch_size / limits.micro_batch_size)
     found = _training(config, text, batch_size, left / step)
     seconds = found.max_steps * step + num_evaluations * evaluation
     return replace(found, num_evaluations=num_evaluations, seconds=seconds)
 
 
-def best_for_flops(candidates: Sequence[Any], text: Text, flops: float, batch_size: int | None = None) -> Training:
-    """The training with the lowest expected loss that takes so many FLOPs, counted as in `flops_per_token`."""
+def trainings_for_flops(
+    candidates: Sequence[Any], text: Text, flops: float, batch_size: int | None = None, multiple_of: int = 1
+) -> list[Training]:
+    """A training for each model that takes so many FLOPs, counted as in `flops_per_token`."""
     trainings = []
     for config in candidates:
         num_tokens = flops / training_flops_per_token(config, text.block_size)
-        size = batch_size or batch_size_for(text, num_tokens)
+        size = batch_size or batch_size_for(text, num_tokens, multiple_of)
         trainings.append(_training(config, text, size, num_tokens / (size * text.block_size)))
-    return min(trainings, key=lambda one: one.expected_loss)
+    return trainings
 
 
 def _training(config: Any, text: Text, batch_size: int, steps: float) -> Training:
@@ -142,7 +152,7 @@ def expected_loss(num_parameters: float, num_tokens: float, text: Text) -> float
     new = worth_in_new_tokens(num_tokens, text.num_tokens)
     of_size = SIZE * (num_parameters / 1e6) ** -SIZE_EXPONENT
     of_tokens = TOKENS * (new / 1e6) ** -TOKENS_EXPONENT
-    return float((FLOOR + of_size + of_tokens) * text.bigram_loss)
+    return float((FLOOR + of_size + of_tokens) * text.ngram_loss)
 
 
 def worth_in_new_tokens(num_tokens: float, num_unique: float) -> float:
@@ -152,28 +162,31 @@ def worth_in_new_tokens(num_tokens: float, num_unique: float) -> float:
     return worth
 
 
-def batch_size_for(text: Text, num_tokens: float) -> int:
-    """Sequences per step: a power of two whose tokens grow like the square root of all tokens."""
+def batch_size_for(text: Text, num_tokens: float, multiple_of: int = 1) -> int:
+    """Sequences per step: a power of two whose tokens grow like the square root of all tokens, or the next multiple."""
     wanted = min(max(BATCH_FACTOR * math.sqrt(num_tokens), SMALLEST_BATCH), LARGEST_BATCH) / text.block_size
-    return 1 << max(0, round(math.log2(wanted)))
+    power = 1 << max(0, round(math.log2(wanted)))
+    return math.ceil(power / multiple_of) * multiple_of
 
 
-def bigram_loss(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> float:
-    """Nats per token of a bigram model with Witten-Bell smoothing, (tokens,) each.
+def ngram_loss(train: np.ndarray, validation: np.ndarray, vocab_size: int) -> float:
+    """Nats per token of the best n-gram model with Witten-Bell smoothing, (tokens,) each.
 
-    After token a, p(b) = (count(a b) + k p1(b)) / (count(a) + k), where k is the number of different tokens that have
-    followed a, and p1 is the share of b among all tokens (Witten and Bell, 1991, method C).
+    After context c, p(b | c) = (count(c b) + k p(b | c')) / (count(c) + k), where k is the number of different tokens
+    that have followed c, and c' is c without its first token (Witten and Bell, 1991, method C). Contexts grow until a
+    longer one no longer helps.
     """
-    train, validation = train.astype(np.int64), validation.astype(np.int64)
-    unigram = np.bincount(train, minlength=vocab_size) + 1.0
-    unigram /= unigram.sum()
-    pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
-    followers = np.bincount(pairs // vocab_size, minlength=vocab_size)
-    totals = np.bincount(train[:-1], minlength=vocab_size)
-    asked = validation[:-1] * vocab_size + validation[1:]
-    places = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
-    seen = np.where(pairs[places] == asked, counts[places], 0)
-    before = validation[:-1]
-    kinds = np.maximum(followers[before], 1)
-    probabilities = (seen + kinds * unigram[validation[1:]]) / (totals[before] + kinds)
-    return float(-np.log(probabilities).mean())
+    tokens = np.concatenate([train, validation]).astype(np.int64)
+    contexts = np.zeros_like(tokens)  # each with a number of its own; first the empty one
+    probabilities, losses = np.full(len(validation), 1 / vocab_size), [math.inf]
+    while True:
+        grams, numbers = np.unique(contexts * vocab_size + tokens, return_inverse=True)
+        counts = np.bincount(numbers[: len(train)], minlength=len(grams))
+        totals, followers = (np.bincount(grams // vocab_size, weights=each) for each in (counts, counts > 0))
+        asked = contexts[len(train) :]
+        kinds = np.maximum(followers[asked], 1)
+        probabilities = (counts[numbers[len(train) :]] + kinds * probabilities) / (totals[asked] + kinds)
+        losses.append(float(-np.log(probabilities).mean()))
+        if losses[-1] >= (1 - LEAST_GAIN) * losses[-2]:
+            return min(losses)
+        contexts = np.concatenate([[len(grams)], numbers[:-1]])  # the first has one of its own

@@ -20,6 +20,7 @@ from ..settings.run_folder import BUDGET_FILE
 from ..settings.training import BudgetArguments, ModelArguments, TrainArguments
 from . import budget
 from .budget import Limits, Text, Training
+from .compilation import compiles
 from .forecast import Speed, format_duration, free_memory, measure_speed
 from .run import precision_of
 
@@ -30,6 +31,7 @@ FINISH_SECONDS = 4.0  # to write the model, its card and its loss curve
 SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_seconds": float}
 REMEDY = "Choose another --output_dir, or delete the run folder to start over."
 FEW_STEPS = 200
+ERRORS = "usually within 0.1 for Python's text, 0.2 for others"
 LENGTH_OPTIONS = ("max_steps", "model")  # that a budget replaces
 
 
@@ -83,12 +85,16 @@ def choose(
     if model_arguments.config:
         candidates = [build_config(model_arguments, tokenizer)]
     text = describe(data)
-    training = best_training(asked, candidates, text, arguments, given, data, accelerator, started)
+    trainings = trainings_within(asked, candidates, text, arguments, given, data, accelerator, started)
+    training = budget.best_of(trainings)
     settings = settings_of(training, arguments, given, is_ladder=not model_arguments.config)
+    is_compiled = compiles(arguments.torch_compile, accelerator.device, training.seconds)
+    if training.seconds:
+        settings["torch_compile"] = "true" if is_compiled else "false"
     seconds = training.seconds and training.seconds / (1 - SPARE) + FINISH_SECONDS + time.perf_counter() - started
     choice = Choice(wanted, settings, training.expected_loss, seconds)
     replace_text(path, json.dumps(asdict(choice), indent=2) + "\n")
-    accelerator.print(explanation(training, text, choice))
+    accelerator.print(explanation(trainings, text, choice, is_compiled=is_compiled))
     return choice
 
 
@@ -128,8 +134,8 @@ def earlier_choice(path: Path, wanted: dict[str, float]) -> Choice:
 def describe(data: PreparedData) -> Text:
     """What the rule needs to know of the data."""
     train, validation = data.train, data.validation
-    loss = budget.bigram_loss(
-        tokens_of(train, budget.BIGRAM_TOKENS), tokens_of(validation, budget.BIGRAM_TEST_TOKENS), train.vocab_size
+    loss = budget.ngram_loss(
+        tokens_of(train, budget.NGRAM_TOKENS), tokens_of(validation, budget.NGRAM_TEST_TOKENS), train.vocab_size
     )
     return Text(len(train) * train.block_size, train.block_size, loss)
 
@@ -140,7 +146,7 @@ def tokens_of(blocks: TokenBlocks, limit: int) -> Any:
     return blocks.rows([number * len(blocks) // count for number in range(count)])[:, 1:].flatten().numpy()
 
 
-def best_training(
+def trainings_within(
     asked: BudgetArguments,
     candidates: list[Any],
     text: Text,
@@ -149,18 +155,20 @@ def best_training(
     data: PreparedData,
     accelerator: Accelerator,
     started: float,
-) -> Training:
-    """The training with the lowest expected loss. For minutes, models are timed until a larger one would be worse."""
+) -> list[Training]:
+    """Trainings to choose from. For minutes, models are timed until a larger one would be worse."""
+    batch_size, micro_batch_size = (given.get(f"{name}_batch_size") for name in ("global", "micro"))
     if asked.flops:
-        return budget.best_for_flops(candidates, text, asked.flops, given.get("global_batch_size"))
+        return budget.trainings_for_flops(candidates, text, asked.flops, batch_size, micro_batch_size or 1)
     num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))
     smallest = max(1, budget.SMALLEST_BATCH // text.block_size)
     usual = min(smallest, LARGEST_MICRO_BATCH) if accelerator.device.type == "cpu" else LARGEST_MICRO_BATCH
-    size = given.get("micro_batch_size") or usual
+    size = micro_batch_size or usual
     limits = Limits(
         seconds=0.0,
         micro_batch_size=size,
-        batch_size=given.get("global_batch_size"),
+        batch_size=batch_size,
+        multiple_of=micro_batch_size or 1,
         eval_micro_batches=math.ceil(num_evaluated / size),
         sampled_tokens=arguments.max_new_tokens if arguments.sample_prompts else 0,
     )
@@ -182,7 +190,7 @@ def best_training(
             enough_seconds=TIMING_SECONDS,
         )
 
-    found = budget.best_for_seconds(candidates, text, left, measure)
+    found = budget.trainings_for_seconds(candidates, text, left, measure)
     free_memory()
     return found
 
@@ -213,8 +221,9 @@ def settings_of(
     return {name: value for name, value in chosen.items() if name not in given}
 
 
-def explanation(training: Training, text: Text, choice: Choice) -> str:
+def explanation(trainings: list[Training], text: Text, choice: Choice, *, is_compiled: bool) -> str:
     """Lines for the terminal: what was chosen and why, and what is expected."""
+    training = budget.best_of(trainings)
     config = training.config
     ((name, value),), tokens = choice.budget.items(), training.num_tokens
     epochs = tokens / text.num_tokens
@@ -222,10 +231,15 @@ def explanation(training: Training, text: Text, choice: Choice) -> str:
         "budget": f"{value:g} {'minutes on this machine' if name == 'minutes' else 'FLOPs'}",
         "model": f"{config.num_hidden_layers} layers, {config.hidden_size} wide: {config.parameter_count:,} parameters",
         "steps": f"{training.max_steps:,} of {training.batch_size} sequences: {tokens:,} tokens, {epochs:.2g} epochs",
-        "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text (fitted on Python's text)",
+        "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text ({ERRORS})",
     }
+    if neighbors := neighbors_of(training, trainings):
+        same = "in the same time" if name == "minutes" else "for the same FLOPs"
+        rows["other models"] = f"{same}, {', '.join(map(outcome, neighbors))}"
     if choice.expected_seconds:
         rows["expected time"] = f"{format_duration(choice.expected_seconds)}, measured on this machine"
+        if is_compiled:
+            rows["expected time"] += " without torch.compile, which makes the run shorter"
     if epochs > 0.99 * budget.MAX_EPOCHS:
         rows["note"] = (
             f"the text is too short for the budget: more than {budget.MAX_EPOCHS} passes over it would teach the model "
@@ -237,6 +251,18 @@ def explanation(training: Training, text: Text, choice: Choice) -> str:
             "writes hardly a word: stop with Ctrl-C, and start again with a larger budget and another --output_dir"
         )
     return "\n".join(f"{title:<24}{row}" for title, row in rows.items())
+
+
+def neighbors_of(training: Training, trainings: list[Training]) -> list[Training]:
+    """The trainings of the next smaller and the next larger model, as far as there are any."""
+    place = trainings.index(training)
+    return [*trainings[:place][-1:], *trainings[place + 1 :][:1]]
+
+
+def outcome(training: Training) -> str:
+    """The expected loss of a model, as text."""
+    config = training.config
+    return f"{config.num_hidden_layers} layers, {config.hidden_size} wide would reach {training.expected_loss:.2f}"
 
 
 def verdict(choice: Choice, loss: float, seconds: float | None) -> str:
