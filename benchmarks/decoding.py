@@ -2,31 +2,35 @@
 
 Every token needs all weights once, so the bandwidth of the memory is the limit, and fewer bytes per weight are the way
 beyond it. The table compares transformers' GPT-2 with a ScratchGPT of the same shape in float32, bfloat16 and with
-`--quantization int8`, all in one process; on a GPU also a model of 1B with a static cache and a compiled step. With
-`--model`, a second table says what rounding the weights of that model does to its perplexity.
+`--quantization int8`, and the latter two with `--torch_compile` too, all in one process; on a GPU also a model of 1B. A
+second table has the seconds that compiling takes first, on a CPU. With `--model`, a third one says what rounding the
+weights of that model does to its perplexity.
 """
 
 import math
+import os
 import pydoc_data.topics
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from train.model import int8
+from train.model.compiled import compile_generation, compile_settings, compiler_problem
 from train.model.inference import load_for_inference
 from train.settings.checks import check_bounds
 from train.settings.command import run_command
 from train.settings.recipe import option, option_list, parse_recipe
 
-from .report import default_device, interleaved, median_ratio, print_table, seconds_of
+from .report import default_device, in_new_process, interleaved, median_ratio, print_table, seconds_of
 
 PEER = "transformers' GPT-2, bfloat16"
 BASE = "ours, bfloat16"
@@ -42,7 +46,7 @@ class DecodingArguments:
     presets: list[str] = option_list("Shapes of the models (default: gpt2, and on a GPU llama3-1b).")
     new_tokens: int = option("Tokens per measurement.", 64)
     rounds: int = option("Measurements of each row.", 3)
-    torch_compile: bool | None = option("A row with a static cache and a compiled step (default: on a GPU).")
+    torch_compile: bool | None = option("Rows with --torch_compile (default: on a GPU, or with a C++ compiler).")
     model: str | None = option("Language model for the perplexity: a folder (default: none).", is_path=True)
     text_tokens: int = option("Tokens of Python's documentation that its perplexity is measured on.", 8192)
     block_size: int = option("Tokens per window of that text.", 512)
@@ -56,8 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     (arguments,) = parse_recipe([DecodingArguments], argv, description=__doc__ or "")
     transformers_logging.set_verbosity_error()
     is_gpu = default_device().type != "cpu"
-    for preset in arguments.presets or ["gpt2", *([GPU_PRESET] if is_gpu else [])]:
-        compare_speed(preset, arguments, is_gpu if arguments.torch_compile is None else arguments.torch_compile)
+    can_compile = is_gpu or compiler_problem() is None
+    has_compiled = can_compile if arguments.torch_compile is None else arguments.torch_compile
+    presets = arguments.presets or ["gpt2", *([GPU_PRESET] if is_gpu else [])]
+    for preset in presets:
+        compare_speed(preset, arguments, has_compiled)
+    if has_compiled and not is_gpu:
+        measure_start(presets[0])
     if arguments.model is not None:
         compare_perplexity(arguments.model, arguments)
 
@@ -126,7 +135,10 @@ def generator(model: Any, name: str, new_tokens: int) -> Callable[[], float]:
     ids = torch.randint(model.config.vocab_size, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
     settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-    settings |= compiled_settings() if name.endswith("compiled") else {"disable_compile": True}
+    if name.endswith("compiled"):
+        settings |= {"cache_implementation": "static", "compile_config": compile_settings()}
+    else:
+        settings["disable_compile"] = True
 
     def generate() -> None:
         output = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
@@ -136,11 +148,20 @@ def generator(model: Any, name: str, new_tokens: int) -> Callable[[], float]:
     return lambda: seconds_of(generate)
 
 
-def compiled_settings() -> dict[str, Any]:
-    """Arguments of `generate` for a static cache and a compiled step."""
-    config: Any = CompileConfig(fullgraph=True)
-    config._compile_all_devices = True  # generate itself compiles on accelerators only
-    return {"cache_implementation": "static", "compile_config": config}
+def measure_start(preset: str) -> None:
+    """Print the seconds that --torch_compile takes before the first token, for int8, without and with cached code."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        rows = [[name, f"{in_new_process(seconds_to_compile, preset):.0f}"] for name in ("first start", "next start")]
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    print_table(f"{preset}, int8, --torch_compile true, before the first token", ["", "seconds"], rows)
+
+
+def seconds_to_compile(preset: str) -> float:
+    """Duration of `compile_generation`."""
+    model = new_model(ScratchGPTForCausalLM, ScratchGPTConfig.from_preset(preset), torch.bfloat16)
+    int8.quantize_model(model)
+    return seconds_of(lambda: compile_generation(preset, model, first_id=0))
 
 
 def bytes_per_token(model: Any) -> int:

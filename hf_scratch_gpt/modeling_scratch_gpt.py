@@ -72,6 +72,11 @@ def is_eager(*tensors: torch.Tensor) -> bool:
     return not any(is_traced(x) or isinstance(x, DTensor) for x in tensors)
 
 
+def wants_gradient(*tensors: torch.Tensor) -> bool:
+    """As `is_eager`, for functions whose plain formula gives the same bits, and is faster where nothing is kept."""
+    return torch.is_grad_enabled() and is_eager(*tensors)
+
+
 def gradients_of_formula(
     formula: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor], gradient: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
@@ -127,7 +132,7 @@ class ScratchGPTRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        norm = RMSNormFunction.apply if is_eager(hidden_states, self.weight) else rms_norm
+        norm = RMSNormFunction.apply if wants_gradient(hidden_states, self.weight) else rms_norm
         return norm(hidden_states, self.weight, self.eps)
 
 
@@ -141,10 +146,8 @@ class ScratchGPTLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        x = hidden_states.to(torch.float32)
-        x = x - x.mean(-1, keepdim=True)
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x.to(hidden_states.dtype) + self.bias
+        hidden_states = hidden_states.to(self.weight.dtype)
+        return nn.functional.layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 NORMS = {"rmsnorm": ScratchGPTRMSNorm, "layernorm": ScratchGPTLayerNorm}
@@ -433,7 +436,7 @@ class ScratchGPTSwiGLU(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gate = self.gate_proj(hidden_states)  # (batch, seq, inner)
         up = self.up_proj(hidden_states)  # (batch, seq, inner)
-        activation = SwiGLUFunction.apply if is_eager(gate, up) else swiglu
+        activation = SwiGLUFunction.apply if wants_gradient(gate, up) else swiglu
         return self.down_proj(activation(gate, up))  # (batch, seq, hidden)
 
 

@@ -18,13 +18,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .data.plain_text import Message, prompt_ids
+from .model.compiled import compile_generation
 from .model.conversation import Conversation
 from .model.generation import TextStream, check_outputs, generate_text, max_positions
 from .model.inference import load_for_inference
 from .settings.checks import check_bounds
 from .settings.command import interruptible, run_command
 from .settings.durable import replace_text
-from .settings.inference import InferenceArguments
+from .settings.inference import GenerationModelArguments
 from .settings.recipe import option, parse_recipe, required
 from .settings.sampling import SamplingArguments
 from .settings.standard_input import PATIENCE, is_terminal, saying_after
@@ -66,7 +67,7 @@ class ChatSampling(SamplingArguments):
 def main(argv: Sequence[str] | None = None) -> None:
     """Read messages line by line, and answer each."""
     arguments, loading, sampling = parse_recipe(
-        [ChatArguments, InferenceArguments, ChatSampling], argv, description=__doc__ or ""
+        [ChatArguments, GenerationModelArguments, ChatSampling], argv, description=__doc__ or ""
     )
     model, tokenizer = load_for_inference(arguments.model, quantization=loading.quantization)
     if tokenizer.chat_template is None:
@@ -75,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"scratch-gpt generate --model {arguments.model}."
         )
     conversation = start(arguments, model, tokenizer)
-    check_outputs(arguments.model, model, prompt_ids(tokenizer, [{"role": "user", "content": "?"}]))
+    ids = prompt_ids(tokenizer, [{"role": "user", "content": "?"}])
+    check_outputs(arguments.model, model, ids)
+    if loading.torch_compile:
+        compile_generation(f"--model {arguments.model}", model, ids[0])
     torch.manual_seed(sampling.seed)
     if is_terminal():
         print("Type a message. /help lists the commands, Ctrl-D quits.")

@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
+from .model.compiled import compile_generation
 from .model.generation import TextStream, check_outputs, encode_prompt, generate_text, max_positions
 from .model.inference import load_for_inference
 from .model.top_tokens import TopTokens
 from .settings.checks import check_bounds, requires
 from .settings.command import interruptible, run_command
-from .settings.inference import InferenceArguments
+from .settings.inference import GenerationModelArguments
 from .settings.recipe import option, option_list, parse_recipe, required
 from .settings.sampling import SamplingArguments
 from .settings.standard_input import read_stdin
@@ -60,15 +61,19 @@ class GenerateArguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print each prompt, and its completions as they are generated."""
     arguments, loading, sampling = parse_recipe(
-        [GenerateArguments, InferenceArguments, SamplingArguments], argv, description=__doc__ or ""
+        [GenerateArguments, GenerationModelArguments, SamplingArguments], argv, description=__doc__ or ""
     )
     if arguments.num_samples > 1 and sampling.temperature == 0:
         raise ValueError(requires("num_samples", arguments.num_samples, "--temperature above 0: all would be equal"))
+    if arguments.show_top is not None and loading.torch_compile:
+        raise ValueError(requires("show_top", arguments.show_top, "--torch_compile false"))
     model, tokenizer = load_for_inference(arguments.model, quantization=loading.quantization)
     prompts = read_prompts(arguments.prompt)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     max_new_tokens = new_tokens(model, arguments.max_new_tokens)
     check_outputs(arguments.model, model, encoded[0][:1])
+    if loading.torch_compile:
+        compile_generation(f"--model {arguments.model}", model, encoded[0][0])
     several = len(prompts) * arguments.num_samples > 1
     for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), start=1):
         torch.manual_seed(sampling.seed)

@@ -23,7 +23,7 @@ from .model.inference import load_for_inference
 from .settings.address import listen
 from .settings.checks import check_bounds, requires
 from .settings.command import run_command
-from .settings.inference import InferenceArguments
+from .settings.inference import GenerationModelArguments
 from .settings.recipe import option, parse_recipe, required
 
 LIBRARIES = ("fastapi", "openai", "uvicorn")
@@ -61,14 +61,16 @@ class ServeArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Load the model, and answer requests until Ctrl-C."""
-    arguments, loading = parse_recipe([ServeArguments, InferenceArguments], argv, description=__doc__ or "")
+    arguments, loading = parse_recipe([ServeArguments, GenerationModelArguments], argv, description=__doc__ or "")
+    if loading.torch_compile and arguments.continuous_batching:
+        raise ValueError(requires("torch_compile", "true", "--continuous_batching false"))
     try:
-        run_server(arguments, loading.quantization)
+        run_server(arguments, loading)
     except KeyboardInterrupt:  # before the server has started
         return
 
 
-def run_server(arguments: ServeArguments, quantization: str | None) -> None:
+def run_server(arguments: ServeArguments, loading: GenerationModelArguments) -> None:
     """Load the model, and answer requests until Ctrl-C.
 
     Raises:
@@ -82,11 +84,14 @@ def run_server(arguments: ServeArguments, quantization: str | None) -> None:
     listener = listen(arguments.host, arguments.port)
     with listener:
         model, tokenizer = load_for_inference(
-            arguments.model, device=arguments.device, dtype=arguments.dtype, quantization=quantization
+            arguments.model, device=arguments.device, dtype=arguments.dtype, quantization=loading.quantization
         )
         transformers_logging.set_verbosity_error()
-        check_outputs(arguments.model, model, encode_prompt(tokenizer, "?"))
+        ids = encode_prompt(tokenizer, "?")
+        check_outputs(arguments.model, model, ids)
         answers = start_answers(arguments, model, tokenizer)
+        if loading.torch_compile:
+            answers.compile(f"--model {arguments.model}", ids[0])
         name = arguments.served_model_name or arguments.model
         message = ready_message(arguments, listener, model, tokenizer)
         serve(build_app(name, answers), listener, answers, lambda: print(message, flush=True))

@@ -40,7 +40,7 @@ def commands(readme):
 
 def test_the_commands_of_the_readme_make_a_model(tmp_path, monkeypatch, capsys):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "input.txt").write_text(40 * VERSE, encoding="utf-8")
+    (tmp_path / "input.txt").write_text(400 * VERSE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     ran = []
     for module, *arguments in commands(SHAKESPEARE / "README.md"):
@@ -49,10 +49,27 @@ def test_the_commands_of_the_readme_make_a_model(tmp_path, monkeypatch, capsys):
         few = FEW_STEPS if module == "train.pretrain" else []
         assert not importlib.import_module(module).main([*arguments, *few])
         ran.append(module.rpartition(".")[2])
-    assert ran == ["train_tokenizer", "prepare_data", "pretrain", "pretrain", "generate"]
-    for run in ("fast", "run"):
+    data = ["train_tokenizer", "prepare_data"]
+    assert ran == [*data, "pretrain", "pretrain", *data, "pretrain", "generate"]
+    for run in ("fast", "run", "best"):
         assert Path("runs/tiny_shakespeare", run, MODEL_FOLDER, "model.safetensors").exists()
     assert "\nROMEO:" in capsys.readouterr().out.partition("complete: the model is in")[2]  # the output of generate
+
+
+@pytest.mark.parametrize("name", ["fast", "pretrain", "best"])
+def test_the_recipes_of_shakespeare_evaluate_on_the_whole_validation_part(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = str(SHAKESPEARE / f"{name}.yaml")
+    *_, train = parse_recipe((ModelArguments, DataArguments, TrainArguments), [path])
+    assert train.max_eval_samples == 0
+
+
+def test_the_best_model_of_shakespeare_does_not_see_the_validation_part():
+    splits = [line for line in commands(SHAKESPEARE / "README.md") if "--vocab_size" in line or "--block_size" in line]
+    for line in splits:
+        assert line[line.index("--validation_fraction") + 1] == "0.1"
+        assert line[line.index("--validation_part") + 1] == "end"
+    assert [line[0] for line in splits] == ["train.prepare_data", "train.train_tokenizer", "train.prepare_data"]
 
 
 def test_shakespeare_keeps_to_the_budget_of_nanogpt(monkeypatch):
@@ -62,7 +79,6 @@ def test_shakespeare_keeps_to_the_budget_of_nanogpt(monkeypatch):
     assert shape == (4, 4, 128, 64)
     assert (train.max_steps, train.global_batch_size) == (2000, 12)
     assert (config.attention_dropout, config.residual_dropout, config.embedding_dropout) == (0, 0, 0)
-    assert train.max_eval_samples == 0  # the whole validation part
 
 
 def test_shakespeare_has_no_more_parameters_than_nanogpt(monkeypatch):

@@ -75,26 +75,31 @@ class Int8Linear(Int8Weight):
     converted first, which costs time and memory, but little of the product with many rows.
     """
 
+    kernel_scale: torch.Tensor
+
     def __init__(self, weight: nn.Parameter, scale: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__(weight, scale)
         self.bias = bias
+        self.has_kernel = weight.shape[1] % KERNEL_BLOCK == 0
+        self.register_buffer("kernel_scale", scale.detach().to(torch.bfloat16), persistent=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., columns) to (..., rows)."""
-        num_rows = hidden_states.numel() // hidden_states.shape[-1]
-        is_on_cpu = self.weight.device.type == "cpu"
-        if is_on_cpu and num_rows <= FEW_ROWS and self.weight.shape[1] % KERNEL_BLOCK == 0:
-            return self._multiply_few(hidden_states)
-        dtype = torch.float32 if is_on_cpu and not HAS_BFLOAT16 else hidden_states.dtype
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        is_few = self.has_kernel and rows.shape[0] <= FEW_ROWS and rows.is_cpu
+        product = self._multiply_few(rows) if is_few else self._multiply_many(rows)
+        return product.view(*hidden_states.shape[:-1], -1)
+
+    def _multiply_few(self, rows: torch.Tensor) -> torch.Tensor:
+        few = torch._weight_int8pack_mm(rows.bfloat16().contiguous(), self.weight, self.kernel_scale)
+        product = few.type_as(rows)
+        return product if self.bias is None else product + self.bias
+
+    def _multiply_many(self, rows: torch.Tensor) -> torch.Tensor:
+        dtype = torch.float32 if rows.is_cpu and not HAS_BFLOAT16 else rows.dtype
         weight = self.weight.to(dtype) * self.scale[:, None].to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
-        return nn.functional.linear(hidden_states.to(dtype), weight, bias).to(hidden_states.dtype)
-
-    def _multiply_few(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        rows = hidden_states.reshape(-1, hidden_states.shape[-1]).to(torch.bfloat16).contiguous()
-        few = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.to(torch.bfloat16))
-        product: torch.Tensor = few.view(*hidden_states.shape[:-1], -1).to(hidden_states.dtype)
-        return product if self.bias is None else product + self.bias
+        return nn.functional.linear(rows.to(dtype), weight, bias).to(rows.dtype)
 
 
 class Int8Quantizer(HfQuantizer):

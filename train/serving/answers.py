@@ -20,6 +20,7 @@ from transformers.cli.serving.utils import (
     response_events_to_chunks,
 )
 
+from ..model.compiled import compile_generation
 from ..model.generation import TextStream, generate_text
 from .cache import batching_config
 from .requests import RequestError
@@ -210,6 +211,14 @@ class OneByOne(Answers):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.thread = InferenceThread()
+
+    def compile(self, place: str, first_id: int) -> None:
+        """Compile the model for generation in the thread that generates; see `compile_generation`.
+
+        Raises:
+            ValueError: it cannot be compiled.
+        """
+        self.thread.submit(compile_generation, place, self.model, first_id).result()
 
     def begin(self, ids: list[int], answer: Answer) -> None:
         """Generate the answer after those before it."""
