@@ -86,7 +86,7 @@ CPU = (
         "memory of a step, 124M",
         "Memory of a training step",
         "peak (MB)",
-        "ours, shape of GPT-2, skip_logits",
+        "ours, shape of GPT-2",
         "transformers GPT-2",
         "transformers' GPT-2",
     ),
@@ -163,7 +163,7 @@ def draw_panel(axes: Axes, machine: str, bars: Bars) -> None:
         axes.text(factor, place, peer, va="center", ha=side, fontsize=8, color=TEXT_COLOUR)
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=9, color=TEXT_COLOUR)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlim=(0.8 * TICKS[0], 1.4 * TICKS[-1]))
+    axes.set(xscale="log", xlim=(0.6 * TICKS[0], 1.4 * TICKS[-1]))
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axes.set_xticks([], minor=True)
     axes.tick_params(axis="y", length=0)

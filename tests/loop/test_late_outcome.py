@@ -126,6 +126,15 @@ def test_the_device_decides_as_the_host_does_up_to_the_last_bit(build, name):
         assert is_harmful(losses, again, 6.0) == judge(run, again, result) == is_skipped
 
 
+@pytest.mark.parametrize(("skipped", "loss", "expected"), [(1, 2.1, True), (2, 2.1, False), (2, 9.0, True)])
+def test_the_device_knows_how_many_updates_were_skipped_in_a_row(build, skipped, loss, expected):
+    state = TrainState(recent=[[2.0 + i % 2 / 7, 1.0 + i % 3 / 7] for i in range(spikes.MIN_UPDATES)])
+    state.skipped_in_a_row = skipped
+    losses = torch.tensor([loss, 9.0], dtype=torch.float64)
+    is_skipped = bool(is_harmful(losses, state, 6.0))
+    assert is_skipped == judge(build(), state, StepResult(65, HostCopy(losses), HostCopy(torch.ones(3)))) == expected
+
+
 def test_the_next_batch_is_read_while_the_device_computes(build, late, monkeypatch):
     late()
     run, events = build(eval_steps=0, save_steps=0, max_steps=3), []

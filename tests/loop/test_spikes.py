@@ -136,6 +136,25 @@ def test_what_is_usual_takes_a_while_to_know():
     assert not spikes.reason_to_skip(usual(), 99.0, 99.0, sigmas=0.0)
 
 
+def test_large_gradients_do_not_hold_a_run_forever():
+    """Weights that do not change keep their gradients."""
+    state, decisions = usual(), []
+    for _ in range(spikes.PATIENCE + 1):
+        reason = spikes.reason_to_skip(state, 2.1, 9.0, sigmas=6.0)
+        decisions.append(bool(reason))
+        spikes.record_outcome(state, 2.1, 9.0, reason)
+    assert decisions == [True] * spikes.PATIENCE + [False]
+    assert state.recent[-1] == [2.1, 9.0]  # part of what is usual now
+    assert state.skipped_in_a_row == 0
+
+
+def test_large_losses_are_always_skipped():
+    state = usual()
+    state.skipped_in_a_row = spikes.PATIENCE
+    assert spikes.reason_to_skip(state, 9.0, 9.0, sigmas=6.0).startswith("loss 9 is above")
+    assert spikes.reason_to_skip(state, 2.1, math.inf, sigmas=6.0) == "gradient norm is inf"
+
+
 def test_the_scaler_of_fp16_handles_its_own_overflows():
     assert not spikes.reason_to_skip(usual(), 2.0, math.inf, sigmas=6.0, is_scaled=True)
     assert spikes.reason_to_skip(usual(), math.nan, math.inf, sigmas=6.0, is_scaled=True)

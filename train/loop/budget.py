@@ -19,8 +19,9 @@ import numpy as np
 from ..model.flops import training_flops_per_token
 from .forecast import Speed
 
-# loss / n-gram loss = FLOOR + SIZE (N / 1e6) ** -SIZE_EXPONENT + TOKENS (D / 1e6) ** -TOKENS_EXPONENT
-FLOOR, SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT = 0.164, 0.131, 0.383, 0.635, 0.231
+# loss / n-gram loss = (S ** (1 / JOINT) + T ** (1 / JOINT)) ** JOINT, with S = SIZE (N / 1e6) ** -SIZE_EXPONENT and
+# T = TOKENS (D / 1e6) ** -TOKENS_EXPONENT: equation 1.5 of https://huggingface.co/papers/2001.08361, with JOINT fitted
+SIZE, SIZE_EXPONENT, TOKENS, TOKENS_EXPONENT, JOINT = 0.450, 0.292, 0.838, 0.201, 0.438
 HALF_LIFE = 15.4  # epochs after which repeated tokens have lost most of their worth: R* of the paper
 MAX_EPOCHS = 10
 MIN_STEPS = 20
@@ -152,7 +153,7 @@ def expected_loss(num_parameters: float, num_tokens: float, text: Text) -> float
     new = worth_in_new_tokens(num_tokens, text.num_tokens)
     of_size = SIZE * (num_parameters / 1e6) ** -SIZE_EXPONENT
     of_tokens = TOKENS * (new / 1e6) ** -TOKENS_EXPONENT
-    return float((FLOOR + of_size + of_tokens) * text.ngram_loss)
+    return float((of_size ** (1 / JOINT) + of_tokens ** (1 / JOINT)) ** JOINT * text.ngram_loss)
 
 
 def worth_in_new_tokens(num_tokens: float, num_unique: float) -> float:

@@ -12,6 +12,7 @@ from ..checkpoint.state import TrainState
 
 WINDOW = 128  # recent updates that a new one is compared with
 MIN_UPDATES = 64  # no spike is detected before
+PATIENCE = 2  # skipped updates in a row after which a large gradient is no longer a reason
 
 
 def reason_to_skip(state: TrainState, loss: float, grad_norm: float, sigmas: float, is_scaled: bool = False) -> str:
@@ -19,6 +20,8 @@ def reason_to_skip(state: TrainState, loss: float, grad_norm: float, sigmas: flo
 
     A spike is more than `sigmas` standard deviations above the mean of recent updates, the rule of
     https://github.com/allenai/OLMo-core. PaLM skipped such data by hand (https://huggingface.co/papers/2204.02311).
+    Weights that do not change keep their large gradients, and a run would be stuck. So at most `PATIENCE` updates in a
+    row are skipped for the gradient norm alone; clipping bounds the next one.
 
     Args:
         sigmas: 0 disables spike detection.
@@ -30,8 +33,9 @@ def reason_to_skip(state: TrainState, loss: float, grad_norm: float, sigmas: flo
         return "" if is_scaled else f"gradient norm is {grad_norm}"
     if not sigmas or len(state.recent) < MIN_UPDATES:
         return ""
-    for name, value, recent in zip(("loss", "gradient norm"), (loss, grad_norm), columns(state), strict=True):
-        if is_clearly_usual(value, recent, sigmas):
+    losses, norms = columns(state)
+    for name, value, recent in (("loss", loss, losses), ("gradient norm", grad_norm, norms)):
+        if is_clearly_usual(value, recent, sigmas) or (recent is norms and is_stuck(state)):
             continue
         limit = limit_of(recent, sigmas)
         if value > limit:
@@ -44,7 +48,12 @@ def limits(state: TrainState, sigmas: float) -> tuple[float, float]:
     if not sigmas or len(state.recent) < MIN_UPDATES:
         return math.inf, math.inf
     losses, norms = columns(state)
-    return limit_of(losses, sigmas), limit_of(norms, sigmas)
+    return limit_of(losses, sigmas), math.inf if is_stuck(state) else limit_of(norms, sigmas)
+
+
+def is_stuck(state: TrainState) -> bool:
+    """Whether so many updates were skipped in a row that a large gradient is no reason to skip another one."""
+    return state.skipped_in_a_row >= PATIENCE
 
 
 def columns(state: TrainState) -> tuple[list[float], list[float]]:

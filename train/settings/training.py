@@ -113,8 +113,8 @@ class LoopArguments:
     )
     ddp_timeout: float = option("Seconds to wait for another process before it is considered hung.", 600.0)
     spike_sigmas: float = option(
-        "Skip updates whose loss or gradient norm is this many standard deviations above the recent mean; 0 disables "
-        "it. Non-finite updates are always skipped.",
+        "Skip updates whose loss or gradient norm is this many standard deviations above the recent mean, for the "
+        "gradient norm at most two in a row; 0 disables it. Non-finite updates are always skipped.",
         6.0,
     )
     max_skipped: int = option("Stop the run after this many skipped updates in a row.", 5)
