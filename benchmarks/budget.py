@@ -43,7 +43,7 @@ class BudgetBenchmark:
     settings: list[str] = option_list(
         "Settings of the sweep (default: all): smaller, larger, half-batch, double-batch, half-rates, double-rates."
     )
-    data_dir: str | None = option("Prepared data to train on (default: Python's own text).")
+    data_dir: str | None = option("Prepared data to train on (default: Python's own text).", is_path=True)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """All rows of docs/performance.md for a CPU: `python -m benchmarks.cpu --text input.txt --nanogpt nanoGPT`.
 
-Runs the benchmarks below one after the other, each in its own process, appends their tables to a JSON file, one per
-line, and draws the picture of `benchmarks.picture` beside it. Nothing else should run meanwhile.
+Runs the benchmarks in `ROWS` one after the other, each in its own process. Their tables are appended to a JSON Lines
+file, and `benchmarks.picture` draws a picture with the same name. Run nothing else on the machine meanwhile.
 """
 
 import os

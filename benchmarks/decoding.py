@@ -2,9 +2,9 @@
 
 Every token needs all weights once, so the bandwidth of the memory is the limit, and fewer bytes per weight are the way
 beyond it. The table compares transformers' GPT-2 with a ScratchGPT of the same shape in float32, bfloat16 and with
-`--quantization int8`, and the latter two with `--torch_compile` too, all in one process; on a GPU also a model of 1B. A
-second table has the seconds that compiling takes first, on a CPU. With `--model`, a third one says what rounding the
-weights of that model does to its perplexity.
+`--quantization int8`, the last two also with `--torch_compile`, all in one process; on a GPU also a model of 1B. On a
+CPU, a second table says how long compiling takes. With `--model`, a third one says what rounding the weights of that
+model does to its perplexity.
 """
 
 import math

@@ -241,7 +241,7 @@ def test_options_that_exclude_each_other(folder, capsys):
 @pytest.mark.parametrize("more", [[], ["--quantization", "int8"]])
 def test_code_for_this_machine(folder, more, capsys):
     if compiled.compiler_problem():
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("needs a C++ compiler")
     torch._dynamo.reset()
     outputs = []
     for compile_too in ([], ["--torch_compile", "true"]):

@@ -12,7 +12,7 @@ from ..checkpoint.state import TrainState
 
 WINDOW = 128  # recent updates that a new one is compared with
 MIN_UPDATES = 64  # no spike is detected before
-PATIENCE = 2  # skipped updates in a row after which a large gradient is no longer a reason
+PATIENCE = 2  # updates in a row that are skipped for their gradient norm alone
 
 
 def reason_to_skip(state: TrainState, loss: float, grad_norm: float, sigmas: float, is_scaled: bool = False) -> str:
@@ -52,7 +52,7 @@ def limits(state: TrainState, sigmas: float) -> tuple[float, float]:
 
 
 def is_stuck(state: TrainState) -> bool:
-    """Whether so many updates were skipped in a row that a large gradient is no reason to skip another one."""
+    """Whether the last `PATIENCE` updates were skipped, so that the gradient norm no longer counts."""
     return state.skipped_in_a_row >= PATIENCE
 
 

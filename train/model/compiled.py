@@ -28,7 +28,8 @@ def compile_generation(place: str, model: Any, first_id: int) -> None:
         first_id: of a token that may begin a text.
 
     Raises:
-        ValueError: the model or its way to generate cannot be compiled, or there is no C++ compiler.
+        ValueError: the model, its quantization or its generation config does not support compilation, or the machine
+            has no C++ compiler.
     """
     if reason := why_not(model):
         raise ValueError(f"--torch_compile true: {place} {reason}. Remove --torch_compile.")
