@@ -139,6 +139,19 @@ def test_whether_to_compile_follows_from_the_measured_time(command, tmp_path, mo
     assert 0 < planned[0] < 6.0
 
 
+def test_models_are_timed_as_they_are_trained(command, monkeypatch):
+    checkpointed, measure = [], dial.measure_speed
+
+    def measured(model, **settings):
+        checkpointed.append(all(layer.gradient_checkpointing for layer in model.model.layers))
+        return measure(model, **settings)
+
+    monkeypatch.setattr(dial, "measure_speed", measured)
+    assert pretrain.main(command("--minutes=0.1", "--gradient_checkpointing")) == 0
+    assert checkpointed
+    assert all(checkpointed)
+
+
 def test_several_processes_are_refused():
     with pytest.raises(ValueError, match="--flops works with one process, but 2 were started"):
         dial.check(dial.BudgetArguments(flops=1.0), {}, 2)

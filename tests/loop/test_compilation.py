@@ -83,6 +83,12 @@ def test_booleans_of_older_recipes_are_read(tmp_path, value, expected):
     assert parse_recipe([TrainArguments], ["--output_dir=x", "--torch_compile=True"])[0].torch_compile == "true"
 
 
+@pytest.mark.parametrize("name", ["torch_compile", "gradient_checkpointing"])
+def test_the_bare_option_means_true(name):
+    for argument, expected in ((f"--{name}", "true"), (f"--no_{name}", "false")):
+        assert getattr(parse_recipe([TrainArguments], ["--output_dir=x", argument])[0], name) == expected
+
+
 def test_other_words_are_refused():
     with pytest.raises(ValueError, match=r"torch_compile.* takes auto or true or false, not 'maybe'"):
         parse_recipe([TrainArguments], ["--output_dir=x", "--torch_compile=maybe"])

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.blocks import PreparedData, TokenBlocks
 from ..model.new import build_config, changes_of, ladder, new_model
+from ..model.recomputation import set_gradient_checkpointing
 from ..settings.defaults import learning_rates_for
 from ..settings.durable import replace_text
 from ..settings.json_files import read_json
@@ -179,6 +180,7 @@ def trainings_within(
 
     def measure(config: Any) -> Speed:
         model = new_model(config, arguments.seed)
+        set_gradient_checkpointing(model, arguments.gradient_checkpointing)
         return measure_speed(
             model,
             optimizer=arguments.optimizer,

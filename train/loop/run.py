@@ -1,7 +1,6 @@
 """A run: everything that the loop works on, built from settings, a model, an objective and examples."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from ..distributed.device import matmul_rate, wide_dtype
 from ..distributed.errors import run_on_main
 from ..distributed.parallel import Grid, build_grid, is_split, split_model, whole
 from ..model.flops import training_flops_per_token
+from ..model.recomputation import set_gradient_checkpointing
 from ..settings.defaults import learning_rates_for
 from ..settings.training import MAY_CHANGE, TrainArguments
 from .batches import Batches
@@ -229,10 +229,7 @@ def optimizers_for(model: PreTrainedModel, arguments: TrainArguments, dtype: tor
 
 def prepare_model(model: PreTrainedModel, arguments: TrainArguments) -> PreTrainedModel:
     """Switch on gradient checkpointing and compilation as asked, and training mode; returns the model."""
-    if arguments.gradient_checkpointing:
-        with warnings.catch_warnings():  # the only name that transformers before 5.23 knows too
-            warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable()
+    set_gradient_checkpointing(model, arguments.gradient_checkpointing)
     if arguments.torch_compile == "true":
         model.compile()
     model.train()

@@ -194,7 +194,8 @@ def explained_out_of_memory(run: Run) -> Iterator[None]:
             raise
         arguments, size = run.arguments, run.arguments.micro_batch_size
         remedies = [f"--micro_batch_size {size // 2}"] if size > 1 else []
-        remedies += [] if arguments.gradient_checkpointing else ["--gradient_checkpointing true"]
+        checkpointing = {"false": "selective or true", "selective": "true"}.get(arguments.gradient_checkpointing)
+        remedies += [f"--gradient_checkpointing {checkpointing}"] if checkpointing else []
         remedies += ["--dp_shard_size with more processes", "a smaller model"]
         raise ValueError(
             f"out of memory with a micro-batch of {size} sequences on {run.accelerator.device}. To run the same steps "
