@@ -877,7 +877,13 @@ class ChunkedLossSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Scale the gradients computed in the forward pass."""
+        """Scale the gradients computed in the forward pass.
+
+        Raises:
+            RuntimeError: these gradients, of which none can be derived, are to be differentiated again.
+        """
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("skip_logits=True has no second derivatives; pass skip_logits=False")
         both = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
         scaled = [gradient.to(dtype) * loss_gradient if is_needed else None for gradient, dtype, is_needed in both]
         return *scaled, None, None, None

@@ -57,13 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = (ModelArguments, DataArguments, TrainArguments, BudgetArguments)
     model_arguments, data_arguments, arguments, budget = parse_recipe(kinds, argv, description=__doc__ or "")
     given = GIVEN_OPTIONS.get()
+    if not budget.is_given:
+        arguments.check_lengths()
     data = open_data(data_arguments.data_dir)
     tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
     with claimed(arguments) as accelerator:
         choice = None
         if budget.is_given:
             choice = choose(budget, model_arguments, arguments, given, data, tokenizer, accelerator)
-            model_arguments, arguments = choice.applied(model_arguments, arguments)
+            model_arguments, arguments = choice.applied(model_arguments, arguments, given)
         recipe = recipe_text(model_arguments, data_arguments, arguments)
         return pretrain(model_arguments, arguments, data, tokenizer, accelerator, recipe, choice, started)
 

@@ -6,14 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hf_scratch_gpt import ScratchGPTConfig
 from train.loop import budget
 from train.loop.budget import Limits, Text
 from train.loop.forecast import Speed
 from train.model.flops import flops_per_token
-from train.model.new import ladder
+from train.model.new import LADDER, changes_of, parse_overrides
 
 TEXT = Text(num_tokens=10_000_000, block_size=256, ngram_loss=4.0)
-LADDER = ladder(4096)
+LADDER = [
+    ScratchGPTConfig.from_preset("laptop", vocab_size=4096, **parse_overrides(changes_of(*shape))) for shape in LADDER
+]
 
 
 def speed_of(config):

@@ -63,7 +63,17 @@ def test_a_compiler_is_looked_for(tmp_path, path, expected):
 def test_auto_asks_for_a_compiler(monkeypatch):
     monkeypatch.setattr(compilation, "can_compile", lambda _device: False)
     assert not compiles("auto", torch.device("cpu"), 1e6)
-    assert compiles("true", torch.device("cpu"), 1e6)  # as asked: torch then says what is missing
+
+
+def test_without_a_compiler_compiling_is_refused(recipe, monkeypatch):
+    monkeypatch.setattr(compilation, "can_compile", lambda _device: False)
+    with pytest.raises(
+        ValueError, match=r"true: torch.compile does not work on this machine.* or add --torch_compile fa"
+    ):
+        pretrain.main([recipe(), "--torch_compile"])
+    monkeypatch.setattr(run_module, "recorded_settings", lambda _folder: {"torch_compile": True})
+    with pytest.raises(ValueError, match=r"or add --torch_compile false --allow_change torch_compile\.$"):
+        pretrain.main([recipe()])
 
 
 def test_an_unknown_speed_plans_no_time():
@@ -94,6 +104,7 @@ def test_other_words_are_refused():
         parse_recipe([TrainArguments], ["--output_dir=x", "--torch_compile=maybe"])
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_continued_run_decides_as_before(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_module, "compiles", lambda asked, *_, **__: asked != "false")
     monkeypatch.setattr("transformers.PreTrainedModel.compile", lambda model: None)

@@ -241,3 +241,11 @@ def test_skip_logits_with_a_frozen_head_or_body(autocast):
                     assert torch.equal(parameter.grad, expected[name])
     head_products = 2  # logits, gradient of the weight; the body without gradients multiplies only forwards
     assert operations.products == head_products + 7 * model.config.num_hidden_layers
+
+
+def test_skip_logits_refuses_second_derivatives():
+    """Its gradients are constants for autograd, so their derivatives would be wrong."""
+    model, ids = tiny_model(), tiny_ids()
+    loss = model(ids, labels=ids, skip_logits=True).loss
+    with pytest.raises(RuntimeError, match="skip_logits=True has no second derivatives; pass skip_logits=False"):
+        torch.autograd.grad(loss, list(model.parameters()), create_graph=True)

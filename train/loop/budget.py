@@ -80,18 +80,23 @@ def trainings_for_seconds(
     candidates: Sequence[Any],
     text: Text,
     limits: Callable[[], Limits],
-    measure: Callable[[Any], Speed],
+    measure: Callable[[Any], Speed | None],
 ) -> list[Training]:
     """A training within the limits for one model after the other, until a larger one would be worse or too slow.
 
     Args:
         candidates: configs of our models, from small to large.
         limits: what is left, which shrinks while models are measured.
-        measure: times a model.
+        measure: times a model; None if it does not fit into memory, which ends the search.
+
+    Returns:
+        The trainings; empty if not even the first model fits.
     """
     trainings: list[Training] = []
     for config in candidates:
         speed, left = measure(config), limits()
+        if speed is None:
+            break
         training = training_for_seconds(config, text, left, speed)
         if trainings and training.seconds > left.seconds:  # even the fewest steps
             break

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from ..data.blocks import PreparedData, TokenBlocks
-from ..model.new import build_config, changes_of, ladder, new_model
+from ..distributed.device import is_out_of_memory
+from ..model.new import FAMILY, build_config, changes_of, check_block_size, ladder, new_model, with_overrides
 from ..model.recomputation import set_gradient_checkpointing
 from ..settings.defaults import learning_rates_for
 from ..settings.durable import replace_text
@@ -33,6 +34,7 @@ SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_sec
 REMEDY = "Choose another --output_dir, or delete the run folder to start over."
 FEW_STEPS = 200
 ERRORS = "usually within 0.1 for Python's text, 0.2 for others"
+SHAPE_OPTION = "config_overrides"  # its chosen value is completed by the given one
 LENGTH_OPTIONS = ("max_steps", "model")  # that a budget replaces
 
 
@@ -52,11 +54,25 @@ class Choice:
     expected_loss: float
     expected_seconds: float
 
-    def applied(self, model: ModelArguments, training: TrainArguments) -> tuple[ModelArguments, TrainArguments]:
-        """The settings with the chosen ones in their places."""
-        of_model = {name: value for name, value in self.settings.items() if hasattr(model, name)}
-        rest = {name: value for name, value in self.settings.items() if name not in of_model}
-        return replace(model, **of_model), replace(training, **rest)
+    def applied(
+        self, model: ModelArguments, training: TrainArguments, given: Mapping[str, Any]
+    ) -> tuple[ModelArguments, TrainArguments]:
+        """The settings with the chosen ones in their places.
+
+        Args:
+            given: the options that the user has set; they win.
+
+        Raises:
+            ValueError: given options that do not fit the chosen ones.
+        """
+        chosen = {name: value for name, value in self.settings.items() if name not in given}
+        if SHAPE_OPTION in self.settings:
+            chosen[SHAPE_OPTION] = with_overrides(self.settings[SHAPE_OPTION], model.config_overrides)
+        of_model = {name: value for name, value in chosen.items() if hasattr(model, name)}
+        rest = {name: value for name, value in chosen.items() if name not in of_model}
+        training = replace(training, **rest)
+        training.check_lengths()
+        return replace(model, **of_model), training
 
 
 def choose(
@@ -74,7 +90,8 @@ def choose(
         given: the options that the user has set; they are kept.
 
     Raises:
-        ValueError: options that contradict a budget, several processes, or a run with another budget.
+        ValueError: options that contradict a budget, several processes, a run with another budget, sequences that are
+            too long for the models, or no memory for any of them.
     """
     started = time.perf_counter()
     check(asked, given, accelerator.num_processes)
@@ -82,9 +99,12 @@ def choose(
     wanted = {name: value for name, value in asdict(asked).items() if value is not None}
     if path.exists():
         return earlier_choice(path, wanted)
-    candidates = ladder(len(tokenizer))
     if model_arguments.config:
         candidates = [build_config(model_arguments, tokenizer)]
+    else:
+        candidates = ladder(tokenizer, model_arguments.config_overrides)
+    for config in candidates:
+        check_block_size(config, data.train.block_size)
     text = describe(data)
     trainings = trainings_within(asked, candidates, text, arguments, given, data, accelerator, started)
     training = budget.best_of(trainings)
@@ -178,22 +198,32 @@ def trainings_within(
         seconds = (asked.minutes or 0.0) * 60 - FINISH_SECONDS - (time.perf_counter() - started)
         return replace(limits, seconds=max(0.0, seconds * (1 - SPARE)))
 
-    def measure(config: Any) -> Speed:
-        model = new_model(config, arguments.seed)
-        set_gradient_checkpointing(model, arguments.gradient_checkpointing)
-        return measure_speed(
-            model,
-            optimizer=arguments.optimizer,
-            micro_batch_size=size,
-            block_size=text.block_size,
-            precision=precision_of(accelerator),
-            device=accelerator.device,
-            num_prompts=len(arguments.sample_prompts),
-            enough_seconds=TIMING_SECONDS,
-        )
+    def measure(config: Any) -> Speed | None:
+        try:
+            model = new_model(config, arguments.seed)
+            set_gradient_checkpointing(model, arguments.gradient_checkpointing)
+            return measure_speed(
+                model,
+                optimizer=arguments.optimizer,
+                micro_batch_size=size,
+                block_size=text.block_size,
+                precision=precision_of(accelerator),
+                device=accelerator.device,
+                num_prompts=len(arguments.sample_prompts),
+                enough_seconds=TIMING_SECONDS,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     found = budget.trainings_for_seconds(candidates, text, left, measure)
     free_memory()
+    if not found:
+        raise ValueError(
+            f"out of memory: {size} sequences of {text.block_size} tokens do not fit on {accelerator.device}. Choose a "
+            "smaller --micro_batch_size, or add --gradient_checkpointing."
+        )
     return found
 
 
@@ -216,11 +246,11 @@ def settings_of(
     if "learning_rate" not in given:  # Muon follows a given one
         rates = learning_rates_for(arguments.optimizer, config)
         chosen |= dict(zip(("learning_rate", "matrix_learning_rate"), rates, strict=True))
+    chosen = {name: value for name, value in chosen.items() if name not in given}
     if is_ladder:
-        changes = changes_of(config.num_hidden_layers, config.hidden_size)
-        text = ",".join(f"{name}={value}" for name, value in changes.items())
-        chosen = {"config": "laptop", "config_overrides": text} | chosen
-    return {name: value for name, value in chosen.items() if name not in given}
+        shape = changes_of(config.num_hidden_layers, config.hidden_size)
+        chosen = {"config": FAMILY, SHAPE_OPTION: shape} | chosen
+    return chosen
 
 
 def explanation(trainings: list[Training], text: Text, choice: Choice, *, is_compiled: bool) -> str:

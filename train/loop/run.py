@@ -26,7 +26,7 @@ from ..model.recomputation import set_gradient_checkpointing
 from ..settings.defaults import learning_rates_for
 from ..settings.training import MAY_CHANGE, TrainArguments
 from .batches import Batches
-from .compilation import compiles, planned_seconds
+from .compilation import check_compiler, compiles, planned_seconds
 from .objective import Objective
 from .optimizers import build_optimizers
 
@@ -196,10 +196,16 @@ def with_compilation(
 
     Args:
         peak: tokens per second that the devices can reach at most.
+
+    Raises:
+        ValueError: the model shall be compiled on a machine that cannot compile.
     """
 
     def decide() -> bool:
         earlier = recorded_settings(Path(arguments.output_dir)).get("torch_compile")
+        is_again = arguments.torch_compile == "auto" and bool(earlier)
+        if arguments.torch_compile == "true" or is_again:
+            check_compiler(accelerator.device, is_again=is_again)
         if arguments.torch_compile == "auto" and earlier is not None:
             return bool(earlier)
         num_tokens = arguments.max_steps * arguments.global_batch_size * train.mean_length

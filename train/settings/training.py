@@ -145,7 +145,6 @@ class LoopArguments:
             raise ValueError(requires("reshard_after_forward", False, "--dp_shard_size above 1"))
         if self.lr_scheduler_type == "cosine" and self.decay_fraction is not None:
             raise ValueError(requires("decay_fraction", self.decay_fraction, "--lr_scheduler_type wsd"))
-        self.check_processes(num_processes=1)
 
     @property
     def wsd_decay_fraction(self) -> float:
@@ -204,6 +203,14 @@ class TrainArguments(LoopArguments):
     def __post_init__(self) -> None:
         check_bounds(self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0})
         super().__post_init__()
+
+    def check_lengths(self) -> None:
+        """Refuse batches and phases of the schedule that do not fit together, once all are known.
+
+        Raises:
+            ValueError: the lengths.
+        """
+        self.check_processes(num_processes=1)
         self.check_schedule(self.max_steps)
 
     @property
