@@ -93,6 +93,21 @@ def test_flops_are_spent():
     assert 0.98e15 < spent <= 1e15
 
 
+def test_a_few_flops_are_not_exceeded_by_a_larger_model():
+    """With 1e12, 20 steps of the smallest batch fit for the smallest models only; with 1, for none of them."""
+    for flops in (1.0, 1e12):
+        found = budget.trainings_for_flops(LADDER, TEXT, flops)
+        assert found[0].max_steps >= budget.MIN_STEPS
+        assert all(one.num_tokens * flops_per_token(one.config, 256) <= flops for one in found[1:])
+    assert len(budget.trainings_for_flops(LADDER, TEXT, 1.0)) == 1
+
+
+def test_the_epochs_bound_the_batch_too():
+    short = replace(TEXT, num_tokens=100_000)
+    best = budget.best_of(budget.trainings_for_flops(LADDER, short, 1e30))
+    assert best.num_tokens <= budget.MAX_EPOCHS * short.num_tokens
+
+
 def test_evaluations_take_a_tenth_of_the_time_at_most():
     assert choose(300, eval_micro_batches=2).num_evaluations == budget.MOST_EVALUATIONS
     assert choose(30, eval_micro_batches=16, sampled_tokens=64).num_evaluations == budget.FEWEST_EVALUATIONS

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,16 @@ def test_without_a_compiler_compiling_is_refused(recipe, monkeypatch):
     monkeypatch.setattr(run_module, "recorded_settings", lambda _folder: {"torch_compile": True})
     with pytest.raises(ValueError, match=r"or add --torch_compile false --allow_change torch_compile\.$"):
         pretrain.main([recipe()])
+
+
+def test_a_compiled_run_that_is_continued_in_parts_is_not_compiled(monkeypatch):
+    """Then the changed setting is refused like others, with --allow_change as the remedy."""
+    monkeypatch.setattr(run_module, "recorded_settings", lambda _folder: {"torch_compile": True})
+    monkeypatch.setattr(run_module, "run_on_main", lambda _accelerator, function: function())
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+    arguments = TrainArguments("run", dp_shard_size=2)
+    found = run_module.with_compilation(arguments, accelerator, math.inf, SimpleNamespace(mean_length=16))
+    assert found.torch_compile == "false"
 
 
 def test_an_unknown_speed_plans_no_time():

@@ -202,15 +202,15 @@ def with_compilation(
     """
 
     def decide() -> bool:
+        is_split = arguments.dp_shard_size > 1 or arguments.tp_size > 1
         earlier = recorded_settings(Path(arguments.output_dir)).get("torch_compile")
-        is_again = arguments.torch_compile == "auto" and bool(earlier)
-        if arguments.torch_compile == "true" or is_again:
+        is_again = arguments.torch_compile == "auto" and earlier is not None and not is_split
+        if arguments.torch_compile == "true" or (is_again and earlier):
             check_compiler(accelerator.device, is_again=is_again)
-        if arguments.torch_compile == "auto" and earlier is not None:
+        if is_again:
             return bool(earlier)
         num_tokens = arguments.max_steps * arguments.global_batch_size * train.mean_length
         seconds = planned_seconds(num_tokens, peak, accelerator.device)
-        is_split = arguments.dp_shard_size > 1 or arguments.tp_size > 1
         processes = accelerator.num_processes
         return compiles(
             arguments.torch_compile, accelerator.device, seconds, is_split=is_split, num_processes=processes
