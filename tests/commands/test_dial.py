@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_given_options_are_kept(command, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "shape"),
-    [("residual_dropout=0.5", (2, 64)), ("num_hidden_layers=3,residual_dropout=0.5", (3, 64))],
+    [("residual_dropout=0.5", (1, 64)), ("num_hidden_layers=3,residual_dropout=0.5", (3, 64))],
     ids=["dropout", "layers"],
 )
 def test_changes_to_the_config_complete_the_chosen_shape(command, tmp_path, given, shape):
@@ -101,8 +102,10 @@ def test_a_continued_run_takes_the_options_given_then(command, tmp_path, capsys)
     assert pretrain.main(command("--flops=1e8")) == 0
     assert run_command(pretrain.main, command("--flops=1e8", "--learning_rate=0.5")) == 2
     assert "learning_rate: was" in capsys.readouterr().err
-    assert run_command(pretrain.main, command("--flops=1e8", "--config_overrides=num_hidden_layers=1")) == 2
-    assert "num_hidden_layers: was 2, now 1" in capsys.readouterr().err
+    assert run_command(pretrain.main, command("--flops=1e8", "--optimizer=adamw")) == 2
+    assert "optimizer: was 'muon', now 'adamw'" in capsys.readouterr().err
+    assert run_command(pretrain.main, command("--flops=1e8", "--config_overrides=num_hidden_layers=2")) == 2
+    assert "num_hidden_layers: was 1, now 2" in capsys.readouterr().err
     assert pretrain.main(command("--flops=1e8", "--eval_steps=1")) == 0
     assert saved(tmp_path)[1]["eval_steps"] == 1
 
@@ -173,6 +176,14 @@ def test_the_explanation_compares_the_next_smaller_and_the_next_larger_model():
     expected = "in the same time, 2 layers, 128 wide would reach 2.50, 2 layers, 256 wide would reach 2.45"
     assert re.search(rf"^other models +{expected}$", shown, re.MULTILINE)
     assert "other models" not in explained([(64, 2.7)])
+
+
+def test_the_explanation_of_a_few_steps_promises_no_accuracy():
+    assert "(usually within 0.1 for" in explained([(64, 2.7)])
+    few = replace(training_of(64, 2.7), max_steps=dial.FEW_STEPS - 1)
+    choice = dial.Choice({"minutes": 1.0}, {}, few.expected_loss, 60.0)
+    shown = dial.explanation([few], budget.Text(10_000_000, 256, 3.0), choice, is_compiled=False)
+    assert "2.70 nats per token on the validation text (after so few steps it can be off by 1)" in shown
 
 
 def test_the_explanation_says_that_compilation_was_not_timed():

@@ -34,6 +34,7 @@ SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_sec
 REMEDY = "Choose another --output_dir, or delete the run folder to start over."
 FEW_STEPS = 200
 ERRORS = "usually within 0.1 for Python's text, 0.2 for others"
+ERRORS_OF_FEW = "after so few steps it can be off by 1"
 SHAPE_OPTION = "config_overrides"  # its chosen value is completed by the given one
 LENGTH_OPTIONS = ("max_steps", "model")  # that a budget replaces
 
@@ -66,6 +67,8 @@ class Choice:
             ValueError: given options that do not fit the chosen ones.
         """
         chosen = {name: value for name, value in self.settings.items() if name not in given}
+        if training.optimizer == "adamw":  # now: the run is then refused as a changed one
+            chosen.pop("matrix_learning_rate", None)
         if SHAPE_OPTION in self.settings:
             chosen[SHAPE_OPTION] = with_overrides(self.settings[SHAPE_OPTION], model.config_overrides)
         of_model = {name: value for name, value in chosen.items() if hasattr(model, name)}
@@ -259,11 +262,12 @@ def explanation(trainings: list[Training], text: Text, choice: Choice, *, is_com
     config = training.config
     ((name, value),), tokens = choice.budget.items(), training.num_tokens
     epochs = tokens / text.num_tokens
+    accuracy = ERRORS if training.max_steps >= FEW_STEPS else ERRORS_OF_FEW
     rows = {
         "budget": f"{value:g} {'minutes on this machine' if name == 'minutes' else 'FLOPs'}",
         "model": f"{config.num_hidden_layers} layers, {config.hidden_size} wide: {config.parameter_count:,} parameters",
         "steps": f"{training.max_steps:,} of {training.batch_size} sequences: {tokens:,} tokens, {epochs:.2g} epochs",
-        "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text ({ERRORS})",
+        "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text ({accuracy})",
     }
     if neighbors := neighbors_of(training, trainings):
         same = "in the same time" if name == "minutes" else "for the same FLOPs"
