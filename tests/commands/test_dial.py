@@ -110,6 +110,29 @@ def test_a_continued_run_takes_the_options_given_then(command, tmp_path, capsys)
     assert saved(tmp_path)[1]["eval_steps"] == 1
 
 
+def test_config_is_given_always_or_never(command, tmp_path, capsys):
+    assert pretrain.main(command("--flops=1e8")) == 0
+    assert run_command(pretrain.main, command("--flops=1e8", "--config=tiny")) == 2
+    assert "was started without --config: remove it, or choose another --output_dir." in capsys.readouterr().err
+    other = f"--output_dir={tmp_path / 'other'}"
+    assert pretrain.main(command("--flops=1e8", "--config=tiny", other)) == 0
+    assert run_command(pretrain.main, command("--flops=1e8", other)) == 2
+    assert "was started with --config: give it again, or choose another --output_dir." in capsys.readouterr().err
+
+
+def test_models_that_changes_do_not_fit_are_left_out(data_dir, monkeypatch):
+    monkeypatch.setattr(new, "LADDER", ((2, 64), (2, 96)))
+    tokenizer = ScratchGPTTokenizer.from_pretrained(data_dir / "tokenizer")
+    assert [config.hidden_size for config in new.ladder(tokenizer, "num_attention_heads=3")] == [96]
+
+
+@pytest.mark.parametrize("budget_option", ["--flops=1e8", "--minutes=0.05"])
+def test_training_takes_no_larger_micro_batches_than_were_timed(command, tmp_path, monkeypatch, budget_option):
+    monkeypatch.setattr(budget, "SMALLEST_BATCH", 4 * 16)  # tokens of 4 sequences
+    assert pretrain.main(command(budget_option, "--global_batch_size=24", "--precision=fp32")) == 0
+    assert saved(tmp_path)[1]["micro_batch_size"] == 4
+
+
 def test_options_need_not_fit_the_defaults_that_a_budget_replaces(command, tmp_path, capsys):
     assert pretrain.main(command("--flops=1e8", "--global_batch_size=4")) == 0
     assert saved(tmp_path)[1]["micro_batch_size"] == 4

@@ -125,6 +125,7 @@ def test_a_continued_run_decides_as_before(recipe, tmp_path, monkeypatch, capsys
     assert cache_folder() in shown
     assert recorded_settings(tmp_path / "run")["torch_compile"] is True
     monkeypatch.setattr(run_module, "compiles", lambda *_, **__: False)
+    monkeypatch.setattr(compilation, "can_compile", lambda _device: False)  # complete: nothing to compile
     assert pretrain.main([recipe(max_steps=3, warmup_steps=1)]) == 0  # the same settings: still true
     with pytest.raises(ValueError, match="torch_compile: was True, now False"):
         pretrain.main([recipe(max_steps=3, warmup_steps=1), "--torch_compile=false"])

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
@@ -101,7 +102,7 @@ def choose(
     path = Path(arguments.output_dir) / BUDGET_FILE
     wanted = {name: value for name, value in asdict(asked).items() if value is not None}
     if path.exists():
-        return earlier_choice(path, wanted)
+        return earlier_choice(path, wanted, given)
     if model_arguments.config:
         candidates = [build_config(model_arguments, tokenizer)]
     else:
@@ -111,7 +112,8 @@ def choose(
     text = describe(data)
     trainings = trainings_within(asked, candidates, text, arguments, given, data, accelerator, started)
     training = budget.best_of(trainings)
-    settings = settings_of(training, arguments, given, is_ladder=not model_arguments.config)
+    largest = largest_micro_batch(text, accelerator.device)
+    settings = settings_of(training, arguments, given, largest, is_ladder=not model_arguments.config)
     is_compiled = compiles(arguments.torch_compile, accelerator.device, training.seconds)
     if training.seconds:
         settings["torch_compile"] = "true" if is_compiled else "false"
@@ -139,11 +141,12 @@ def check(asked: BudgetArguments, given: Mapping[str, Any], num_processes: int) 
         )
 
 
-def earlier_choice(path: Path, wanted: dict[str, float]) -> Choice:
+def earlier_choice(path: Path, wanted: dict[str, float], given: Mapping[str, Any]) -> Choice:
     """The choice that was saved when the run was started.
 
     Raises:
-        ValueError: it was made for another budget, or the file is damaged (`DamagedFileError`).
+        ValueError: it was made for another budget or with another use of --config, or the file is damaged
+            (`DamagedFileError`).
     """
     saved = read_json(path, SHAPE, REMEDY)
     if saved["budget"] != wanted:
@@ -152,6 +155,10 @@ def earlier_choice(path: Path, wanted: dict[str, float]) -> Choice:
             f"{path.parent} was started with --{name} {value:g}, not --{new_name} {new_value:g}. Choose another "
             "--output_dir for another budget."
         )
+    was_given, is_given = "config" not in saved["settings"], given.get("config") is not None
+    if was_given != is_given:
+        started, remedy = ("with", "give it again") if was_given else ("without", "remove it")
+        raise ValueError(f"{path.parent} was started {started} --config: {remedy}, or choose another --output_dir.")
     return Choice(**{name: saved[name] for name in SHAPE})
 
 
@@ -185,9 +192,7 @@ def trainings_within(
     if asked.flops:
         return budget.trainings_for_flops(candidates, text, asked.flops, batch_size, micro_batch_size or 1)
     num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))
-    smallest = max(1, budget.SMALLEST_BATCH // text.block_size)
-    usual = min(smallest, LARGEST_MICRO_BATCH) if accelerator.device.type == "cpu" else LARGEST_MICRO_BATCH
-    size = micro_batch_size or usual
+    size = micro_batch_size or largest_micro_batch(text, accelerator.device)
     limits = Limits(
         seconds=0.0,
         micro_batch_size=size,
@@ -230,15 +235,26 @@ def trainings_within(
     return found
 
 
+def largest_micro_batch(text: Text, device: torch.device) -> int:
+    """Sequences of the micro-batches that are timed, and at most of those that train."""
+    if device.type != "cpu":
+        return LARGEST_MICRO_BATCH
+    return min(max(1, budget.SMALLEST_BATCH // text.block_size), LARGEST_MICRO_BATCH)
+
+
 def settings_of(
-    training: Training, arguments: TrainArguments, given: Mapping[str, Any], *, is_ladder: bool
+    training: Training, arguments: TrainArguments, given: Mapping[str, Any], largest: int, *, is_ladder: bool
 ) -> dict[str, Any]:
-    """The options of `pretrain` that a training stands for, without those that are given."""
+    """The options of `pretrain` that a training stands for, without those that are given.
+
+    Args:
+        largest: number of sequences of a micro-batch.
+    """
     config, steps = training.config, training.max_steps
     every = math.ceil(steps / training.num_evaluations)
     chosen: dict[str, Any] = {
         "global_batch_size": training.batch_size,
-        "micro_batch_size": max(size for size in range(1, LARGEST_MICRO_BATCH + 1) if training.batch_size % size == 0),
+        "micro_batch_size": max(size for size in range(1, largest + 1) if training.batch_size % size == 0),
         "max_steps": steps,
         "min_lr_ratio": 0.0,
         "eval_steps": every,

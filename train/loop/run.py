@@ -24,6 +24,7 @@ from ..distributed.parallel import Grid, build_grid, is_split, split_model, whol
 from ..model.flops import training_flops_per_token
 from ..model.recomputation import set_gradient_checkpointing
 from ..settings.defaults import learning_rates_for
+from ..settings.run_folder import MODEL_FOLDER
 from ..settings.training import MAY_CHANGE, TrainArguments
 from .batches import Batches
 from .compilation import check_compiler, compiles, planned_seconds
@@ -205,7 +206,8 @@ def with_compilation(
         is_split = arguments.dp_shard_size > 1 or arguments.tp_size > 1
         earlier = recorded_settings(Path(arguments.output_dir)).get("torch_compile")
         is_again = arguments.torch_compile == "auto" and earlier is not None and not is_split
-        if arguments.torch_compile == "true" or (is_again and earlier):
+        is_compiled = arguments.torch_compile == "true" or (is_again and earlier)
+        if is_compiled and not (Path(arguments.output_dir) / MODEL_FOLDER).exists():  # else the run is complete
             check_compiler(accelerator.device, is_again=is_again)
         if is_again:
             return bool(earlier)

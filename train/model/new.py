@@ -119,20 +119,27 @@ def ladder(tokenizer: PreTrainedTokenizerBase, overrides: str | None = None) -> 
     """Models of the family of the preset laptop, from small to large, with one key/value head per layer.
 
     Args:
-        overrides: more changes to each of them, as in `--config_overrides`.
+        overrides: more changes to each of them, as in `--config_overrides`. Models that they do not fit are left out.
 
     Raises:
-        ValueError: as `build_config`.
+        ValueError: as `build_config`, if they fit no model.
     """
     fixed = parse_overrides(overrides or "")
     configs: list[ScratchGPTConfig] = []
+    errors: list[ValueError] = []
     for shape in LADDER:
         given = (fixed.get(name) for name in ("num_hidden_layers", "hidden_size"))
         layers, width = (value if isinstance(value, int) else own for value, own in zip(given, shape, strict=True))
         text = with_overrides(changes_of(layers, width), overrides)
-        config = build_config(ModelArguments(config=FAMILY, config_overrides=text), tokenizer)
+        try:
+            config = build_config(ModelArguments(config=FAMILY, config_overrides=text), tokenizer)
+        except ValueError as error:
+            errors.append(error)
+            continue
         if not configs or config.to_dict() != configs[-1].to_dict():
             configs.append(config)
+    if not configs:
+        raise errors[0]
     return configs
 
 
