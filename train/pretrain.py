@@ -26,6 +26,7 @@ from hf_scratch_gpt import ScratchGPTTokenizer
 from .checkpoint.find import checkpoint_paths
 from .data.blocks import TOKENIZER_FOLDER, PreparedData, open_data
 from .data.tokens import load_data_tokenizer, save_tokenizer, tokenizer_sha256
+from .distributed.device import is_out_of_memory
 from .hub.cards.origin import Recipe, base_on_hub, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
@@ -182,8 +183,10 @@ def expected_time(
             precision=precision_of(accelerator),
             device=accelerator.device,
         )
-    except (RuntimeError, MemoryError):  # out of memory: training will say how to need less
-        return ""
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return ""  # training will say how to need less
     del model
     free_memory()
     num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))

@@ -243,6 +243,19 @@ def test_skip_logits_with_a_frozen_head_or_body(autocast):
     assert operations.products == head_products + 7 * model.config.num_hidden_layers
 
 
+def test_skip_logits_under_the_transforms_of_torch_func():
+    model, ids = tiny_model(), tiny_ids()
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, skip_logits):
+        arguments = {"input_ids": ids, "labels": ids, "skip_logits": skip_logits}
+        return torch.func.functional_call(model, parameters, (), arguments).loss
+
+    expected, found = (torch.func.grad(loss)(parameters, skip_logits) for skip_logits in (False, True))
+    for name, gradient in expected.items():
+        assert_same(found[name], gradient, 1e-6)
+
+
 def test_skip_logits_refuses_second_derivatives():
     """Its gradients are constants for autograd, so their derivatives would be wrong."""
     model, ids = tiny_model(), tiny_ids()

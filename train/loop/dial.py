@@ -34,8 +34,8 @@ FINISH_SECONDS = 4.0  # to write the model, its card and its loss curve
 SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_seconds": float}
 REMEDY = "Choose another --output_dir, or delete the run folder to start over."
 FEW_STEPS = 200
-ERRORS = "usually within 0.1 for Python's text, 0.2 for others"
-ERRORS_OF_FEW = "after so few steps it can be off by 1"
+ACCURACY = "usually within 0.1 for Python's text, 0.2 for others"
+ACCURACY_OF_FEW = "after so few steps it can be off by 1"
 SHAPE_OPTION = "config_overrides"  # its chosen value is completed by the given one
 LENGTH_OPTIONS = ("max_steps", "model")  # that a budget replaces
 
@@ -278,7 +278,7 @@ def explanation(trainings: list[Training], text: Text, choice: Choice, *, is_com
     config = training.config
     ((name, value),), tokens = choice.budget.items(), training.num_tokens
     epochs = tokens / text.num_tokens
-    accuracy = ERRORS if training.max_steps >= FEW_STEPS else ERRORS_OF_FEW
+    accuracy = ACCURACY if training.max_steps >= FEW_STEPS else ACCURACY_OF_FEW
     rows = {
         "budget": f"{value:g} {'minutes on this machine' if name == 'minutes' else 'FLOPs'}",
         "model": f"{config.num_hidden_layers} layers, {config.hidden_size} wide: {config.parameter_count:,} parameters",
@@ -318,7 +318,7 @@ def outcome(training: Training) -> str:
 
 
 def verdict(choice: Choice, loss: float, seconds: float | None) -> str:
-    """How right the choice was, as a line.
+    """One line that compares the outcome with the forecast.
 
     Args:
         loss: of the final weights on the validation split, nats per token.

@@ -45,7 +45,7 @@ def measure_speed(
     num_prompts: int = 0,
     enough_seconds: float = ENOUGH_SECONDS,
 ) -> Speed:
-    """Time the training of a model on tokens that mean nothing. It changes the model, which should be discarded.
+    """Time the training of a model on dummy tokens. It changes the model, which should be discarded.
 
     Args:
         model: with its vocabulary size in `model.config`.
