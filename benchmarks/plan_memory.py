@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for name, (preset, overrides, settings) in CASES.items():
         config, plan = case(preset, overrides, settings)
-        estimates = memory_by_phase(config, plan)
+        estimates = memory_by_phase(config, plan, default_device().type)
         when = max(estimates, key=lambda moment: estimates[moment])
         measured = in_new_process(measured_peak, preset, overrides, settings)
         error = estimates[when] / measured - 1

@@ -206,7 +206,7 @@ def measured_time(config: ScratchGPTConfig, plan: PlanArguments, steps: int) -> 
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     precision: Any = resolve_precision("auto", device)
     here = replace(plan, precision=precision)
-    if max(memory_by_phase(config, here).values()) > USABLE_FRACTION * memory_of(device):
+    if max(memory_by_phase(config, here, device.type).values()) > USABLE_FRACTION * memory_of(device):
         return f"not measured: the run does not fit into the {memory_of(device) / GB:.3g} GB of {device}"
     tokens = plan.micro_batch_tokens
     shortest = tokens * flops_per_token(config, plan.block_size) / matmul_rate(device, precision)
@@ -263,7 +263,7 @@ def remedy(config: ScratchGPTConfig, plan: PlanArguments) -> str:
 
 
 # Memory
-def memory_by_phase(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, float]:
+def memory_by_phase(config: ScratchGPTConfig, plan: PlanArguments, device: str = "cuda") -> dict[str, float]:
     """Bytes per GPU in each phase of a step that can be its peak.
 
     From the second micro-batch on, the gradients of earlier ones stay in memory; FSDP2 shards them only after the last.
@@ -281,7 +281,7 @@ def memory_by_phase(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, 
     last_layer = layer - kept / config.num_hidden_layers
     copies_left = 0 if recomputes and plan.dp_shard_size == 1 else copies
     return {
-        "at the loss": always + summed + copies + kept + loss_bytes(config, plan),
+        "at the loss": always + summed + copies + kept + loss_bytes(config, plan, device),
         "in backward, last layer": always + summed + copies_left + kept + head + last_layer,
         "in backward, first layer": always + max(gradients, summed) + max(head, layer),
         "in the optimizer": always + max(gradients, split_bytes(config, plan, FP32, 0) + muon_bytes(config, plan)),
@@ -334,26 +334,26 @@ def product_bytes_per_token(config: ScratchGPTConfig, plan: PlanArguments) -> fl
 def layer_bytes_per_token(config: ScratchGPTConfig, plan: PlanArguments) -> float:
     """Activations of a token that a layer keeps for backward: section 4.1 of 2205.05198, adapted to this model.
 
-    Each norm keeps its input and the normalized input in float32. Each matrix keeps its input: in float32 the matrices
+    Each norm keeps its input, in float32 outside of attention. Each matrix keeps its input: in float32 the matrices
     after a norm share it, under autocast each has a copy. Dropout keeps a byte per element. FSDP2 in bf16 keeps less.
     """
     compute, (query, key, inner) = plan.compute_bytes, widths(config)
-    num_matrices, kept_inside = (5, 4) if config.mlp_type == "swiglu" else (4, 2)
+    num_matrices, kept_inside = (5, 3) if config.mlp_type == "swiglu" else (4, 2)
     inputs = 2 * FP32 if compute == FP32 else num_matrices * compute
-    norms = config.hidden_size * (2 * 2 * FP32 + inputs + 2 * (config.residual_dropout > 0))
-    head_norms = (FP32 + compute) * (query + key) * config.qk_norm
+    norms = config.hidden_size * (2 * FP32 + inputs + 2 * (config.residual_dropout > 0))
+    head_norms = compute * (query + key) * config.qk_norm
     # queries, keys, values, output, and the softmax's sums
     attention = compute * (2 * query + 2 * key) + head_norms + FP32 * config.num_attention_heads
     return norms + (attention + kept_inside * compute * inner) / plan.tp_size
 
 
-def loss_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> float:
+def loss_bytes(config: ScratchGPTConfig, plan: PlanArguments, device: str = "cuda") -> float:
     """Tensors of the chunked loss (`skip_logits`) and the last norm.
 
     Besides the gradient of the head: a chunk's logits and their exponentials in float32, and under autocast the
     product.
     """
-    chunk = min(plan.micro_batch_tokens, default_chunk_tokens(config.vocab_size, torch.device("cuda")))
+    chunk = min(plan.micro_batch_tokens, default_chunk_tokens(config.vocab_size, torch.device(device)))
     per_logit = 8 if plan.compute_bytes == FP32 else 10
     last_norm = plan.micro_batch_tokens * config.hidden_size * (3 * FP32 + plan.compute_bytes)
     return last_norm + config.vocab_size * (FP32 * config.hidden_size + per_logit * chunk)
