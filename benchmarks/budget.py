@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from train import quickstart
-from train.model.new import LADDER, changes_of, parse_overrides
+from train.model.new import FAMILY, LADDER, changes_of, parse_overrides
 from train.settings.command import run_command
 from train.settings.corpus import CorpusArguments
 from train.settings.recipe import option, option_list, parse_recipe
@@ -138,8 +138,7 @@ def settings_around(found: Result) -> dict[str, list[str]]:
 
 def options_of_shape(shape: tuple[int, int]) -> list[str]:
     """Options of `pretrain` for a model of the ladder."""
-    overrides = ",".join(f"{name}={value}" for name, value in changes_of(*shape).items())
-    return ["--config=laptop", f"--config_overrides={overrides}"]
+    return [f"--config={FAMILY}", f"--config_overrides={changes_of(*shape)}"]
 
 
 def train(run: Path, data: Path, minutes: float, *options: str) -> Result:

@@ -7,7 +7,6 @@ memory in bf16 than a GPU, because it computes each matrix product in float32 fi
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from train.loop.optimizers import build_optimizers
+from train.model.recomputation import set_gradient_checkpointing
 from train.plan import PlanArguments, memory_by_phase
 from train.settings.command import run_command
 from train.settings.recipe import parse_recipe
@@ -28,16 +28,22 @@ WIDE = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "v
 GPT2 = {"num_hidden_layers": 2, "residual_dropout": 0.0, "attention_dropout": 0.0, "embedding_dropout": 0.0}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # preset, changes to it, settings of the run
     "laptop": ("laptop", {}, {}),
-    "laptop, checkpointing": ("laptop", {}, {"gradient_checkpointing": True}),
+    "laptop, checkpointing": ("laptop", {}, {"gradient_checkpointing": "true"}),
+    "laptop, selective checkpointing": ("laptop", {}, {"gradient_checkpointing": "selective"}),
     "laptop, bf16": ("laptop", {}, {"precision": "bf16"}),
-    "laptop, bf16, checkpointing": ("laptop", {}, {"precision": "bf16", "gradient_checkpointing": True}),
+    "laptop, bf16, checkpointing": ("laptop", {}, {"precision": "bf16", "gradient_checkpointing": "true"}),
     "laptop, micro-batch 2": ("laptop", {}, {"micro_batch_size": 2}),
     "laptop, micro-batch 32": ("laptop", {}, {"micro_batch_size": 32}),
     "laptop, adamw": ("laptop", {}, {"optimizer": "adamw", "micro_batch_size": 2}),
     "laptop, 2 micro-batches": ("laptop", {}, {"global_batch_size": 16}),
     "laptop, grouped queries, relu2": ("laptop", {"num_key_value_heads": 1, "mlp_type": "relu2"}, {}),
     "wide": ("laptop", WIDE, {}),
-    "wide, bf16, checkpointing": ("laptop", WIDE, {"precision": "bf16", "gradient_checkpointing": True}),
+    "wide, bf16, checkpointing": ("laptop", WIDE, {"precision": "bf16", "gradient_checkpointing": "true"}),
+    "wide, bf16, selective checkpointing": (
+        "laptop",
+        WIDE,
+        {"precision": "bf16", "gradient_checkpointing": "selective"},
+    ),
     "wide, untied": ("laptop", {**WIDE, "tie_word_embeddings": False}, {"micro_batch_size": 2}),
     "gpt2, 2 layers": ("gpt2", GPT2, {"micro_batch_size": 4}),
 }
@@ -105,10 +111,7 @@ def train(config: ScratchGPTConfig, plan: PlanArguments, device: torch.device) -
     """Run `NUM_STEPS` steps like those of `train.loop`, on random tokens."""
     with device:
         model = ScratchGPTForCausalLM(config).train()
-    if plan.gradient_checkpointing:
-        with warnings.catch_warnings():  # the only name that transformers before 5.23 knows too
-            warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable()
+    set_gradient_checkpointing(model, plan.gradient_checkpointing)
     is_low = plan.precision == "bf16"
     optimizers = build_optimizers(
         model,

@@ -5,7 +5,6 @@ bf16 autocast and are compiled, as `scratch-gpt pretrain` does there; on a CPU i
 fresh process. The memory is what was added since before the model was built: weights, gradients, optimizer and step.
 """
 
-import contextlib
 import gc
 import sys
 from collections.abc import Callable, Sequence
@@ -13,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+from train.model.recomputation import set_gradient_checkpointing
 from train.settings.command import run_command
 from train.settings.recipe import option, parse_recipe
 
@@ -30,7 +29,7 @@ NO_DROPOUT: dict[str, Any] = {"attention_dropout": 0.0, "residual_dropout": 0.0,
 class Shape:
     """Options of the benchmark; 0 chooses by the device."""
 
-    micro_batch: int = option("Sequences per step (0: 32 on CUDA, 1 on a CPU).", 0)
+    micro_batch: int = option("Sequences per step (0: 32 on CUDA, 4 on a CPU).", 0)
     sequence: int = option("Tokens per sequence.", 1024)
     hidden_size: int = option("Hidden size; heads are 64 wide.", 768)
     num_hidden_layers: int = option("Number of layers.", 12)
@@ -40,7 +39,7 @@ class Shape:
         if self.hidden_size % 64:
             raise ValueError(f"--hidden_size is {self.hidden_size}: it must be a multiple of 64.")
         if not self.micro_batch:
-            self.micro_batch = 32 if default_device().type == "cuda" else 1
+            self.micro_batch = 32 if default_device().type == "cuda" else 4
 
 
 @dataclass
@@ -56,15 +55,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     (shape,) = parse_recipe([Shape], argv, description=__doc__ or "")
     compiled = default_device().type == "cuda"
-    candidates: dict[str, tuple[str, bool]] = {
-        "transformers GPT-2": ("gpt2", False),
-        "transformers Llama": ("llama", False),
-        "ours, shape of GPT-2": ("ours, GPT-2", False),
-        "ours, shape of Llama": ("ours, Llama", False),
+    candidates: dict[str, tuple[str, str]] = {
+        "transformers GPT-2": ("gpt2", "false"),
+        "transformers Llama": ("llama", "false"),
+        "ours, shape of GPT-2": ("ours, GPT-2", "false"),
+        "ours, shape of Llama": ("ours, Llama", "false"),
+        "ours, shape of GPT-2, selective checkpointing": ("ours, GPT-2", "selective"),
+        "ours, shape of Llama, selective checkpointing": ("ours, Llama", "selective"),
+        "transformers GPT-2, checkpointing": ("gpt2", "true"),
+        "transformers Llama, checkpointing": ("llama", "true"),
+        "ours, shape of GPT-2, checkpointing": ("ours, GPT-2", "true"),
+        "ours, shape of Llama, checkpointing": ("ours, Llama", "true"),
     }
-    if compiled:  # https://pytorch.org/blog/activation-checkpointing-techniques/
-        candidates["ours, shape of GPT-2, recomputes all but products"] = ("ours, GPT-2", True)
-        candidates["ours, shape of Llama, recomputes all but products"] = ("ours, Llama", True)
     results = {name: in_new_process(measure, shape, *settings) for name, settings in candidates.items()}
     gpt2, llama = results["transformers GPT-2"].megabytes, results["transformers Llama"].megabytes
     print_table(
@@ -86,22 +88,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def measure(shape: Shape, kind: str, recompute: bool) -> StepMemory:
-    """Train a new model for a few steps on random tokens."""
+def measure(shape: Shape, kind: str, checkpointing: str) -> StepMemory:
+    """Train a new model for a few steps on random tokens; see `set_gradient_checkpointing`."""
     device = default_device()
     before = allocated_peak(device)
-    step = training_step(shape, kind, compiled=device.type == "cuda")
+    step = training_step(shape, kind, device.type == "cuda", checkpointing)
     losses: list[torch.Tensor] = []
-    with recompute_all_but_products() if recompute else contextlib.nullcontext():
-        seconds = [seconds_of(lambda: losses.append(step())) for _ in range(NUM_STEPS + 2 * (device.type == "cuda"))]
+    seconds = [seconds_of(lambda: losses.append(step())) for _ in range(NUM_STEPS + 2 * (device.type == "cuda"))]
     return StepMemory(allocated_peak(device) - before, min(seconds), losses[-1].item())
-
-
-def recompute_all_but_products() -> contextlib.AbstractContextManager[None]:
-    """Let compiled code keep only the results of matrix products and attention, and recompute everything else."""
-    import torch._functorch.config
-
-    return torch._functorch.config.patch(aggressive_recomputation=True)
 
 
 def allocated_peak(device: torch.device) -> float:
@@ -110,12 +104,13 @@ def allocated_peak(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else peak_memory()
 
 
-def training_step(shape: Shape, kind: str, compiled: bool) -> Callable[[], torch.Tensor]:
+def training_step(shape: Shape, kind: str, compiled: bool, checkpointing: str = "false") -> Callable[[], torch.Tensor]:
     """One step with AdamW on the same random tokens each time; returns the loss."""
     device = default_device()
     torch.manual_seed(0)
     model, forward_kwargs = build_model(shape, kind)
     model = model.to(device).train()
+    set_gradient_checkpointing(model, checkpointing)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(shape.vocab_size, (shape.micro_batch, shape.sequence), device=device)
     forward: Any = torch.compile(model) if compiled else model
@@ -131,7 +126,7 @@ def training_step(shape: Shape, kind: str, compiled: bool) -> Callable[[], torch
     return step
 
 
-def build_model(shape: Shape, kind: str) -> tuple[nn.Module, dict[str, Any]]:
+def build_model(shape: Shape, kind: str) -> tuple[Any, dict[str, Any]]:
     """A model in float32, and the arguments of its forward pass; no dropout, tied embeddings."""
     heads, inner = shape.hidden_size // 64, 8 * shape.hidden_size // 3  # inner: as many parameters as GPT-2's MLP
     sizes: dict[str, Any] = {

@@ -111,15 +111,20 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """With s the scale and n the size: dx = s w g - x s^3 / n sum(x w g), and dw = sum over rows of x s g."""
+        """With s the scale and n the size: dx = s w g - x s^3 / n sum(x w g), and dw = sum over rows of x s g.
+
+        That is torch's gradient of LayerNorm for rows of mean 0, which also subtracts s / n sum(w g).
+        """
         x, weight, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *gradients_of_formula(functools.partial(rms_norm, eps=ctx.eps), (x, weight), gradient), None
         x32, weight32, gradient = (tensor.to(torch.float32) for tensor in (x, weight, gradient))
-        product = (gradient * x32).reshape(-1, x.shape[-1])  # (rows, size)
-        weight_gradient = scale.reshape(-1) @ product  # (size)
-        projection = (product @ weight32).reshape(scale.shape) * scale.pow(3).div_(-x.shape[-1])  # (..., 1)
-        x_gradient = (gradient * weight32).mul_(scale).addcmul_(x32, projection)
+        size, mean = x.shape[-1], torch.zeros_like(scale)
+        x_gradient, weight_gradient, _ = torch.ops.aten.native_layer_norm_backward(
+            gradient, x32, [size], mean, scale, weight32, None, [True, True, False]
+        )
+        sums = (gradient.reshape(-1, size) @ weight32).reshape(scale.shape)  # (..., 1)
+        x_gradient.add_(sums.mul_(scale).div_(size))
         return x_gradient.to(x.dtype), weight_gradient.to(weight.dtype), None
 
 
@@ -877,7 +882,13 @@ class ChunkedLossSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Scale the gradients computed in the forward pass."""
+        """Scale the gradients computed in the forward pass.
+
+        Raises:
+            RuntimeError: these gradients, of which none can be derived, are to be differentiated again.
+        """
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("skip_logits=True has no second derivatives; pass skip_logits=False")
         both = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad, strict=False)
         scaled = [gradient.to(dtype) * loss_gradient if is_needed else None for gradient, dtype, is_needed in both]
         return *scaled, None, None, None
@@ -992,10 +1003,12 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         weight = head.weight
         if not torch.is_grad_enabled():  # `ctx.needs_input_grad` does not know
             hidden_states, weight = hidden_states.detach(), weight.detach()
-        chunk_tokens = self.loss_chunk_tokens or default_chunk_tokens(head.out_features, hidden_states.device)
-        loss_sum = ChunkedLossSum.apply(
-            hidden_states, weight, targets, self.config.final_logit_softcapping, chunk_tokens
-        )
+        softcapping = self.config.final_logit_softcapping
+        if not torch.compiler.is_compiling() and is_traced(hidden_states):  # torch.func derives by its own rules
+            loss_sum = token_loss_sum(cap_logits(head(hidden_states), softcapping), targets)
+        else:
+            chunk_tokens = self.loss_chunk_tokens or default_chunk_tokens(head.out_features, hidden_states.device)
+            loss_sum = ChunkedLossSum.apply(hidden_states, weight, targets, softcapping, chunk_tokens)
         return normalise_loss(loss_sum, targets, num_items_in_batch)
 
 

@@ -15,9 +15,9 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -28,14 +28,16 @@ from .distributed.device import matmul_rate, resolve_precision
 from .loop.forecast import format_duration, measure_speed
 from .model.flops import flops_per_token, matrix_shapes, parameter_parts, widths
 from .model.new import new_model, parse_overrides, read_config
+from .model.recomputation import set_gradient_checkpointing
 from .settings.checks import requires
 from .settings.command import run_command
 from .settings.defaults import learning_rates_for
 from .settings.recipe import option, parse_recipe
-from .settings.training import ModelArguments
+from .settings.training import GRADIENT_CHECKPOINTING, GradientCheckpointing, ModelArguments
 
 GB = 10**9  # bytes
 FP32 = 4  # bytes
+CHECKPOINTING = get_args(GradientCheckpointing)  # from the fastest to the one that keeps least
 LONGEST_MEASUREMENT = 10.0  # seconds of a micro-batch
 USABLE_FRACTION = 0.9  # of a GPU's memory; assumed: the driver, libraries and fragmentation take the rest
 
@@ -55,7 +57,7 @@ class PlanArguments:
         "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "muon"
     )
     precision: Literal["bf16", "fp16", "fp32"] = option("Number format of the forward pass.", "bf16")
-    gradient_checkpointing: bool = option("Recompute activations in the backward pass instead of storing them.", False)
+    gradient_checkpointing: GradientCheckpointing = option(GRADIENT_CHECKPOINTING, "false")
     max_steps: int = option("Optimizer steps of the whole run.", 1000)
     tokens: float | None = option("Tokens of the whole run, such as 1e10; replaces --max_steps.")
     tflops: float | None = option("Matrix multiplication speed of one GPU, in 10^12 FLOPs per second.")
@@ -170,7 +172,7 @@ def plan_rows(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, str]:
     rows["peak memory per GPU"] = f"{_gb(max(memory.values()))} of {plan.gpu_memory_gb:g} GB"
     for name, size in traffic(config, plan).items():
         rows[name] = f"{_gb(size)} per GPU and step, {size / config.parameter_count:.2f} bytes per parameter"
-    rows["FLOPs per token"] = f"{flops_per_token(config, plan.block_size, plan.gradient_checkpointing):.3g}"
+    rows["FLOPs per token"] = f"{flops_per_token(config, plan.block_size, plan.gradient_checkpointing == 'true'):.3g}"
     steps = math.ceil(plan.tokens / tokens) if plan.tokens else plan.max_steps
     rows["tokens of the run"] = f"{steps * tokens:,} = {steps:,} steps x {tokens:,}"
     if plan.tflops:
@@ -212,8 +214,7 @@ def measured_time(config: ScratchGPTConfig, plan: PlanArguments, steps: int) -> 
         hours = shortest * plan.num_micro_batches * steps / 3600
         return f"not measured: a micro-batch takes {shortest:.0f} s or more, the run {hours:,.0f} hours or more"
     model = new_model(config, seed=0)
-    if plan.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    set_gradient_checkpointing(model, plan.gradient_checkpointing)
     speed = measure_speed(
         model,
         optimizer=plan.optimizer,
@@ -246,10 +247,11 @@ def fits(config: ScratchGPTConfig, plan: PlanArguments) -> bool:
 
 
 def remedy(config: ScratchGPTConfig, plan: PlanArguments) -> str:
-    """Options with which the plan fits: the largest micro-batch first, then no checkpointing, then few shards."""
+    """Options with which the plan fits: the largest micro-batch first, then little recomputing, then few shards."""
     sizes = [size for size in range(plan.micro_batch_size, 0, -1) if plan.micro_batch_size % size == 0]
     shards = sorted({plan.dp_shard_size, plan.num_gpus // plan.tp_size})
-    for size, recompute, shard in itertools.product(sizes, sorted({plan.gradient_checkpointing, True}), shards):
+    ways = CHECKPOINTING[CHECKPOINTING.index(plan.gradient_checkpointing) :]
+    for size, recompute, shard in itertools.product(sizes, ways, shards):
         changed: dict[str, Any] = {
             "micro_batch_size": size,
             "gradient_checkpointing": recompute,
@@ -275,8 +277,9 @@ def memory_by_phase(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, 
     head = FP32 * config.vocab_size * config.hidden_size
     flowing = 4 * FP32 * config.hidden_size + 2 * plan.compute_bytes * widths(config)[2] / plan.tp_size
     layer = plan.micro_batch_tokens * (layer_bytes_per_token(config, plan) + flowing)
-    last_layer = layer if plan.gradient_checkpointing else plan.micro_batch_tokens * flowing
-    copies_left = 0 if plan.gradient_checkpointing and plan.dp_shard_size == 1 else copies
+    recomputes = plan.gradient_checkpointing != "false"
+    last_layer = layer - kept / config.num_hidden_layers
+    copies_left = 0 if recomputes and plan.dp_shard_size == 1 else copies
     return {
         "at the loss": always + summed + copies + kept + loss_bytes(config, plan),
         "in backward, last layer": always + summed + copies_left + kept + head + last_layer,
@@ -309,9 +312,23 @@ def weight_copy_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> float:
 
 
 def kept_activation_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> float:
-    """Activations of a micro-batch that all layers keep; with gradient checkpointing only their inputs."""
-    per_layer = FP32 * config.hidden_size if plan.gradient_checkpointing else layer_bytes_per_token(config, plan)
-    return config.num_hidden_layers * plan.micro_batch_tokens * per_layer
+    """Activations of a micro-batch that all layers keep until their backward pass."""
+    per_token: dict[str, Callable[[], float]] = {
+        "false": lambda: layer_bytes_per_token(config, plan),
+        "selective": lambda: FP32 * config.hidden_size + product_bytes_per_token(config, plan),
+        "true": lambda: FP32 * config.hidden_size,  # the layer's input
+    }
+    return config.num_hidden_layers * plan.micro_batch_tokens * per_token[plan.gradient_checkpointing]()
+
+
+def product_bytes_per_token(config: ScratchGPTConfig, plan: PlanArguments) -> float:
+    """What `keep_products` keeps of a layer for a token: wide results, those of attention, and the softmax's sums."""
+    hidden, (query, key, inner) = config.hidden_size, widths(config)
+    inputs = [query, key, key, *[inner] * (2 if config.mlp_type == "swiglu" else 1)]
+    split = query + sum(width for width in inputs if width >= hidden)
+    output = hidden if hidden >= query else 0
+    per_head = FP32 * config.num_attention_heads
+    return plan.compute_bytes * output + (plan.compute_bytes * split + per_head) / plan.tp_size
 
 
 def layer_bytes_per_token(config: ScratchGPTConfig, plan: PlanArguments) -> float:
@@ -364,7 +381,7 @@ def traffic(config: ScratchGPTConfig, plan: PlanArguments) -> dict[str, float]:
     matrices, others = parameter_parts(config)
     matrices_here, shards, tp = matrices / plan.tp_size, plan.dp_shard_size, plan.tp_size
     replicas, muon_parts = plan.data_size // shards, shards * tp if plan.optimizer == "muon" else 1
-    outputs = config.num_hidden_layers * (4 + 2 * plan.gradient_checkpointing)
+    outputs = config.num_hidden_layers * (4 + 2 * (plan.gradient_checkpointing != "false"))
     output = plan.compute_bytes * plan.micro_batch_tokens * config.hidden_size
     gathered = plan.compute_bytes * (2 * matrices_here + others)
     sent = {
@@ -384,7 +401,7 @@ def _ring(parts: int) -> float:
 def step_seconds(config: ScratchGPTConfig, plan: PlanArguments) -> tuple[float, float]:
     """Seconds of (computing, sending) in a step; nan without --tflops."""
     tokens = plan.global_batch_size * plan.block_size
-    flops = tokens * flops_per_token(config, plan.block_size, plan.gradient_checkpointing)
+    flops = tokens * flops_per_token(config, plan.block_size, plan.gradient_checkpointing == "true")
     sent = sum(traffic(config, plan).values()) * (1 - plan.overlap)
     speed = plan.num_gpus * (plan.tflops or math.nan) * 1e12 * plan.mfu
     return flops / speed, sent / ((plan.bandwidth_gb_per_second or math.inf) * GB)

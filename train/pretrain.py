@@ -26,6 +26,7 @@ from hf_scratch_gpt import ScratchGPTTokenizer
 from .checkpoint.find import checkpoint_paths
 from .data.blocks import TOKENIZER_FOLDER, PreparedData, open_data
 from .data.tokens import load_data_tokenizer, save_tokenizer, tokenizer_sha256
+from .distributed.device import is_out_of_memory
 from .hub.cards.origin import Recipe, base_on_hub, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
@@ -57,13 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = (ModelArguments, DataArguments, TrainArguments, BudgetArguments)
     model_arguments, data_arguments, arguments, budget = parse_recipe(kinds, argv, description=__doc__ or "")
     given = GIVEN_OPTIONS.get()
+    if not budget.is_given:
+        arguments.check_lengths()
     data = open_data(data_arguments.data_dir)
     tokenizer = ScratchGPTTokenizer.from_pretrained(Path(data_arguments.data_dir) / TOKENIZER_FOLDER)
     with claimed(arguments) as accelerator:
         choice = None
         if budget.is_given:
             choice = choose(budget, model_arguments, arguments, given, data, tokenizer, accelerator)
-            model_arguments, arguments = choice.applied(model_arguments, arguments)
+            model_arguments, arguments = choice.applied(model_arguments, arguments, given)
         recipe = recipe_text(model_arguments, data_arguments, arguments)
         return pretrain(model_arguments, arguments, data, tokenizer, accelerator, recipe, choice, started)
 
@@ -180,8 +183,10 @@ def expected_time(
             precision=precision_of(accelerator),
             device=accelerator.device,
         )
-    except (RuntimeError, MemoryError):  # out of memory: training will say how to need less
-        return ""
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return ""  # training will say how to need less
     del model
     free_memory()
     num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))

@@ -103,6 +103,17 @@ def test_packing_changes_the_rows_but_not_the_evaluation(tune):
     assert first[0] == pytest.approx(first[1], abs=1e-5)
 
 
+@pytest.mark.parametrize("trainable", ["lora", "layers"])
+def test_gradient_checkpointing_changes_nothing(tune, trainable):
+    losses = []
+    for how in ("false", "selective", "true"):
+        run = tune(how, trainable=trainable, gradient_checkpointing=how, max_steps=3, learning_rate=0.01)
+        losses.append([record["loss"] for record in read(run / "metrics.jsonl") if "loss" in record])
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
 def test_lora_trains_the_embeddings_of_control_tokens_too(tune, base):
     run = tune(trainable="lora", learning_rate=0.05)
     before, after = (load_file(folder / "model.safetensors") for folder in (base, run / "model"))

@@ -63,7 +63,17 @@ def test_tensor_parallelism_does_not_split_the_norms():
 
 
 def test_gradient_checkpointing_keeps_the_inputs_of_layers():
-    assert plan.kept_activation_bytes(TINY, replace(ONE, gradient_checkpointing=True)) == 2 * 1024 * 64 * 4
+    assert plan.kept_activation_bytes(TINY, replace(ONE, gradient_checkpointing="true")) == 2 * 1024 * 64 * 4
+
+
+def test_selective_gradient_checkpointing_keeps_products_too():
+    """The input, q, attention, output, gate and up; 4 sums. Narrow k, v and down are computed again."""
+    selective = replace(ONE, gradient_checkpointing="selective")
+    assert plan.kept_activation_bytes(TINY, selective) == 2 * 1024 * 4 * (64 + 64 + 64 + 64 + 2 * 192 + 4)
+    low = 4 * 64 + 2 * (64 + 64 + 64 + 2 * 192) + 4 * 4
+    assert plan.kept_activation_bytes(TINY, replace(selective, precision="bf16")) == 2 * 1024 * low
+    split = replace(selective, num_gpus=2, tp_size=2)
+    assert plan.kept_activation_bytes(TINY, split) == 2 * 1024 * 4 * (2 * 64 + (64 + 64 + 2 * 192 + 4) / 2)
 
 
 def test_logits_of_a_chunk_and_the_gradient_of_the_head():
@@ -96,7 +106,7 @@ def test_traffic_of_replicas_of_shards_and_of_muon():
 
 def test_traffic_of_tensor_parallelism():
     tensor = replace(ONE, num_gpus=2, tp_size=2, optimizer="adamw")
-    again = replace(tensor, gradient_checkpointing=True)
+    again = replace(tensor, gradient_checkpointing="true")
     assert plan.traffic(TINY, tensor) == {"all-reduce of activations": 2 * 4 * 1024 * 64 * 4}
     assert plan.traffic(TINY, again) == {"all-reduce of activations": 2 * 6 * 1024 * 64 * 4}
 
@@ -198,11 +208,12 @@ def test_what_would_take_too_much_is_not_measured(limits, message, monkeypatch):
     ("settings", "phase"),
     [
         ({}, "at the loss"),
-        ({"gradient_checkpointing": True}, "in backward, first layer"),
+        ({"gradient_checkpointing": "true"}, "in backward, first layer"),
+        ({"gradient_checkpointing": "selective"}, "at the loss"),
         ({"micro_batch_size": 1, "block_size": 64}, "in the optimizer"),
         ({"micro_batch_size": 1, "block_size": 64, "optimizer": "adamw"}, "in backward, first layer"),
     ],
-    ids=["plain", "checkpointing", "muon", "adamw"],
+    ids=["plain", "checkpointing", "selective", "muon", "adamw"],
 )
 def test_memory_is_within_15_percent_of_a_measured_run(settings, phase):
     settings = {"micro_batch_size": 4, "block_size": 128} | settings

@@ -195,9 +195,10 @@ def test_all_settings_that_may_change_exist():
     assert {entry.name for entry in fields(FinetuneArguments)} > MAY_CHANGE
 
 
-def test_gradient_checkpointing_changes_nothing(recipe, tmp_path):
+@pytest.mark.parametrize("how", ["selective", True])
+def test_gradient_checkpointing_changes_nothing(recipe, tmp_path, how):
     pretrain.main([recipe()])
-    pretrain.main([recipe(output_dir=str(tmp_path / "other"), gradient_checkpointing=True)])
+    pretrain.main([recipe(output_dir=str(tmp_path / "other"), gradient_checkpointing=how)])
     for one, other in zip(records(tmp_path / "run"), records(tmp_path / "other"), strict=True):
         assert one.get("loss") == pytest.approx(other.get("loss"), abs=1e-6)
 

@@ -13,9 +13,11 @@ ENGINES = {
     "ddp": (2, []),
     "fsdp": (2, ["--dp_shard_size=2"]),
     "fsdp with checkpointing": (2, ["--dp_shard_size=2", "--gradient_checkpointing=true"]),
+    "fsdp with selective checkpointing": (2, ["--dp_shard_size=2", "--gradient_checkpointing=selective"]),
     "fsdp that keeps weights": (2, ["--dp_shard_size=2", "--reshard_after_forward=false"]),
     "hsdp": (4, ["--dp_shard_size=2"]),
     "tp": (2, ["--tp_size=2"]),
+    "tp with selective checkpointing": (2, ["--tp_size=2", "--gradient_checkpointing=selective"]),
     "tp with replicas": (4, ["--tp_size=2"]),
     "fsdp x tp": (4, ["--dp_shard_size=2", "--tp_size=2"]),
 }
@@ -51,6 +53,22 @@ def test_every_engine_trains_as_one_process_does(recipe, tmp_path, launcher, alo
     assert_same_metrics(records(one), records(many))
     assert_same_weights(weights(one / "model"), weights(many / "model"), tolerance=1e-5)
     assert_safe_files(many / "checkpoint-00000006", is_split=engine != "ddp")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "tp"])
+def test_engines_that_read_outcomes_late_train_as_one_process_does(recipe, tmp_path, launcher, alone, engine):
+    processes, options = ENGINES[engine]
+    one, many = alone("muon"), tmp_path / "many"
+    # queries as wide as the model: q_proj and o_proj have one shape, but are split in different ways
+    launcher.run(
+        [recipe(**SETTINGS, optimizer="muon"), f"--output_dir={many}", *options],
+        processes,
+        tmp_path / "log",
+        "read_late",
+    )
+    assert_same_metrics(records(one), records(many))
+    assert_same_weights(weights(one / "model"), weights(many / "model"), tolerance=1e-5)
 
 
 def assert_safe_files(checkpoint, is_split):

@@ -6,14 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hf_scratch_gpt import ScratchGPTConfig
 from train.loop import budget
 from train.loop.budget import Limits, Text
 from train.loop.forecast import Speed
 from train.model.flops import flops_per_token
-from train.model.new import ladder
+from train.model.new import LADDER, changes_of, parse_overrides
 
 TEXT = Text(num_tokens=10_000_000, block_size=256, ngram_loss=4.0)
-LADDER = ladder(4096)
+LADDER = [
+    ScratchGPTConfig.from_preset("laptop", vocab_size=4096, **parse_overrides(changes_of(*shape))) for shape in LADDER
+]
 
 
 def speed_of(config):
@@ -88,6 +91,21 @@ def test_flops_are_spent():
     best = budget.best_of(budget.trainings_for_flops(LADDER, TEXT, 1e15))
     spent = best.num_tokens * flops_per_token(best.config, 256)
     assert 0.98e15 < spent <= 1e15
+
+
+def test_a_few_flops_are_not_exceeded_by_a_larger_model():
+    """With 1e12, 20 steps of the smallest batch fit for the smallest models only; with 1, for none of them."""
+    for flops in (1.0, 1e12):
+        found = budget.trainings_for_flops(LADDER, TEXT, flops)
+        assert found[0].max_steps >= budget.MIN_STEPS
+        assert all(one.num_tokens * flops_per_token(one.config, 256) <= flops for one in found[1:])
+    assert len(budget.trainings_for_flops(LADDER, TEXT, 1.0)) == 1
+
+
+def test_the_epochs_bound_the_batch_too():
+    short = replace(TEXT, num_tokens=100_000)
+    best = budget.best_of(budget.trainings_for_flops(LADDER, short, 1e30))
+    assert best.num_tokens <= budget.MAX_EPOCHS * short.num_tokens
 
 
 def test_evaluations_take_a_tenth_of_the_time_at_most():

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,7 +64,27 @@ def test_a_compiler_is_looked_for(tmp_path, path, expected):
 def test_auto_asks_for_a_compiler(monkeypatch):
     monkeypatch.setattr(compilation, "can_compile", lambda _device: False)
     assert not compiles("auto", torch.device("cpu"), 1e6)
-    assert compiles("true", torch.device("cpu"), 1e6)  # as asked: torch then says what is missing
+
+
+def test_without_a_compiler_compiling_is_refused(recipe, monkeypatch):
+    monkeypatch.setattr(compilation, "can_compile", lambda _device: False)
+    with pytest.raises(
+        ValueError, match=r"true: torch.compile does not work on this machine.* or add --torch_compile fa"
+    ):
+        pretrain.main([recipe(), "--torch_compile"])
+    monkeypatch.setattr(run_module, "recorded_settings", lambda _folder: {"torch_compile": True})
+    with pytest.raises(ValueError, match=r"or add --torch_compile false --allow_change torch_compile\.$"):
+        pretrain.main([recipe()])
+
+
+def test_a_compiled_run_that_is_continued_in_parts_is_not_compiled(monkeypatch):
+    """Then the changed setting is refused like others, with --allow_change as the remedy."""
+    monkeypatch.setattr(run_module, "recorded_settings", lambda _folder: {"torch_compile": True})
+    monkeypatch.setattr(run_module, "run_on_main", lambda _accelerator, function: function())
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+    arguments = TrainArguments("run", dp_shard_size=2)
+    found = run_module.with_compilation(arguments, accelerator, math.inf, SimpleNamespace(mean_length=16))
+    assert found.torch_compile == "false"
 
 
 def test_an_unknown_speed_plans_no_time():
@@ -83,11 +104,18 @@ def test_booleans_of_older_recipes_are_read(tmp_path, value, expected):
     assert parse_recipe([TrainArguments], ["--output_dir=x", "--torch_compile=True"])[0].torch_compile == "true"
 
 
+@pytest.mark.parametrize("name", ["torch_compile", "gradient_checkpointing"])
+def test_the_bare_option_means_true(name):
+    for argument, expected in ((f"--{name}", "true"), (f"--no_{name}", "false")):
+        assert getattr(parse_recipe([TrainArguments], ["--output_dir=x", argument])[0], name) == expected
+
+
 def test_other_words_are_refused():
     with pytest.raises(ValueError, match=r"torch_compile.* takes auto or true or false, not 'maybe'"):
         parse_recipe([TrainArguments], ["--output_dir=x", "--torch_compile=maybe"])
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_continued_run_decides_as_before(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_module, "compiles", lambda asked, *_, **__: asked != "false")
     monkeypatch.setattr("transformers.PreTrainedModel.compile", lambda model: None)
@@ -97,6 +125,7 @@ def test_a_continued_run_decides_as_before(recipe, tmp_path, monkeypatch, capsys
     assert cache_folder() in shown
     assert recorded_settings(tmp_path / "run")["torch_compile"] is True
     monkeypatch.setattr(run_module, "compiles", lambda *_, **__: False)
+    monkeypatch.setattr(compilation, "can_compile", lambda _device: False)  # complete: nothing to compile
     assert pretrain.main([recipe(max_steps=3, warmup_steps=1)]) == 0  # the same settings: still true
     with pytest.raises(ValueError, match="torch_compile: was True, now False"):
         pretrain.main([recipe(max_steps=3, warmup_steps=1), "--torch_compile=false"])

@@ -25,7 +25,7 @@ def test_durations_are_said_in_a_suitable_unit(seconds, text):
     assert format_duration(seconds) == text
 
 
-def test_the_first_call_does_not_count(monkeypatch):
+def test_the_time_is_the_median_of_the_calls_after_the_first(monkeypatch):
     times = iter([0, 9, 10, 10.5, 20, 20.25, 30, 31])
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(times))
     assert seconds_of(lambda: None, torch.device("cpu")) == 0.5

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -205,3 +206,14 @@ def test_weights_that_are_quantized_already_are_refused(command, model_dir, tmp_
     assert run_command(command.main, ["--model", str(folder), "--quantization", "int8", *options]) == 2
     error = capsys.readouterr().err
     assert f"--quantization int8: --model {folder} was quantized with torchao already. Remove it." in error
+
+
+def test_damaged_weights_are_noticed(model_dir, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(model_dir, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][3, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    options = ["--model", str(folder), "--prompt", "x", "--quantization", "int8"]
+    assert run_command(generate.main, options) == 2
+    assert "are not finite" in capsys.readouterr().err

@@ -241,3 +241,24 @@ def test_skip_logits_with_a_frozen_head_or_body(autocast):
                     assert torch.equal(parameter.grad, expected[name])
     head_products = 2  # logits, gradient of the weight; the body without gradients multiplies only forwards
     assert operations.products == head_products + 7 * model.config.num_hidden_layers
+
+
+def test_skip_logits_under_the_transforms_of_torch_func():
+    model, ids = tiny_model(), tiny_ids()
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, skip_logits):
+        arguments = {"input_ids": ids, "labels": ids, "skip_logits": skip_logits}
+        return torch.func.functional_call(model, parameters, (), arguments).loss
+
+    expected, found = (torch.func.grad(loss)(parameters, skip_logits) for skip_logits in (False, True))
+    for name, gradient in expected.items():
+        assert_same(found[name], gradient, 1e-6)
+
+
+def test_skip_logits_refuses_second_derivatives():
+    """Its gradients are constants for autograd, so their derivatives would be wrong."""
+    model, ids = tiny_model(), tiny_ids()
+    loss = model(ids, labels=ids, skip_logits=True).loss
+    with pytest.raises(RuntimeError, match="skip_logits=True has no second derivatives; pass skip_logits=False"):
+        torch.autograd.grad(loss, list(model.parameters()), create_graph=True)

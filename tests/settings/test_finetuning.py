@@ -49,6 +49,11 @@ def test_the_batch_fits_the_processes_and_the_memory(num_examples, num_processes
     assert chosen(num_examples, micro_batch_size=3, num_processes=num_processes).check_processes(num_processes) is None
 
 
+def test_a_batch_smaller_than_the_number_of_processes_is_refused():
+    with pytest.raises(ValueError, match=r"--global_batch_size \(1\) must be a multiple of .* x processes \(2\) = 2"):
+        chosen(100, global_batch_size=1, num_processes=2).check_processes(2)
+
+
 @pytest.mark.parametrize(  # each the best of a sweep in benchmarks/README.md, or next to it
     ("num_examples", "batch", "rate", "steps"),
     [(200, 4, 5e-4, 150), (1_100, 16, 1e-3, 207), (50_000, 64, 4e-3, 2344)],

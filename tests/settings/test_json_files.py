@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from train.settings.json_files import DamagedFileError, mismatch, read_json, read_json_lines
+from train.settings.json_files import DamagedFileError, mismatch, read_json
 
 SHAPE = {"step": int, "loss?": float | None, "recent": [[float]], "files": {str: {"size": int}}}
 GOOD = {"step": 3, "loss": None, "recent": [[1, 2.5]], "files": {"a": {"size": 1, "more": []}}, "other": "x"}
@@ -53,17 +53,3 @@ def test_a_damaged_file_is_named_with_its_reason_and_the_remedy(tmp_path, conten
     path.write_bytes(content)
     with pytest.raises(DamagedFileError, match=rf"file\.json is damaged: {reason}.*\. Remove it\.$"):
         read_json(path, {"step": int}, "Remove it.")
-
-
-def test_lines_that_a_kill_has_cut_are_skipped(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"st\n\x00\x00\n\n{"step": 2}\n{"step": 3')
-    assert [record["step"] for record in read_json_lines(path, {"step": int})] == [1, 2]
-
-
-@pytest.mark.parametrize("line", ["[]", "7", "null", '{"stop": 2}', '{"step": "2"}'])
-def test_a_line_of_another_shape_is_named_by_its_number(tmp_path, line):
-    path = tmp_path / "log.jsonl"
-    path.write_text(f'{{"step": 1}}\n{line}\n')
-    with pytest.raises(DamagedFileError, match=r"log\.jsonl is damaged: line 2: "):
-        list(read_json_lines(path, {"step": int}))

@@ -210,10 +210,6 @@ def test_what_is_written_is_read_back(read):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (
-            ["--global_batch_size=100"],
-            r"--global_batch_size \(100\) must be a multiple of --micro_batch_size \(8\) x processes \(1\)",
-        ),
         (["--micro_batch_size=0"], "--micro_batch_size is 0: it must be a number of at least 1"),
         (["--learning_rate=-1"], "--learning_rate is -1.0"),
         (["--learning_rate=0"], "learning rate of 0"),
@@ -230,9 +226,6 @@ def test_what_is_written_is_read_back(read):
         ),
         (["--decay_fraction=0.1"], r"--decay_fraction \(0.1\) requires --lr_scheduler_type wsd"),
         (["--no_reshard_after_forward"], r"--reshard_after_forward \(False\) requires --dp_shard_size above 1"),
-        (["--max_steps=10", "--warmup_steps=11"], r"--warmup_steps \(11\).*--max_steps \(10\)"),
-        (["--max_steps=10", "--warmup_steps=6", "--lr_scheduler_type=wsd", "--decay_fraction=0.5"], r"\(5 steps\)"),
-        (["--max_steps=10", "--warmup_steps=9", "--lr_scheduler_type=wsd"], r"\(2 steps\)"),
         (["--save_total_limit=0"], "--save_total_limit is 0"),
         (["--optimizer=sgd"], "--optimizer takes muon or adamw, not 'sgd'"),
     ],
@@ -240,6 +233,24 @@ def test_what_is_written_is_read_back(read):
 def test_settings_that_make_no_sense_are_refused(argv, message):
     with pytest.raises(ValueError, match=message):
         parse_recipe([TrainArguments], [*NEEDED, *argv])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--global_batch_size=100"],
+            r"--global_batch_size \(100\) must be a multiple of --micro_batch_size \(8\) x processes \(1\)",
+        ),
+        (["--max_steps=10", "--warmup_steps=11"], r"--warmup_steps \(11\).*--max_steps \(10\)"),
+        (["--max_steps=10", "--warmup_steps=6", "--lr_scheduler_type=wsd", "--decay_fraction=0.5"], r"\(5 steps\)"),
+        (["--max_steps=10", "--warmup_steps=9", "--lr_scheduler_type=wsd"], r"\(2 steps\)"),
+    ],
+)
+def test_lengths_that_do_not_fit_together_are_refused(argv, message):
+    (arguments,) = parse_recipe([TrainArguments], [*NEEDED, *argv])
+    with pytest.raises(ValueError, match=message):
+        arguments.check_lengths()
 
 
 @pytest.mark.parametrize(

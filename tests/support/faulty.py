@@ -1,10 +1,11 @@
-"""Commands on a machine that is slow or full, for a `Launcher`."""
+"""Commands on another kind of machine, such as a slow or full one, for a `Launcher`."""
 
 import os
 import time
 
 from train import finetune_classifier, pretrain
 from train.checkpoint import checkpointer
+from train.loop.run import Run
 
 SLOW = 15  # seconds; more than `ddp_timeout` in these tests, and than a process may be silent
 
@@ -59,6 +60,12 @@ def memory_of_one(argv):
     return pretrain.main(argv)
 
 
+def read_late(argv):
+    """Outcomes of steps are read one step later, and the device skips updates, as on a GPU."""
+    Run.reads_late = True
+    return pretrain.main(argv)
+
+
 def other_seed(argv):
     """The second process was started with another seed."""
     return pretrain.main(argv if is_main() else [*argv, "--seed=7"])
@@ -66,5 +73,5 @@ def other_seed(argv):
 
 SCRIPTS = {
     function.__name__: function
-    for function in (slow_model, full_in_background, slow_in_background, memory_of_one, other_seed)
+    for function in (slow_model, full_in_background, slow_in_background, memory_of_one, read_late, other_seed)
 }

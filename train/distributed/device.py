@@ -150,6 +150,12 @@ def wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the CPU had no memory left."""
+    # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's, which has no class of its own
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
 def set_seed(device: torch.device, seed: int) -> None:
     """Seed the random numbers of the CPU and of `device`, and of no other: `torch.manual_seed` looks for all kinds."""
     torch.default_generator.manual_seed(seed)

@@ -80,18 +80,23 @@ def trainings_for_seconds(
     candidates: Sequence[Any],
     text: Text,
     limits: Callable[[], Limits],
-    measure: Callable[[Any], Speed],
+    measure: Callable[[Any], Speed | None],
 ) -> list[Training]:
     """A training within the limits for one model after the other, until a larger one would be worse or too slow.
 
     Args:
         candidates: configs of our models, from small to large.
         limits: what is left, which shrinks while models are measured.
-        measure: times a model.
+        measure: times a model; None if it does not fit into memory, which ends the search.
+
+    Returns:
+        The trainings; empty if not even the first model fits.
     """
     trainings: list[Training] = []
     for config in candidates:
         speed, left = measure(config), limits()
+        if speed is None:
+            break
         training = training_for_seconds(config, text, left, speed)
         if trainings and training.seconds > left.seconds:  # even the fewest steps
             break
@@ -124,12 +129,18 @@ def training_for_seconds(config: Any, text: Text, limits: Limits, speed: Speed) 
 def trainings_for_flops(
     candidates: Sequence[Any], text: Text, flops: float, batch_size: int | None = None, multiple_of: int = 1
 ) -> list[Training]:
-    """A training for each model that takes so many FLOPs, counted as in `flops_per_token`."""
-    trainings = []
+    """A training for each model that takes so many FLOPs, counted as in `flops_per_token`.
+
+    The first model has at least `MIN_STEPS`, whatever they cost; others are left out if these would cost too much.
+    """
+    trainings: list[Training] = []
     for config in candidates:
         num_tokens = flops / training_flops_per_token(config, text.block_size)
         size = batch_size or batch_size_for(text, num_tokens, multiple_of)
-        trainings.append(_training(config, text, size, num_tokens / (size * text.block_size)))
+        steps = num_tokens / (size * text.block_size)
+        if trainings and steps < MIN_STEPS:
+            break
+        trainings.append(_training(config, text, size, steps))
     return trainings
 
 
@@ -165,6 +176,7 @@ def worth_in_new_tokens(num_tokens: float, num_unique: float) -> float:
 
 def batch_size_for(text: Text, num_tokens: float, multiple_of: int = 1) -> int:
     """Sequences per step: a power of two whose tokens grow like the square root of all tokens, or the next multiple."""
+    num_tokens = min(num_tokens, MAX_EPOCHS * text.num_tokens)
     wanted = min(max(BATCH_FACTOR * math.sqrt(num_tokens), SMALLEST_BATCH), LARGEST_BATCH) / text.block_size
     power = 1 << max(0, round(math.log2(wanted)))
     return math.ceil(power / multiple_of) * multiple_of

@@ -45,6 +45,23 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
+def check_compiler(device: torch.device, *, is_again: bool) -> None:
+    """Refuse to compile where torch.compile does not work.
+
+    Args:
+        is_again: whether the run was compiled until now, and is to be continued.
+
+    Raises:
+        ValueError: what is missing, and what to do.
+    """
+    if not can_compile(device):
+        otherwise = "add --torch_compile false" + " --allow_change torch_compile" * is_again
+        raise ValueError(
+            f"--torch_compile true: torch.compile does not work on this machine ({device}). Install a C++ compiler "
+            f"such as g++{', and Triton' if device.type == 'cuda' else ''}, or {otherwise}."
+        )
+
+
 def planned_seconds(num_tokens: float, peak_tokens_per_second: float, device: torch.device) -> float:
     """Seconds of an eager run; 0 if the peak is infinite, which means unknown."""
     return num_tokens / (UTILIZATION.get(device.type, 1.0) * peak_tokens_per_second)

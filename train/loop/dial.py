@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from ..data.blocks import PreparedData, TokenBlocks
-from ..model.new import build_config, changes_of, ladder, new_model
+from ..distributed.device import is_out_of_memory
+from ..model.new import FAMILY, build_config, changes_of, check_block_size, ladder, new_model, with_overrides
+from ..model.recomputation import set_gradient_checkpointing
 from ..settings.defaults import learning_rates_for
 from ..settings.durable import replace_text
 from ..settings.json_files import read_json
@@ -31,7 +34,9 @@ FINISH_SECONDS = 4.0  # to write the model, its card and its loss curve
 SHAPE = {"budget": dict, "settings": dict, "expected_loss": float, "expected_seconds": float}
 REMEDY = "Choose another --output_dir, or delete the run folder to start over."
 FEW_STEPS = 200
-ERRORS = "usually within 0.1 for Python's text, 0.2 for others"
+ACCURACY = "usually within 0.1 for Python's text, 0.2 for others"
+ACCURACY_OF_FEW = "after so few steps it can be off by 1"
+SHAPE_OPTION = "config_overrides"  # its chosen value is completed by the given one
 LENGTH_OPTIONS = ("max_steps", "model")  # that a budget replaces
 
 
@@ -51,11 +56,27 @@ class Choice:
     expected_loss: float
     expected_seconds: float
 
-    def applied(self, model: ModelArguments, training: TrainArguments) -> tuple[ModelArguments, TrainArguments]:
-        """The settings with the chosen ones in their places."""
-        of_model = {name: value for name, value in self.settings.items() if hasattr(model, name)}
-        rest = {name: value for name, value in self.settings.items() if name not in of_model}
-        return replace(model, **of_model), replace(training, **rest)
+    def applied(
+        self, model: ModelArguments, training: TrainArguments, given: Mapping[str, Any]
+    ) -> tuple[ModelArguments, TrainArguments]:
+        """The settings with the chosen ones in their places.
+
+        Args:
+            given: the options that the user has set; they win.
+
+        Raises:
+            ValueError: given options that do not fit the chosen ones.
+        """
+        chosen = {name: value for name, value in self.settings.items() if name not in given}
+        if training.optimizer == "adamw":  # now: the run is then refused as a changed one
+            chosen.pop("matrix_learning_rate", None)
+        if SHAPE_OPTION in self.settings:
+            chosen[SHAPE_OPTION] = with_overrides(self.settings[SHAPE_OPTION], model.config_overrides)
+        of_model = {name: value for name, value in chosen.items() if hasattr(model, name)}
+        rest = {name: value for name, value in chosen.items() if name not in of_model}
+        training = replace(training, **rest)
+        training.check_lengths()
+        return replace(model, **of_model), training
 
 
 def choose(
@@ -73,21 +94,26 @@ def choose(
         given: the options that the user has set; they are kept.
 
     Raises:
-        ValueError: options that contradict a budget, several processes, or a run with another budget.
+        ValueError: options that contradict a budget, several processes, a run with another budget, sequences that are
+            too long for the models, or no memory for any of them.
     """
     started = time.perf_counter()
     check(asked, given, accelerator.num_processes)
     path = Path(arguments.output_dir) / BUDGET_FILE
     wanted = {name: value for name, value in asdict(asked).items() if value is not None}
     if path.exists():
-        return earlier_choice(path, wanted)
-    candidates = ladder(len(tokenizer))
+        return earlier_choice(path, wanted, given)
     if model_arguments.config:
         candidates = [build_config(model_arguments, tokenizer)]
+    else:
+        candidates = ladder(tokenizer, model_arguments.config_overrides)
+    for config in candidates:
+        check_block_size(config, data.train.block_size)
     text = describe(data)
     trainings = trainings_within(asked, candidates, text, arguments, given, data, accelerator, started)
     training = budget.best_of(trainings)
-    settings = settings_of(training, arguments, given, is_ladder=not model_arguments.config)
+    largest = largest_micro_batch(text, accelerator.device)
+    settings = settings_of(training, arguments, given, largest, is_ladder=not model_arguments.config)
     is_compiled = compiles(arguments.torch_compile, accelerator.device, training.seconds)
     if training.seconds:
         settings["torch_compile"] = "true" if is_compiled else "false"
@@ -115,11 +141,12 @@ def check(asked: BudgetArguments, given: Mapping[str, Any], num_processes: int) 
         )
 
 
-def earlier_choice(path: Path, wanted: dict[str, float]) -> Choice:
+def earlier_choice(path: Path, wanted: dict[str, float], given: Mapping[str, Any]) -> Choice:
     """The choice that was saved when the run was started.
 
     Raises:
-        ValueError: it was made for another budget, or the file is damaged (`DamagedFileError`).
+        ValueError: it was made for another budget or with another use of --config, or the file is damaged
+            (`DamagedFileError`).
     """
     saved = read_json(path, SHAPE, REMEDY)
     if saved["budget"] != wanted:
@@ -128,6 +155,10 @@ def earlier_choice(path: Path, wanted: dict[str, float]) -> Choice:
             f"{path.parent} was started with --{name} {value:g}, not --{new_name} {new_value:g}. Choose another "
             "--output_dir for another budget."
         )
+    was_given, is_given = "config" not in saved["settings"], given.get("config") is not None
+    if was_given != is_given:
+        started, remedy = ("with", "give it again") if was_given else ("without", "remove it")
+        raise ValueError(f"{path.parent} was started {started} --config: {remedy}, or choose another --output_dir.")
     return Choice(**{name: saved[name] for name in SHAPE})
 
 
@@ -161,9 +192,7 @@ def trainings_within(
     if asked.flops:
         return budget.trainings_for_flops(candidates, text, asked.flops, batch_size, micro_batch_size or 1)
     num_evaluated = min(len(data.validation), arguments.max_eval_samples or len(data.validation))
-    smallest = max(1, budget.SMALLEST_BATCH // text.block_size)
-    usual = min(smallest, LARGEST_MICRO_BATCH) if accelerator.device.type == "cpu" else LARGEST_MICRO_BATCH
-    size = micro_batch_size or usual
+    size = micro_batch_size or largest_micro_batch(text, accelerator.device)
     limits = Limits(
         seconds=0.0,
         micro_batch_size=size,
@@ -177,33 +206,55 @@ def trainings_within(
         seconds = (asked.minutes or 0.0) * 60 - FINISH_SECONDS - (time.perf_counter() - started)
         return replace(limits, seconds=max(0.0, seconds * (1 - SPARE)))
 
-    def measure(config: Any) -> Speed:
-        model = new_model(config, arguments.seed)
-        return measure_speed(
-            model,
-            optimizer=arguments.optimizer,
-            micro_batch_size=size,
-            block_size=text.block_size,
-            precision=precision_of(accelerator),
-            device=accelerator.device,
-            num_prompts=len(arguments.sample_prompts),
-            enough_seconds=TIMING_SECONDS,
-        )
+    def measure(config: Any) -> Speed | None:
+        try:
+            model = new_model(config, arguments.seed)
+            set_gradient_checkpointing(model, arguments.gradient_checkpointing)
+            return measure_speed(
+                model,
+                optimizer=arguments.optimizer,
+                micro_batch_size=size,
+                block_size=text.block_size,
+                precision=precision_of(accelerator),
+                device=accelerator.device,
+                num_prompts=len(arguments.sample_prompts),
+                enough_seconds=TIMING_SECONDS,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     found = budget.trainings_for_seconds(candidates, text, left, measure)
     free_memory()
+    if not found:
+        raise ValueError(
+            f"out of memory: {size} sequences of {text.block_size} tokens do not fit on {accelerator.device}. Choose a "
+            "smaller --micro_batch_size, or add --gradient_checkpointing."
+        )
     return found
 
 
+def largest_micro_batch(text: Text, device: torch.device) -> int:
+    """Sequences of the micro-batches that are timed, and at most of those that train."""
+    if device.type != "cpu":
+        return LARGEST_MICRO_BATCH
+    return min(max(1, budget.SMALLEST_BATCH // text.block_size), LARGEST_MICRO_BATCH)
+
+
 def settings_of(
-    training: Training, arguments: TrainArguments, given: Mapping[str, Any], *, is_ladder: bool
+    training: Training, arguments: TrainArguments, given: Mapping[str, Any], largest: int, *, is_ladder: bool
 ) -> dict[str, Any]:
-    """The options of `pretrain` that a training stands for, without those that are given."""
+    """The options of `pretrain` that a training stands for, without those that are given.
+
+    Args:
+        largest: number of sequences of a micro-batch.
+    """
     config, steps = training.config, training.max_steps
     every = math.ceil(steps / training.num_evaluations)
     chosen: dict[str, Any] = {
         "global_batch_size": training.batch_size,
-        "micro_batch_size": max(size for size in range(1, LARGEST_MICRO_BATCH + 1) if training.batch_size % size == 0),
+        "micro_batch_size": max(size for size in range(1, largest + 1) if training.batch_size % size == 0),
         "max_steps": steps,
         "min_lr_ratio": 0.0,
         "eval_steps": every,
@@ -214,11 +265,11 @@ def settings_of(
     if "learning_rate" not in given:  # Muon follows a given one
         rates = learning_rates_for(arguments.optimizer, config)
         chosen |= dict(zip(("learning_rate", "matrix_learning_rate"), rates, strict=True))
+    chosen = {name: value for name, value in chosen.items() if name not in given}
     if is_ladder:
-        changes = changes_of(config.num_hidden_layers, config.hidden_size)
-        text = ",".join(f"{name}={value}" for name, value in changes.items())
-        chosen = {"config": "laptop", "config_overrides": text} | chosen
-    return {name: value for name, value in chosen.items() if name not in given}
+        shape = changes_of(config.num_hidden_layers, config.hidden_size)
+        chosen = {"config": FAMILY, SHAPE_OPTION: shape} | chosen
+    return chosen
 
 
 def explanation(trainings: list[Training], text: Text, choice: Choice, *, is_compiled: bool) -> str:
@@ -227,11 +278,12 @@ def explanation(trainings: list[Training], text: Text, choice: Choice, *, is_com
     config = training.config
     ((name, value),), tokens = choice.budget.items(), training.num_tokens
     epochs = tokens / text.num_tokens
+    accuracy = ACCURACY if training.max_steps >= FEW_STEPS else ACCURACY_OF_FEW
     rows = {
         "budget": f"{value:g} {'minutes on this machine' if name == 'minutes' else 'FLOPs'}",
         "model": f"{config.num_hidden_layers} layers, {config.hidden_size} wide: {config.parameter_count:,} parameters",
         "steps": f"{training.max_steps:,} of {training.batch_size} sequences: {tokens:,} tokens, {epochs:.2g} epochs",
-        "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text ({ERRORS})",
+        "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text ({accuracy})",
     }
     if neighbors := neighbors_of(training, trainings):
         same = "in the same time" if name == "minutes" else "for the same FLOPs"
@@ -266,7 +318,7 @@ def outcome(training: Training) -> str:
 
 
 def verdict(choice: Choice, loss: float, seconds: float | None) -> str:
-    """How right the choice was, as a line.
+    """One line that compares the outcome with the forecast.
 
     Args:
         loss: of the final weights on the validation split, nats per token.

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def measure_speed(
     num_prompts: int = 0,
     enough_seconds: float = ENOUGH_SECONDS,
 ) -> Speed:
-    """Time the training of a model on tokens that mean nothing. It changes the model, which should be discarded.
+    """Time the training of a model on dummy tokens. It changes the model, which should be discarded.
 
     Args:
         model: with its vocabulary size in `model.config`.
@@ -97,15 +98,15 @@ def seconds_per_sampled_token(model: Any, num_prompts: int, device: torch.device
 
 
 def seconds_of(function: Callable[[], object], device: torch.device, enough_seconds: float = ENOUGH_SECONDS) -> float:
-    """The shortest time of a few calls after the first one, which allocates memory."""
+    """The median time of a few calls after the first one, which allocates memory."""
     seconds: list[float] = []
-    while len(seconds) < 2 or (sum(seconds) < enough_seconds and len(seconds) <= MAX_REPEATS):
+    while len(seconds) < 2 or (sum(seconds[1:]) < enough_seconds and len(seconds) <= MAX_REPEATS):
         wait_for(device)
         started = time.perf_counter()
         function()
         wait_for(device)
         seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+    return statistics.median(seconds[1:])
 
 
 def free_memory() -> None:

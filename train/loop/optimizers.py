@@ -71,9 +71,10 @@ class Muon(Optimizer):
 
     O is the orthogonal matrix nearest to the Nesterov momentum (https://kellerjordan.github.io/posts/muon). The factor
     0.2 sqrt(max(n, m)) gives the update the root mean square of AdamW's, so both use the same learning rate
-    (https://huggingface.co/papers/2502.16982). Same result as torch.optim.Muon with adjust_lr_fn="match_rms_adamw", but
-    matrices of equal shape are orthogonalized together, and in `dtype`: torch always uses bfloat16, which takes 3 times
-    as long on CPUs without bfloat16 units.
+    (https://huggingface.co/papers/2502.16982). The update is that of torch.optim.Muon with
+    adjust_lr_fn="match_rms_adamw", except for O: `orthogonalize` comes near to it in its own way, for all matrices of
+    equal shape together, and in `dtype`. torch always uses bfloat16, which takes 3 times as long on CPUs without
+    bfloat16 units.
     """
 
     def __init__(
@@ -106,8 +107,8 @@ class Muon(Optimizer):
         for group in self.param_groups:
             same_shape = defaultdict(list)
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    same_shape[parameter.shape].append(parameter)
+                if parameter.grad is not None:  # whole matrices of one shape can be split into parts of several
+                    same_shape[parameter.shape, local(parameter).shape].append(parameter)
             for parameters in same_shape.values():
                 self._update(parameters, group)
         return None

@@ -1,7 +1,6 @@
 """A run: everything that the loop works on, built from settings, a model, an objective and examples."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,10 +22,12 @@ from ..distributed.device import matmul_rate, wide_dtype
 from ..distributed.errors import run_on_main
 from ..distributed.parallel import Grid, build_grid, is_split, split_model, whole
 from ..model.flops import training_flops_per_token
+from ..model.recomputation import set_gradient_checkpointing
 from ..settings.defaults import learning_rates_for
+from ..settings.run_folder import MODEL_FOLDER
 from ..settings.training import MAY_CHANGE, TrainArguments
 from .batches import Batches
-from .compilation import compiles, planned_seconds
+from .compilation import check_compiler, compiles, planned_seconds
 from .objective import Objective
 from .optimizers import build_optimizers
 
@@ -196,15 +197,22 @@ def with_compilation(
 
     Args:
         peak: tokens per second that the devices can reach at most.
+
+    Raises:
+        ValueError: the model shall be compiled on a machine that cannot compile.
     """
 
     def decide() -> bool:
+        is_split = arguments.dp_shard_size > 1 or arguments.tp_size > 1
         earlier = recorded_settings(Path(arguments.output_dir)).get("torch_compile")
-        if arguments.torch_compile == "auto" and earlier is not None:
+        is_again = arguments.torch_compile == "auto" and earlier is not None and not is_split
+        is_compiled = arguments.torch_compile == "true" or (is_again and earlier)
+        if is_compiled and not (Path(arguments.output_dir) / MODEL_FOLDER).exists():  # else the run is complete
+            check_compiler(accelerator.device, is_again=is_again)
+        if is_again:
             return bool(earlier)
         num_tokens = arguments.max_steps * arguments.global_batch_size * train.mean_length
         seconds = planned_seconds(num_tokens, peak, accelerator.device)
-        is_split = arguments.dp_shard_size > 1 or arguments.tp_size > 1
         processes = accelerator.num_processes
         return compiles(
             arguments.torch_compile, accelerator.device, seconds, is_split=is_split, num_processes=processes
@@ -229,10 +237,7 @@ def optimizers_for(model: PreTrainedModel, arguments: TrainArguments, dtype: tor
 
 def prepare_model(model: PreTrainedModel, arguments: TrainArguments) -> PreTrainedModel:
     """Switch on gradient checkpointing and compilation as asked, and training mode; returns the model."""
-    if arguments.gradient_checkpointing:
-        with warnings.catch_warnings():  # the only name that transformers before 5.23 knows too
-            warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable()
+    set_gradient_checkpointing(model, arguments.gradient_checkpointing)
     if arguments.torch_compile == "true":
         model.compile()
     model.train()

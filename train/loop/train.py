@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..checkpoint.state import TrainState
 from ..distributed import parallel
-from ..distributed.device import set_seed
+from ..distributed.device import is_out_of_memory, set_seed
 from ..distributed.errors import run_on_main
 from ..settings.seeds import seed_at
 from .batches import Batches, read_ahead, take_batches
@@ -189,12 +189,13 @@ def explained_out_of_memory(run: Run) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError, as is the CPU's
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         arguments, size = run.arguments, run.arguments.micro_batch_size
         remedies = [f"--micro_batch_size {size // 2}"] if size > 1 else []
-        remedies += [] if arguments.gradient_checkpointing else ["--gradient_checkpointing true"]
+        checkpointing = {"false": "selective or true", "selective": "true"}.get(arguments.gradient_checkpointing)
+        remedies += [f"--gradient_checkpointing {checkpointing}"] if checkpointing else []
         remedies += ["--dp_shard_size with more processes", "a smaller model"]
         raise ValueError(
             f"out of memory with a micro-batch of {size} sequences on {run.accelerator.device}. To run the same steps "

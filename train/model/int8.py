@@ -37,7 +37,7 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     for start in range(0, len(weight), ROWS_AT_ONCE):
         block = weight[start : start + ROWS_AT_ONCE].float()  # (block, columns)
         scale = (block.abs().amax(dim=1) / LARGEST).to(weight.dtype)  # (block,)
-        scale = scale.where(scale > 0, 1)  # of a row of zeros
+        scale = scale.where(scale != 0, 1)  # 1 for a row of zeros; NaN stays, and shows that weights are damaged
         numbers[start : start + ROWS_AT_ONCE] = (block / scale[:, None]).round_().clamp_(-LARGEST, LARGEST)
         scales[start : start + ROWS_AT_ONCE] = scale
     return numbers, scales

@@ -32,6 +32,7 @@ from hf_scratch_gpt.conversion import UnsupportedModelError, load_imported, our_
 from hf_scratch_gpt.tokenizer_formats import is_tokenizer, open_tokenizer
 
 from ..checkpoint.weights import safetensors_names
+from ..distributed.device import is_out_of_memory
 from ..settings.json_files import read_json
 from ..settings.run_folder import CONFIG_FILE, MODEL_INDEX_FILE
 from ..settings.words import counted, shown_names
@@ -305,8 +306,7 @@ def memory_errors(place: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not is_memory:
+        if not is_out_of_memory(error):
             raise
         raise ValueError(f"{place} does not fit into memory: choose a smaller model.") from None
 

@@ -25,6 +25,7 @@ LADDER = (
     (8, 512),
     (12, 768),
 )  # layers and width of the models that a budget chooses from
+FAMILY = "laptop"  # the preset that they change
 HEAD_DIM = 64
 
 
@@ -114,15 +115,46 @@ def _numbers_or_same(value: Any) -> Any:
         return value
 
 
-def ladder(vocab_size: int) -> list[ScratchGPTConfig]:
-    """Models of the family of the preset laptop, from small to large, with one key/value head per layer."""
-    return [ScratchGPTConfig.from_preset("laptop", vocab_size=vocab_size, **changes_of(*shape)) for shape in LADDER]
+def ladder(tokenizer: PreTrainedTokenizerBase, overrides: str | None = None) -> list[ScratchGPTConfig]:
+    """Models of the family of the preset laptop, from small to large, with one key/value head per layer.
+
+    Args:
+        overrides: more changes to each of them, as in `--config_overrides`. Models that they do not fit are left out.
+
+    Raises:
+        ValueError: as `build_config`, if they fit no model.
+    """
+    fixed = parse_overrides(overrides or "")
+    configs: list[ScratchGPTConfig] = []
+    errors: list[ValueError] = []
+    for shape in LADDER:
+        given = (fixed.get(name) for name in ("num_hidden_layers", "hidden_size"))
+        layers, width = (value if isinstance(value, int) else own for value, own in zip(given, shape, strict=True))
+        text = with_overrides(changes_of(layers, width), overrides)
+        try:
+            config = build_config(ModelArguments(config=FAMILY, config_overrides=text), tokenizer)
+        except ValueError as error:
+            errors.append(error)
+            continue
+        if not configs or config.to_dict() != configs[-1].to_dict():
+            configs.append(config)
+    if not configs:
+        raise errors[0]
+    return configs
 
 
-def changes_of(layers: int, width: int) -> dict[str, int]:
-    """The changes to the preset laptop that make a shape."""
-    heads = {"num_attention_heads": width // HEAD_DIM, "num_key_value_heads": 1}
-    return {"num_hidden_layers": layers, "hidden_size": width, **heads}
+def changes_of(layers: int, width: int) -> str:
+    """The changes to the preset laptop that make a shape, as in `--config_overrides`."""
+    heads = {"num_attention_heads": max(1, width // HEAD_DIM), "num_key_value_heads": 1}
+    changes = {"num_hidden_layers": layers, "hidden_size": width, **heads}
+    return ",".join(f"{name}={value}" for name, value in changes.items())
+
+
+def with_overrides(changes: str, overrides: str | None) -> str:
+    """`changes` and `overrides`, which win, as one text."""
+    fixed = parse_overrides(overrides or "")
+    kept = [f"{name}={value}" for name, value in parse_overrides(changes).items() if name not in fixed]
+    return ",".join([*kept, *([overrides] if overrides else [])])
 
 
 def check_block_size(config: PreTrainedConfig, block_size: int) -> None:

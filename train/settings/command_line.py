@@ -63,8 +63,8 @@ class CommandLineParser:
         }
         if option.is_list:
             settings |= {"nargs": "+", "action": "extend"}  # given twice, it has the values of both
-        elif option.kind is bool:
-            settings |= {"nargs": "?", "const": True}
+        elif option.is_switch:
+            settings |= {"nargs": "?", "const": option.convert("true")}
         group.add_argument(f"--{option.name}", **settings)
 
     def parse(self, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -106,9 +106,10 @@ class CommandLineParser:
         name, equals, value = argument[2:].partition("=")
         name = name.replace("-", "_")
         switch = self.options.get(name.removeprefix("no_"))
-        if name not in self.options and switch and switch.kind is bool:
+        if name not in self.options and switch and switch.is_switch:
             if equals:
-                raise ValueError(f"--{name} takes no value: write --{switch.name} followed by true or false.")
+                words = " or ".join(switch.choices or ("true", "false"))
+                raise ValueError(f"--{name} takes no value: write --{switch.name} followed by {words}.")
             return f"--{switch.name}=false"
         if name not in self.options and name != "help":
             raise ValueError(unknown_option(name, self.options, prefix="--"))

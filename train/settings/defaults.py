@@ -81,6 +81,6 @@ def micro_batch_size_for(batch_size: int, longest: int, num_processes: int = 1) 
     Args:
         longest: tokens of the longest example.
     """
-    share = batch_size // num_processes
+    share = max(1, batch_size // num_processes)  # a batch that is too small is refused later
     fitting = max(1, MICRO_BATCH_TOKENS // longest)
     return max(size for size in range(1, share + 1) if share % size == 0 and (size <= fitting or size == 1))

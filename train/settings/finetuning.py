@@ -104,6 +104,7 @@ class TuneArguments(LoopArguments):
             raise ValueError(f"--num_train_epochs is {self.num_train_epochs}: it must be a positive number.")
         check_bounds(self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0})
         super().__post_init__()
+        self.check_processes(num_processes=1)
         if self.max_steps is not None:
             self.check_schedule(self.max_steps)
 
@@ -148,7 +149,9 @@ class TuneArguments(LoopArguments):
             "save_steps": eval_steps if self.save_steps is None else self.save_steps,
             "load_best_model_at_end": self.load_best_model_at_end,
         }
-        return FinetuneArguments(**shared | chosen)
+        arguments = FinetuneArguments(**shared | chosen)
+        arguments.check_schedule(steps)
+        return arguments
 
 
 @dataclass

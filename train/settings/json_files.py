@@ -17,7 +17,6 @@ from types import UnionType
 from typing import Any, get_args
 
 Shape = Any
-MAX_LINE = 1 << 26  # bytes of a line of JSON; a longer one is damaged
 NAMES = {
     dict: "an object",
     list: "a list",
@@ -50,24 +49,6 @@ def read_json(path: Path, shape: Shape = dict, remedy: str = "") -> Any:
     if found := mismatch(value, shape):
         raise _damaged(path, found, remedy)
     return value
-
-
-def read_json_lines(path: Path, shape: Shape, remedy: str = "") -> Iterator[Any]:
-    """The values of a file with one JSON value per line. Skips lines that are incomplete, as a kill leaves them.
-
-    Raises:
-        DamagedFileError: a line is valid JSON of another shape; the message has its number.
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1):
-            try:
-                value = json.loads(line.decode("utf-8", errors="replace"))
-            except (ValueError, RecursionError):
-                continue
-            if found := mismatch(value, shape):
-                raise _damaged(path, f"line {number}: {found}", remedy)
-            yield value
 
 
 def mismatch(value: Any, shape: Shape, name: str = "") -> str:

@@ -40,10 +40,10 @@ def after_train_tokenizer(values: Values) -> Steps:
 
 
 def after_prepare_data(values: Values) -> Steps:
-    """Train a model on the blocks."""
+    """Train a model that suits the data and the machine."""
     folder = Path(values["output_dir"])
     places = ["--data_dir", str(folder), "--output_dir", str(folder.with_name("run"))]
-    return [["pretrain", "--config", "small", *places]]
+    return [["pretrain", "--minutes", "5", *places]]
 
 
 def after_pretrain(values: Values) -> Steps:

@@ -50,6 +50,11 @@ class Option:
     default: Any
     help: str
 
+    @property
+    def is_switch(self) -> bool:
+        """Whether `--name` alone means true, and `--no_name` false."""
+        return self.kind is bool or {"true", "false"} <= set(self.choices)
+
     def is_missing(self, values: Mapping[str, Any]) -> bool:
         """Whether it must be given, but is not among `values`."""
         return self.required and not any(name in values for name in (self.name, *self.instead))

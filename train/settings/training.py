@@ -10,6 +10,12 @@ from .recipe import option, option_list, required
 # of hf_scratch_gpt.PRESETS, which cannot be imported without torch
 PRESET_NAMES = ("tiny", "laptop", "small", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama3-1b")
 
+GradientCheckpointing = Literal["false", "selective", "true"]
+GRADIENT_CHECKPOINTING = (
+    "Recompute activations in the backward pass instead of storing them. true: all within a layer, a second forward "
+    "pass. selective: all but most results of matrix products and attention, which takes little time."
+)
+
 
 @dataclass
 class ModelArguments:
@@ -101,7 +107,7 @@ class LoopArguments:
         "Compile the model with torch.compile. auto: in pretraining of minutes on a CUDA GPU, of 20 minutes on a CPU.",
         "auto",
     )
-    gradient_checkpointing: bool = option("Recompute activations in the backward pass instead of storing them.", False)
+    gradient_checkpointing: GradientCheckpointing = option(GRADIENT_CHECKPOINTING, "false")
     dp_shard_size: int = option(
         "Processes over which FSDP2 shards weights, gradients and optimizer state; 1 disables sharding.", 1
     )
@@ -139,7 +145,6 @@ class LoopArguments:
             raise ValueError(requires("reshard_after_forward", False, "--dp_shard_size above 1"))
         if self.lr_scheduler_type == "cosine" and self.decay_fraction is not None:
             raise ValueError(requires("decay_fraction", self.decay_fraction, "--lr_scheduler_type wsd"))
-        self.check_processes(num_processes=1)
 
     @property
     def wsd_decay_fraction(self) -> float:
@@ -198,6 +203,14 @@ class TrainArguments(LoopArguments):
     def __post_init__(self) -> None:
         check_bounds(self, {"max_steps": 1, "eval_steps": 0, "save_steps": 0})
         super().__post_init__()
+
+    def check_lengths(self) -> None:
+        """Refuse batches and phases of the schedule that do not fit together, once all are known.
+
+        Raises:
+            ValueError: the lengths.
+        """
+        self.check_processes(num_processes=1)
         self.check_schedule(self.max_steps)
 
     @property
