@@ -208,7 +208,7 @@ def run(suite: Path, files: Sequence[str], hub: Hub, arguments: SuiteArguments) 
         "HF_HUB_DISABLE_XET": "0" if arguments.xet else "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-        "NO_PROXY": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1,localhost",
     }
     command = [sys.executable, "-m", "pytest", *options, *(f"tests/{file}" for file in files)]
     subprocess.run(command, cwd=suite.parent, env=environment, stdout=sys.stderr, timeout=60 * arguments.minutes)

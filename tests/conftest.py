@@ -10,7 +10,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import json
 import warnings
 
-import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -88,8 +87,6 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def hub_of_the_session():
-    if int(huggingface_hub.__version__.partition(".")[0]) < 2:
-        pytest.skip("the local Hub needs huggingface_hub 2: older clients confuse its two ports, or ask huggingface.co")
     from tests.support.local_hub import LocalHub
 
     with LocalHub() as hub:

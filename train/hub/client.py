@@ -26,7 +26,8 @@ LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # raised by huggingface_hub if a response is not in the expected format
 MALFORMED = (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError)
-CONFLICT, UNAUTHORIZED, FORBIDDEN, TOO_MANY, SERVER_ERROR = 412, 401, 403, 429, 500  # HTTP status codes
+# HTTP status codes
+REFUSED, UNAUTHORIZED, FORBIDDEN, CONFLICT, TOO_MANY, SERVER_ERROR = 400, 401, 403, 412, 429, 500
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from huggingface_hub import (
     hf_hub_download,
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from ..settings.json_files import read_json
 from ..settings.run_folder import ADAPTER_CONFIG_FILE, CARD_FILE, CONFIG_FILE
 from .cards.merge import merge_metadata
 from .cards.template import MODEL_PLACEHOLDER
-from .client import CONFLICT, SERVER_ERROR, HubName
+from .client import CONFLICT, REFUSED, SERVER_ERROR, HubName
 from .upload_files import REPLACED, UploadFile
 
 MINIMAL_CARD = f"""\
@@ -231,13 +232,13 @@ def validate_card(card: ModelCard, repo_type: str = "model") -> None:
         ValueError: the Hub refuses it.
         HTTPError, OSError: as huggingface_hub raises them.
     """
-    try:
-        card.validate(repo_type=repo_type)
-    except HfHubHTTPError:
-        raise  # some of these are ValueErrors, too
-    except ValueError as error:
-        reasons = "; ".join(entry["message"] for entry in json.loads(str(error))["errors"])
-        raise ValueError(f"the Hub refuses the metadata of {CARD_FILE}: {reasons}. Nothing was published.") from None
+    # `card.validate` of huggingface_hub 1 sends the card to huggingface.co, even if HF_ENDPOINT names another Hub
+    body = {"repoType": repo_type, "content": str(card)}
+    response = get_session().post(f"{HfApi().endpoint}/api/validate-yaml", json=body, headers={"Accept": "text/plain"})
+    if response.status_code == REFUSED:
+        reasons = "; ".join(entry["message"] for entry in response.json()["errors"])
+        raise ValueError(f"the Hub refuses the metadata of {CARD_FILE}: {reasons}. Nothing was published.")
+    hf_raise_for_status(response)
 
 
 def upload(api: HfApi, plan: UploadPlan, commit_message: str) -> None:

@@ -32,9 +32,10 @@ class Port(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, name, hub, number):
+    def __init__(self, name, hub, number, host="127.0.0.1"):
         super().__init__(("127.0.0.1", number), Handler, bind_and_activate=False)
         self.name = name
+        self.host = host
         self.hub = hub
         self.is_started = False
         self.server_bind()
@@ -44,7 +45,7 @@ class Port(ThreadingHTTPServer):
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"http://{self.host}:{self.server_address[1]}"
 
     def start(self):
         if not self.is_started:
@@ -76,7 +77,8 @@ class LocalHub:
 
     def __init__(self, port=0, storage_port=0, folder=None):
         self._hub_port = Port("hub", self, port)
-        self._storage_port = Port("storage", self, storage_port)
+        # huggingface_hub 1 compares only the names of hosts, and would send tokens to another port of the same one
+        self._storage_port = Port("storage", self, storage_port, host="localhost")
         self.url = self._hub_port.url
         self.storage_url = self._storage_port.url
         self._root = folder and Path(folder)
