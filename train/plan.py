@@ -362,12 +362,16 @@ def loss_bytes(config: ScratchGPTConfig, plan: PlanArguments, device: str = "cud
 def muon_bytes(config: ScratchGPTConfig, plan: PlanArguments) -> float:
     """Temporary tensors while Muon orthogonalizes the largest stack of matrices; each process does so for whole stacks.
 
-    The momentum in float32; the stack, its iterate, the next iterate, and two square products.
+    The momentum in float32; the stack, its iterate, the next iterate, and two square products. Where the rounds do
+    without the iterate, six square products.
     """
-    sizes = [
-        count * rows * columns * (FP32 + plan.compute_bytes * (3 + 2 * min(rows, columns) / max(rows, columns)))
-        for (rows, columns), count in matrix_shapes(config).items()
-    ]
+
+    def per_weight(rows: int, columns: int) -> float:
+        square = min(rows, columns) / max(rows, columns)
+        is_wide = plan.compute_bytes == FP32 and square <= 0.5
+        return FP32 + plan.compute_bytes * max(3 + 2 * square, (2 + 6 * square) * is_wide)
+
+    sizes = [count * math.prod(shape) * per_weight(*shape) for shape, count in matrix_shapes(config).items()]
     return config.num_hidden_layers * max(sizes) if plan.optimizer == "muon" else 0
 
 

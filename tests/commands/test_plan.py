@@ -48,15 +48,15 @@ def test_fsdp_shards_all_weights_and_tensor_parallelism_splits_the_matrices():
 
 
 def test_activations_of_a_token_in_one_layer():
-    """fp32: 2 norms of 3 x 64, heads 3 x (64 + 32) with their norms, v 32, output 64, 4 sums, MLP 4 x 192."""
-    assert plan.layer_bytes_per_token(TINY, ONE) == 4 * (6 * 64 + 3 * 96 + 32 + 64 + 4 + 4 * 192)
-    # bf16: 2 norms of 2 x 64 in float32, 5 copies of inputs, heads 4 + 2 + 2 bytes, the rest in 2 bytes
-    low = 4 * 4 * 64 + 2 * 5 * 64 + 8 * 96 + 2 * (32 + 64) + 4 * 4 + 2 * 4 * 192
+    """fp32: 2 norms of 2 x 64, heads 2 x (64 + 32) with their norms, v 32, output 64, 4 sums, MLP 3 x 192."""
+    assert plan.layer_bytes_per_token(TINY, ONE) == 4 * (4 * 64 + 2 * 96 + 32 + 64 + 4 + 3 * 192)
+    # bf16: 2 norms of 64 in float32, 5 copies of inputs, the rest but the sums in 2 bytes
+    low = 4 * 2 * 64 + 2 * 5 * 64 + 2 * (2 * 96 + 32 + 64) + 4 * 4 + 2 * 3 * 192
     assert plan.layer_bytes_per_token(TINY, replace(ONE, precision="bf16")) == low
 
 
 def test_tensor_parallelism_does_not_split_the_norms():
-    norms = 4 * 6 * 64
+    norms = 4 * 4 * 64
     whole = plan.layer_bytes_per_token(TINY, ONE) - norms
     split = plan.layer_bytes_per_token(TINY, replace(ONE, num_gpus=2, tp_size=2)) - norms
     assert split == whole / 2
@@ -208,16 +208,17 @@ def test_what_would_take_too_much_is_not_measured(limits, message, monkeypatch):
     ("settings", "phase"),
     [
         ({}, "at the loss"),
-        ({"gradient_checkpointing": "true"}, "in backward, first layer"),
+        ({"gradient_checkpointing": "true", "micro_batch_size": 8, "block_size": 256}, "in backward, first layer"),
         ({"gradient_checkpointing": "selective"}, "at the loss"),
+        ({"micro_batch_size": 16, "block_size": 256}, "at the loss"),
         ({"micro_batch_size": 1, "block_size": 64}, "in the optimizer"),
         ({"micro_batch_size": 1, "block_size": 64, "optimizer": "adamw"}, "in backward, first layer"),
     ],
-    ids=["plain", "checkpointing", "selective", "muon", "adamw"],
+    ids=["plain", "checkpointing", "selective", "several chunks", "muon", "adamw"],
 )
-def test_memory_is_within_15_percent_of_a_measured_run(settings, phase):
+def test_memory_is_within_8_percent_of_a_measured_run(settings, phase):
     settings = {"micro_batch_size": 4, "block_size": 128} | settings
-    expected = plan.memory_by_phase(*case("laptop", {}, settings))
+    expected = plan.memory_by_phase(*case("laptop", {}, settings), "cpu")
     assert max(expected, key=expected.get) == phase
     measured = measured_peak("laptop", {}, settings, torch.device("cpu"))  # the kernels of GPUs keep other tensors
-    assert expected[phase] == pytest.approx(measured, rel=0.15)
+    assert expected[phase] == pytest.approx(measured, rel=0.08)
