@@ -1,7 +1,7 @@
 """Convert a model to or from another format.
 
     scratch-gpt convert --model gpt2 --output_dir runs/gpt2
-    scratch-gpt convert --model runs/mine/model --to llama --output_dir runs/llama
+    scratch-gpt convert --model runs/mine/model --to qwen3 --output_dir runs/qwen3
     scratch-gpt convert --model runs/mine/model --to gguf --dtype q8_0 --output_dir runs/gguf
     scratch-gpt convert --model runs/mine/model --to onnx --output_dir runs/onnx
 

@@ -13,7 +13,6 @@ only as accurate as --tflops, --mfu and the bandwidth.
 
 import itertools
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,14 +23,14 @@ import torch
 from hf_scratch_gpt import PRESETS, ScratchGPTConfig
 from hf_scratch_gpt.modeling_scratch_gpt import default_chunk_tokens
 
-from .distributed.device import matmul_rate, resolve_precision
+from .distributed.device import free_memory_of, matmul_rate, resolve_precision
 from .loop.forecast import format_duration, measure_speed
 from .model.flops import flops_per_token, matrix_shapes, parameter_parts, widths
 from .model.new import new_model, parse_overrides, read_config
 from .model.recomputation import set_gradient_checkpointing
 from .settings.checks import requires
 from .settings.command import run_command
-from .settings.defaults import learning_rates_for
+from .settings.defaults import PLANNED_BATCH, learning_rates_for
 from .settings.recipe import option, parse_recipe
 from .settings.training import GRADIENT_CHECKPOINTING, GradientCheckpointing, ModelArguments
 
@@ -51,7 +50,7 @@ class PlanArguments:
     tp_size: int = option("Processes over which each matrix of a layer is split (tensor parallelism).", 1)
     gpu_memory_gb: float = option("Memory of one GPU, in 10^9 bytes.", 80.0)
     micro_batch_size: int = option("Sequences per forward pass of one process.", 8)
-    global_batch_size: int = option("Sequences per step, over all processes.", 512)
+    global_batch_size: int = option("Sequences per step, over all processes.", PLANNED_BATCH)
     block_size: int = option("Tokens per sequence.", 1024)
     optimizer: Literal["muon", "adamw"] = option(
         "muon: Muon for the matrices of the layers, AdamW for the rest; adamw: AdamW for all.", "muon"
@@ -206,8 +205,9 @@ def measured_time(config: ScratchGPTConfig, plan: PlanArguments, steps: int) -> 
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     precision: Any = resolve_precision("auto", device)
     here = replace(plan, precision=precision)
-    if max(memory_by_phase(config, here, device.type).values()) > USABLE_FRACTION * memory_of(device):
-        return f"not measured: the run does not fit into the {memory_of(device) / GB:.3g} GB of {device}"
+    free = free_memory_of(device)
+    if max(memory_by_phase(config, here, device.type).values()) > USABLE_FRACTION * free:
+        return f"not measured: the run does not fit into the {free / GB:.3g} GB that are free on {device}"
     tokens = plan.micro_batch_tokens
     shortest = tokens * flops_per_token(config, plan.block_size) / matmul_rate(device, precision)
     if shortest > LONGEST_MEASUREMENT:
@@ -228,13 +228,6 @@ def measured_time(config: ScratchGPTConfig, plan: PlanArguments, steps: int) -> 
         f"{format_duration(steps * step)} = {steps:,} steps x {step:.3g} s, measured ({precision} on {device}, "
         "without evaluations)"
     )
-
-
-def memory_of(device: torch.device) -> float:
-    """Bytes of memory of a device."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[1])
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _gb(size: float) -> str:

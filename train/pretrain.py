@@ -17,16 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from hf_scratch_gpt import ScratchGPTTokenizer
 
 from .checkpoint.find import checkpoint_paths
 from .data.blocks import TOKENIZER_FOLDER, PreparedData, open_data
 from .data.tokens import load_data_tokenizer, save_tokenizer, tokenizer_sha256
-from .distributed.device import is_out_of_memory
+from .distributed.device import free_memory_of, is_out_of_memory
+from .distributed.parallel import check_grid
 from .hub.cards.origin import Recipe, base_on_hub, public_recipe
 from .hub.cards.pretrained import corpus_source, write_pretrained_card
 from .loop.claim import claimed
@@ -50,6 +52,8 @@ from .settings.options import GIVEN_OPTIONS
 from .settings.recipe import parse_recipe, recipe_text
 from .settings.run_folder import LOSS_CURVE_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE
 from .settings.training import BudgetArguments, DataArguments, ModelArguments, TrainArguments
+
+BYTES_PER_PARAMETER = 12  # float32 weights, gradients and momentum; AdamW keeps 4 bytes more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +91,7 @@ def pretrain(
         choice: what was chosen for a budget, to say at the end how right it was.
         started: `time.perf_counter()` at the start of the command.
     """
+    check_grid(accelerator.num_processes, arguments.dp_shard_size, arguments.tp_size)  # before anything takes time
     base = load_initial_model(model_arguments, arguments.seed, data)
     is_timed = choice is not None and choice.expected_seconds > 0
     estimate = "" if is_timed else expected_time(model_arguments, arguments, data, tokenizer, accelerator, base)
@@ -173,6 +178,8 @@ def expected_time(
         return ""
     config = base.model.config if base else build_config(model_arguments, tokenizer)
     check_block_size(config, data.train.block_size)
+    if warning := memory_warning(config, accelerator.device):
+        return warning
     model = prepare_model(new_model(config, arguments.seed), arguments)
     try:
         speed = measure_speed(
@@ -199,6 +206,18 @@ def expected_time(
     )
     about = "about" if accelerator.device.type == "cpu" else "at most about"  # compilation makes it shorter
     return f"{'expected time':<24}{about} {format_duration(seconds)} (measured; without samples)\n"
+
+
+def memory_warning(config: PreTrainedConfig, device: torch.device) -> str:
+    """A line if training needs more memory than there is: Linux kills a process on a CPU then, without a word."""
+    needed = BYTES_PER_PARAMETER * getattr(config, "parameter_count", 0)
+    free = free_memory_of(device)
+    if needed <= free:
+        return ""
+    return (
+        f"{'WARNING':<24}weights, gradients and optimizer state need {needed / 1e9:.3g} GB or more, but only "
+        f"{free / 1e9:.3g} GB are free on {device}: choose a smaller model\n"
+    )
 
 
 def write_model(

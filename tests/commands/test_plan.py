@@ -194,7 +194,7 @@ def test_the_time_on_this_machine_is_measured_for_one_process(capsys):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"memory_of": lambda device: 1e6}, "not measured: the run does not fit into the 0.001 GB"),
+        ({"free_memory_of": lambda device: 1e6}, "not measured: the run does not fit into the 0.001 GB that are free"),
         ({"matmul_rate": lambda device, precision: 1e6}, r"not measured: a micro-batch takes \d+ s or more, the run"),
     ],
 )

@@ -61,6 +61,24 @@ def test_the_expected_time_of_a_new_run_is_printed(recipe, capsys):
     assert "expected time" not in capsys.readouterr().out
 
 
+def test_a_model_too_large_for_the_memory_gives_a_warning_and_is_not_timed(recipe, capsys, monkeypatch):
+    monkeypatch.setattr(pretrain, "free_memory_of", lambda _device: 1e5)
+    monkeypatch.setattr(pretrain, "measure_speed", None)
+    pretrain.main([recipe(max_steps=2)])
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"^WARNING +weights, gradients and optimizer state need 0\.00\d+ GB or more, but only 0\.0001 GB are free",
+        shown,
+        re.M,
+    )
+
+
+def test_the_engine_is_checked_before_anything_takes_time(recipe, monkeypatch):
+    monkeypatch.setattr(pretrain, "new_model", None)
+    with pytest.raises(ValueError, match=r"--dp_shard_size \(8\) .* must divide the number of processes \(1\)"):
+        pretrain.main([recipe(dp_shard_size=8)])
+
+
 def test_pretraining_continues_from_the_weights_of_a_model(recipe, tmp_path, data_dir, capsys):
     pretrain.main([recipe(learning_rate=1e-2, max_steps=12)])
     first = [record["loss"] for record in records(tmp_path / "run") if "loss" in record]

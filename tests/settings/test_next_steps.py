@@ -7,7 +7,7 @@ import pytest
 from train import cli, report, rollback
 from train.cli import early
 from train.settings.command import run_command
-from train.settings.next_steps import FOLLOWING, next_steps, print_next_steps
+from train.settings.next_steps import FOLLOWING, command_line, next_steps, print_next_steps
 from train.settings.recipe import parse_recipe
 
 VALUES = {
@@ -34,6 +34,16 @@ def test_every_command_line_is_valid(command, tmp_path, monkeypatch):
     for name, *arguments in steps:
         if name in cli.COMMANDS:
             assert early.check_command_line("train", name, arguments) is None
+
+
+def test_a_plan_is_trained_as_planned():
+    one = next_steps("plan", {"config": "gpt2", "max_steps": 5})
+    assert one == [["pretrain", "--config", "gpt2", "--max_steps", "5", "--global_batch_size", "512",
+                    "--data_dir", "runs/data", "--output_dir", "runs/mine"]]  # fmt: skip
+    ((*launch, _, config), *_) = [step[:8] for step in next_steps("plan", VALUES["plan"])]
+    assert launch == ["accelerate", "launch", "--num_processes", "8", "-m", "train.pretrain"]
+    assert config == "gpt2"
+    assert command_line(next_steps("plan", VALUES["plan"])[0], "scratch-gpt ").startswith("accelerate launch ")
 
 
 def test_the_paths_and_texts_are_those_of_the_run():

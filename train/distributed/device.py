@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 
+import psutil
 import torch
 from accelerate import Accelerator, PartialState
 
@@ -148,6 +149,13 @@ def wait_for(device: torch.device) -> None:
     """Wait until the device has done everything that was asked of it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def free_memory_of(device: torch.device) -> float:
+    """Bytes of memory that programs can still get."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(psutil.virtual_memory().available)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -43,19 +43,28 @@ def build_grid(accelerator: Accelerator, dp_shard_size: int = 1, tp_size: int = 
     """Arrange all processes in a mesh. Tensor parallelism uses neighboring ranks, which share a machine.
 
     Raises:
-        ValueError: the number of processes is not a multiple of `dp_shard_size * tp_size`.
+        ValueError: as `check_grid`.
     """
     world, index = accelerator.num_processes, accelerator.process_index
+    check_grid(world, dp_shard_size, tp_size)
     if dp_shard_size == tp_size == 1:
         return Grid(None, index, world)
-    if world % (dp_shard_size * tp_size):
-        raise ValueError(
-            f"--dp_shard_size ({dp_shard_size}) x --tp_size ({tp_size}) = {dp_shard_size * tp_size} must divide the "
-            f"number of processes ({world}): change them, or set accelerate launch --num_processes."
-        )
     shape = (world // (dp_shard_size * tp_size), dp_shard_size, tp_size)
     mesh = init_device_mesh(accelerator.device.type, shape, mesh_dim_names=("replicate", "shard", "tensor"))
     return Grid(mesh, index // tp_size, world // tp_size, tp_size)
+
+
+def check_grid(num_processes: int, dp_shard_size: int, tp_size: int) -> None:
+    """Refuse a number of processes that cannot be arranged.
+
+    Raises:
+        ValueError: it is not a multiple of `dp_shard_size * tp_size`.
+    """
+    if num_processes % (dp_shard_size * tp_size):
+        raise ValueError(
+            f"--dp_shard_size ({dp_shard_size}) x --tp_size ({tp_size}) = {dp_shard_size * tp_size} must divide the "
+            f"number of processes ({num_processes}): change them, or set accelerate launch --num_processes."
+        )
 
 
 def split_model(

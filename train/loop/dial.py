@@ -280,7 +280,7 @@ def explanation(trainings: list[Training], text: Text, choice: Choice, *, is_com
     epochs = tokens / text.num_tokens
     accuracy = ACCURACY if training.max_steps >= FEW_STEPS else ACCURACY_OF_FEW
     rows = {
-        "budget": f"{value:g} {'minutes on this machine' if name == 'minutes' else 'FLOPs'}",
+        "budget": f"{value:g} FLOPs" if name == "flops" else f"{value:g} minute{'s' * (value != 1)} on this machine",
         "model": f"{config.num_hidden_layers} layers, {config.hidden_size} wide: {config.parameter_count:,} parameters",
         "steps": f"{training.max_steps:,} of {training.batch_size} sequences: {tokens:,} tokens, {epochs:.2g} epochs",
         "expected loss": f"{choice.expected_loss:.2f} nats per token on the validation text ({accuracy})",

@@ -29,25 +29,29 @@ def draw_loss_curve(
     """
     from matplotlib.figure import Figure  # not pyplot, which selects a window system
 
-    training = [(r["tokens_seen"] / 1e6, r["loss"]) for r in records if "loss" in r]
-    validation = [(r["tokens_seen"] / 1e6, r["eval_loss"]) for r in records if "eval_loss" in r]
+    last = max(r["tokens_seen"] for r in records if "loss" in r or "eval_loss" in r)
+    unit, name = (1e6, "millions") if last >= 1e5 else (1e3, "thousands")
+    training = [(r["tokens_seen"] / unit, r["loss"]) for r in records if "loss" in r]
+    validation = [(r["tokens_seen"] / unit, r["eval_loss"]) for r in records if "eval_loss" in r]
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*zip(*training, strict=True), color=TRAIN_COLOUR, linewidth=0.8, alpha=0.5)  # one batch each
-    axes.plot(*zip(*smoothed(training), strict=True), color=TRAIN_COLOUR, linewidth=2, label="training")
+    marker = "o" if len(training) == 1 else None  # a line of one point cannot be seen
+    if training:
+        axes.plot(*zip(*training, strict=True), color=TRAIN_COLOUR, linewidth=0.8, alpha=0.5)  # one batch each
+        line = smoothed(training)
+        axes.plot(*zip(*line, strict=True), color=TRAIN_COLOUR, linewidth=2, marker=marker, label="training")
     if validation:
         axes.plot(*zip(*validation, strict=True), "o-", color=VALIDATION_COLOUR, markersize=4, label="validation")
         axes.annotate(
             f"{validation[-1][1]:.3f}", validation[-1], xytext=(6, 0), textcoords="offset points",
             color=VALIDATION_COLOUR, va="center", fontweight="bold", annotation_clip=False,
         )  # fmt: skip
-    last_tokens = max(tokens for tokens, _ in training + validation)
     axes.axhline(math.log(num_choices), color=TEXT_COLOUR, linewidth=0.8, linestyle=":")
     axes.annotate(
-        f"guessing: ln({num_choices}) = {math.log(num_choices):.2f}", (last_tokens, math.log(num_choices)),
+        f"guessing: ln({num_choices}) = {math.log(num_choices):.2f}", (last / unit, math.log(num_choices)),
         xytext=(0, -11), textcoords="offset points", ha="right", fontsize=8, color=TEXT_COLOUR,
     )  # fmt: skip
-    axes.set_xlabel("tokens seen (millions)")
+    axes.set_xlabel(f"tokens seen ({name})")
     axes.set_ylabel(f"loss (nats per {per})")
     draw_title(axes, title)
     axes.grid(axis="y", color="#e8e8e8")

@@ -28,6 +28,7 @@ UPDATES_PER_EPOCH = 64  # that fine-tuning aims at, within the bounds of the bat
 SMALLEST_BATCH, LARGEST_BATCH = 4, 64  # examples
 FEWEST_UPDATES = 50  # fewer teach a model hardly anything
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 10
+PLANNED_BATCH = 512  # sequences per step that `plan` assumes
 MICRO_BATCH_TOKENS = 8192  # of a forward pass in fine-tuning, if all its examples are as long as the longest
 
 

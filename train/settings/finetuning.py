@@ -147,6 +147,7 @@ class TuneArguments(LoopArguments):
             "max_steps": steps,
             "eval_steps": eval_steps,
             "save_steps": eval_steps if self.save_steps is None else self.save_steps,
+            "logging_steps": min(self.logging_steps, max(1, steps // 10)),
             "load_best_model_at_end": self.load_best_model_at_end,
         }
         arguments = FinetuneArguments(**shared | chosen)

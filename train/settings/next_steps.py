@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .corpus import CorpusArguments
+from .defaults import PLANNED_BATCH
 from .options import options_of
 from .run_folder import MODEL_FOLDER, RECIPE_FILE
 from .training import ModelArguments, TrainArguments
@@ -17,6 +18,7 @@ from .training import ModelArguments, TrainArguments
 Values = Mapping[str, Any]
 Steps = list[list[str]]  # each is a command and its arguments
 
+LAUNCHER = "accelerate"  # a command of its own
 CORPUS = options_of([CorpusArguments])
 PRETRAIN = options_of([ModelArguments, TrainArguments])
 
@@ -64,8 +66,12 @@ def after_plan(values: Values) -> Steps:
     if "tokens" in values:
         return []
     shared = {name: value for name, value in values.items() if name in PRETRAIN}
-    places = ["--data_dir", "runs/data", "--output_dir", "runs/mine"]
-    return [["pretrain", *as_options(shared), *places]]
+    shared.setdefault("global_batch_size", PLANNED_BATCH)
+    options = [*as_options(shared), "--data_dir", "runs/data", "--output_dir", "runs/mine"]
+    if values.get("num_gpus", 1) == 1:
+        return [["pretrain", *options]]
+    module = f"{__name__.removesuffix('.settings.next_steps')}.pretrain"
+    return [[LAUNCHER, "launch", "--num_processes", str(values["num_gpus"]), "-m", module, *options]]
 
 
 def after_finetune(values: Values) -> Steps:
@@ -148,7 +154,7 @@ def print_next_steps(main: Callable[..., Any], values: Values) -> None:
 
 def command_line(step: Sequence[str], prefix: str) -> str:
     """A command as it can be typed."""
-    return prefix + shlex.join(step)
+    return shlex.join(step) if step[0] == LAUNCHER else prefix + shlex.join(step)
 
 
 def program() -> str:

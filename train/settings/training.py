@@ -46,7 +46,7 @@ class BudgetArguments:
 
     minutes: float | None = option(
         "Train for about this many minutes on this machine. Chooses the model, the batch, the number of steps and the "
-        "learning rates, except those that are given."
+        "learning rates; of these, all but the steps can be given."
     )
     flops: float | None = option("The same for a number of floating-point operations, such as 1e15.")
 
@@ -104,7 +104,8 @@ class LoopArguments:
         "auto",
     )
     torch_compile: Literal["auto", "true", "false"] = option(
-        "Compile the model with torch.compile. auto: in pretraining of minutes on a CUDA GPU, of 20 minutes on a CPU.",
+        "Compile the model with torch.compile. auto: if pretraining would otherwise take 150 seconds on a CUDA GPU, or "
+        "20 minutes on a CPU.",
         "auto",
     )
     gradient_checkpointing: GradientCheckpointing = option(GRADIENT_CHECKPOINTING, "false")
