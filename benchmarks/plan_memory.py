@@ -17,8 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from hf_scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from train.loop.optimizers import build_optimizers
 from train.model.recomputation import set_gradient_checkpointing
-from train.plan import PlanArguments, memory_by_phase
+from train.plan import memory_by_phase
 from train.settings.command import run_command
+from train.settings.planning import PlanArguments
 from train.settings.recipe import parse_recipe
 
 from .report import default_device, in_new_process, print_table

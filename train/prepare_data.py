@@ -36,7 +36,7 @@ from .settings.checks import check_bounds, create_folder
 from .settings.command import run_command
 from .settings.corpus import PATTERN, CorpusArguments
 from .settings.recipe import option, parse_recipe, required
-from .settings.words import counted
+from .settings.words import counted, sized
 
 
 @dataclass
@@ -160,10 +160,10 @@ def _summary(folder: Path, manifest: dict[str, Any]) -> str:
     num_bytes = sum(facts["num_bytes"] for facts in splits.values())
     size = sum(facts["file_size"] for facts in splits.values())
     rate = num_bytes / 1e6 / max(seconds, 1e-9)
-    lines = [f"Saved to {folder}: {size / 1e6:.1f} MB of blocks, in {seconds:.1f} s ({rate:.2f} MB/s)"]
+    lines = [f"Saved to {folder}: {sized(size)} of blocks, in {seconds:.1f} s ({rate:.2f} MB/s)"]
     for split, facts in splits.items():
         lines.append(
-            f"{split}: {counted(facts['num_documents'], 'document')}, {facts['num_bytes'] / 1e6:.1f} MB, "
+            f"{split}: {counted(facts['num_documents'], 'document')}, {sized(facts['num_bytes'])}, "
             f"{facts['num_tokens']:,} tokens ({facts['num_bytes'] / facts['num_tokens']:.2f} bytes per token), "
             f"{counted(facts['num_rows'], 'block')} of {manifest['block_size']}; "
             f"{counted(facts['num_dropped_tokens'], 'token')} after the last full block dropped"

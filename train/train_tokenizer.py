@@ -29,7 +29,7 @@ from .settings.corpus import CorpusArguments, TokenizerArguments
 from .settings.durable import flush, flush_tree
 from .settings.recipe import parse_recipe, required
 from .settings.run_folder import TOKENIZER_FILE
-from .settings.words import counted
+from .settings.words import counted, sized
 
 COMPRESSION_SAMPLE = 1 << 21  # characters of held-out text
 
@@ -117,10 +117,10 @@ def train_tokenizer(
     )
     write_tokenizer(tokenizer, Path(output_dir))
     compression = bytes_per_token(tokenizer, sample_of(validation_corpus))
-    megabytes = progress.num_bytes / 1e6
+    rate = progress.num_bytes / 1e6 / progress.seconds
     print(
         f"Saved to {output_dir}: {len(tokenizer):,} tokens, learned from {counted(progress.num_documents, 'document')} "
-        f"({megabytes:.1f} MB) in {progress.seconds:.1f} s ({megabytes / progress.seconds:.2f} MB/s); "
+        f"({sized(progress.num_bytes)}) in {progress.seconds:.1f} s ({rate:.2f} MB/s); "
         f"{compression:.2f} bytes per token on held-out text"
     )
     return tokenizer

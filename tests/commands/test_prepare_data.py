@@ -86,7 +86,7 @@ def test_the_summary_agrees_with_the_data(folders, tmp_path, capsys):
     manifest = open_data(tmp_path / "data").manifest
     train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
     assert train["num_documents"] + validation["num_documents"] == 40
-    assert re.search(rf"{tmp_path}/data: \d\.\d MB of blocks, in \d+\.\d s \(.* MB/s\)", said)
+    assert re.search(rf"{tmp_path}/data: \d+\.\d KB of blocks, in \d+\.\d s \(.* MB/s\)", said)
     assert f"train: {train['num_documents']} documents" in said
     assert (
         f"{train['num_rows']} blocks of 16; {train['num_dropped_tokens']} tokens after the last full block dropped"

@@ -28,7 +28,7 @@ def test_the_summary_agrees_with_the_tokenizer(tmp_path, text, capsys):
     assert (len(tokenizer), tokenizer.model_max_length) == (280, 1024)
     assert sorted(os.listdir(output)) == ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
     said = capsys.readouterr().out
-    assert re.search(rf"{output}: 280 tokens, .* 2 documents \(0\.0 MB\) in \d+\.\d s .* bytes per token", said)
+    assert re.search(rf"{output}: 280 tokens, .* 2 documents \(\d+\.\d KB\) in \d+\.\d s .* bytes per token", said)
 
 
 def test_it_learns_from_the_training_part_only(tmp_path, capsys):

@@ -47,6 +47,14 @@ def test_the_loss_curve_shows_a_line_per_kind_of_loss(tmp_path, has_evaluations)
     assert (num_pixels(picture, VALIDATION) > 500) == has_evaluations
 
 
+@pytest.mark.parametrize(("records", "fewest"), [(RECORDS[:1], 20), (RECORDS[20:], 0)], ids=["one", "none"])
+def test_one_loss_is_a_point_and_none_is_no_line(tmp_path, records, fewest):
+    draw_loss_curve(records, tmp_path / "curve.png", title="tiny", num_choices=512)
+    found = num_pixels(matplotlib.image.imread(tmp_path / "curve.png"), TRAINING)
+    assert found >= fewest
+    assert (found == 0) == (fewest == 0)
+
+
 # The text
 
 

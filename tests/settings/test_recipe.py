@@ -238,24 +238,6 @@ def test_settings_that_make_no_sense_are_refused(argv, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (
-            ["--global_batch_size=100"],
-            r"--global_batch_size \(100\) must be a multiple of --micro_batch_size \(8\) x processes \(1\)",
-        ),
-        (["--max_steps=10", "--warmup_steps=11"], r"--warmup_steps \(11\).*--max_steps \(10\)"),
-        (["--max_steps=10", "--warmup_steps=6", "--lr_scheduler_type=wsd", "--decay_fraction=0.5"], r"\(5 steps\)"),
-        (["--max_steps=10", "--warmup_steps=9", "--lr_scheduler_type=wsd"], r"\(2 steps\)"),
-    ],
-)
-def test_lengths_that_do_not_fit_together_are_refused(argv, message):
-    (arguments,) = parse_recipe([TrainArguments], [*NEEDED, *argv])
-    with pytest.raises(ValueError, match=message):
-        arguments.check_lengths()
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
         (["--text", "a", "--dataset_name", "b"], r"--text \(a\) and --dataset_name \(b\) exclude each other"),
         (["--streaming"], r"--streaming \(True\) requires --dataset_name"),
         (["--dataset_config_name", "en"], r"--dataset_config_name \(en\) requires --dataset_name"),
@@ -265,13 +247,6 @@ def test_lengths_that_do_not_fit_together_are_refused(argv, message):
 def test_corpora_that_contradict_are_refused(argv, message):
     with pytest.raises(ValueError, match=message):
         parse_recipe([CorpusArguments], argv)
-
-
-def test_a_batch_is_shared_equally_by_all_processes():
-    arguments = TrainArguments("run", global_batch_size=24, micro_batch_size=8)
-    arguments.check_processes(3)
-    with pytest.raises(ValueError, match=r"\(24\).*\(8\) x processes \(2\) = 16"):
-        arguments.check_processes(2)
 
 
 def test_missing_settings_are_named_and_described():
@@ -404,3 +379,13 @@ def test_exit_codes_pass_through(result, code):
 )
 def test_the_warm_up_follows_from_the_length_of_the_run(max_steps, given, steps):
     assert TrainArguments("run", max_steps=max_steps, warmup_steps=given).num_warmup_steps == steps
+
+
+def test_a_text_without_its_option_gets_the_option():
+    @dataclass
+    class Asked:
+        model: str = option("A model.", "m")
+        prompt: str = option("A text.", "")
+
+    with pytest.raises(ValueError, match=r"^'Once upon' belongs to no option: did you mean --prompt 'Once upon'\?$"):
+        parse_recipe([Asked], ["--model", "x", "Once upon"])

@@ -207,23 +207,7 @@ def trainings_within(
         return replace(limits, seconds=max(0.0, seconds * (1 - SPARE)))
 
     def measure(config: Any) -> Speed | None:
-        try:
-            model = new_model(config, arguments.seed)
-            set_gradient_checkpointing(model, arguments.gradient_checkpointing)
-            return measure_speed(
-                model,
-                optimizer=arguments.optimizer,
-                micro_batch_size=size,
-                block_size=text.block_size,
-                precision=precision_of(accelerator),
-                device=accelerator.device,
-                num_prompts=len(arguments.sample_prompts),
-                enough_seconds=TIMING_SECONDS,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
+        return speed_of(config, arguments, size, text.block_size, accelerator)
 
     found = budget.trainings_for_seconds(candidates, text, left, measure)
     free_memory()
@@ -233,6 +217,29 @@ def trainings_within(
             "smaller --micro_batch_size, or add --gradient_checkpointing."
         )
     return found
+
+
+def speed_of(
+    config: Any, arguments: TrainArguments, micro_batch_size: int, block_size: int, accelerator: Accelerator
+) -> Speed | None:
+    """The speed of training a model as the run will train it; None if it does not fit into memory."""
+    try:
+        model = new_model(config, arguments.seed)
+        set_gradient_checkpointing(model, arguments.gradient_checkpointing)
+        return measure_speed(
+            model,
+            optimizer=arguments.optimizer,
+            micro_batch_size=micro_batch_size,
+            block_size=block_size,
+            precision=precision_of(accelerator),
+            device=accelerator.device,
+            num_prompts=len(arguments.sample_prompts),
+            enough_seconds=TIMING_SECONDS,
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def largest_micro_batch(text: Text, device: torch.device) -> int:

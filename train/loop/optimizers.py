@@ -159,10 +159,9 @@ def orthogonalize(matrices: Tensor, rounds: int = 3) -> Tensor:
     """Bring most singular values near 1 (0.7 to 1.2) by Newton-Schulz iterations; (batch, rows, columns).
 
     A round is X <- (a + b G + c G^2) X with the Gram matrix G = X X^T. It multiplies small singular values by 3.4, so a
-    tight upper bound at the start saves rounds. The usual bound
-    is the Frobenius norm of X, the square root of the sum of s^2 over all singular values s. The first round needs the
-    Gram matrix X X^T anyway, and the root of its norm is the fourth root of the sum of s^4: for 128 equal values,
-    3.4 instead of 11.3 times their size.
+    tight upper bound at the start saves rounds. The usual bound is the Frobenius norm of X, the square root of the sum
+    of s^2 over all singular values s. The first round needs the Gram matrix X X^T anyway, and the root of its norm is
+    the fourth root of the sum of s^4: for 128 equal values, 3.4 instead of 11.3 times their size.
     """
     is_tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if is_tall else matrices

@@ -17,6 +17,7 @@ HOW_TO = (
     "removes what a recipe sets."
 )
 EXAMPLES = "examples:\n"
+TEXTS = ("prompt", "text", "question")  # options that take what people type without an option
 
 
 class CommandLineParser:
@@ -121,6 +122,9 @@ class CommandLineParser:
             return f"unknown setting {stray}: options have the form --name value; --help lists them."
         if stray.endswith((".yaml", ".yml")):
             return f"recipe {stray} must come before the options: [recipe.yaml ...] [--name value ...]."
+        text = next((name for name in TEXTS if name in self.options), None)
+        if " " in stray and text:
+            return f"{shortened(stray)} belongs to no option: did you mean --{text} {shortened(stray)}?"
         before = [argument for argument in arguments[: arguments.index(stray)] if argument.startswith("--")]
         name = before[-1].partition("=")[0] if before else "--name"
         return f'{shortened(stray)} belongs to no option: put a text with spaces into quotation marks, {name} "...".'
