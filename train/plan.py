@@ -23,7 +23,7 @@ import torch
 from hf_scratch_gpt import PRESETS, ScratchGPTConfig
 from hf_scratch_gpt.modeling_scratch_gpt import default_chunk_tokens
 
-from .distributed.device import free_memory_of, matmul_rate, resolve_precision
+from .distributed.device import free_memory_of, has_bfloat16_hardware, matmul_rate, resolve_precision
 from .loop.forecast import format_duration, measure_speed
 from .model.flops import flops_per_token, matrix_shapes, parameter_parts, widths
 from .model.new import new_model, parse_overrides, read_config
@@ -267,10 +267,12 @@ def loss_bytes(config: ScratchGPTConfig, plan: PlanArguments, device: str = "cud
     """Tensors of the chunked loss (`skip_logits`) and the last norm.
 
     Besides the gradient of the head: a chunk's logits and their exponentials in float32, and under autocast the
-    product.
+    product, which a CPU without bfloat16 units computes in float32 first.
     """
     chunk = min(plan.micro_batch_tokens, default_chunk_tokens(config.vocab_size, torch.device(device)))
     per_logit = 8 if plan.compute_bytes == FP32 else 10
+    if per_logit == 10 and device == "cpu" and not has_bfloat16_hardware(torch.device(device)):
+        per_logit += 6
     last_norm = plan.micro_batch_tokens * config.hidden_size * (3 * FP32 + plan.compute_bytes)
     return last_norm + config.vocab_size * (FP32 * config.hidden_size + per_logit * chunk)
 

@@ -189,11 +189,43 @@ def test_chat_keeps_the_conversation_and_takes_messages_back(visit):
         visitor.page.wait_for_function(f"document.querySelectorAll('#chat .sg-model').length == {count}")
         visitor.wait("#chat-status", "Done")
         assert visitor.texts("#chat .sg-you pre")[-1] == question
+    answer = visitor.texts("#chat .sg-model pre")[-1]
     visitor.click("#chat-again")
+    visitor.page.wait_for_function(
+        f"[...document.querySelectorAll('#chat .sg-model pre')].at(-1).innerText != {answer!r}"
+    )
     visitor.wait("#chat-status", "Done")
     visitor.click("#chat .sg-edit")
     visitor.wait("#chat-status", "Edit your message")
     visitor.page.wait_for_function("document.querySelector('#chat-text textarea').value == 'What is <|end|> a?'")
+    visitor.page.wait_for_function("document.querySelectorAll('#chat .sg-bubble').length == 0")
+
+
+def test_a_text_that_is_being_written_does_not_come_back(visit):
+    visitor = visit()
+    visitor.fill("write-text", "The a number 3 is")
+    visitor.slider("length", 500)
+    visitor.click("#write-go")
+    visitor.wait("#write-status", "Writing")
+    visitor.click("#write-undo")
+    visitor.wait("#write-status", "Undone")
+    visitor.page.wait_for_timeout(1000)
+    assert visitor.text("#write-status") == "Undone."
+    assert visitor.page.locator("#write-text textarea").input_value() == "The a number 3 is"
+
+
+@pytest.mark.parametrize(("button", "said"), [("#chat .sg-edit", "Edit your message"), ("#chat-clear", "New conv")])
+def test_an_answer_that_is_being_written_does_not_come_back(visit, button, said):
+    visitor = visit()
+    visitor.tab("Chat")
+    visitor.slider("length", 500)
+    visitor.fill("chat-text", "What is a?")
+    visitor.click("#chat-go")
+    visitor.wait("#chat-status", "Writing")
+    visitor.page.evaluate(f"document.querySelector('{button}').click()")  # the button is drawn anew with each token
+    visitor.wait("#chat-status", said)
+    visitor.page.wait_for_timeout(1000)  # in which the rest of the answer would be written
+    assert said in visitor.text("#chat-status")
     assert visitor.page.locator("#chat .sg-bubble").count() == 0
 
 

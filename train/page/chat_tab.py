@@ -47,9 +47,11 @@ def build(page: Page) -> None:
 
     on([go.click, question.submit], talks.ask, [question], api_name="chat")
     on([again.click], talks.ask_again, [])
-    stop.click(page.stop, queue=False, api_visibility="private")
-    chat.select(talks.edit, turns, outputs, queue=False, api_visibility="private")
-    clear.click(lambda: shown([], "New conversation.", ""), None, outputs, queue=False, api_visibility="private")
+    for event in (stop.click, chat.select, clear.click):
+        event(page.stop, queue=False, api_visibility="private")
+    # these wait for the answer that was stopped: what it still shows would replace theirs
+    when([chat.select], talks.edit, [turns], outputs, errors, show_progress="hidden")
+    when([clear.click], lambda: shown([], "New conversation.", ""), [], outputs, errors, show_progress="hidden")
 
 
 def shown(turns: list[Message], text: str, question: str) -> tuple[str, str, str, list[Message]]:

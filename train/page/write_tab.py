@@ -48,8 +48,15 @@ def build(page: Page) -> None:
     outputs = [text, facts, before]
     when([go.click], write, [page.model, text, *sliders], outputs, errors, api_name="write", show_progress="hidden")
     when([again.click], rewrite, [page.model, before, *sliders], [*outputs, seed], errors, show_progress="hidden")
-    stop.click(page.stop, queue=False, api_visibility="private")
-    undo.click(lambda before: (before, status("Undone.")), before, [text, facts], queue=False, api_visibility="private")
+    for event in (stop.click, undo.click):
+        event(page.stop, queue=False, api_visibility="private")
+    # waits for the text that was stopped: what it still shows would replace this
+    when([undo.click], undone, [before], [text, facts], errors, show_progress="hidden")
+
+
+def undone(before: str) -> tuple[str, str]:
+    """The text before the last continuation, and the line under it."""
+    return before, status("Undone.")
 
 
 def continued(page: Page, name: str, text: str, settings: Any, visitor: str) -> Iterator[tuple[str, str, str]]:
