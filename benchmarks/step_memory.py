@@ -1,8 +1,9 @@
 """Peak memory of a training step compared with GPT-2 and Llama of transformers: `python -m benchmarks.step_memory`.
 
-A model of 124M parameters (12 layers, 768 wide, vocabulary 50257, context 1024) with AdamW. On CUDA the steps run in
-bf16 autocast and are compiled, as `scratch-gpt pretrain` does there; on a CPU in float32, not compiled. Every row is a
-fresh process. The memory is what was added since before the model was built: weights, gradients, optimizer and step.
+A model of 124M parameters (12 layers, 768 wide, vocabulary 50257, context 1024) with AdamW, with and without gradient
+checkpointing. On CUDA the steps run in bf16 autocast and are compiled, as `scratch-gpt pretrain` does there; on a CPU
+in float32, not compiled. Every row is a fresh process. The memory is what was added since before the model was built:
+weights, gradients, optimizer and step.
 """
 
 import gc

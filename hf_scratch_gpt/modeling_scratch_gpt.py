@@ -113,7 +113,7 @@ class RMSNormFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """With s the scale and n the size: dx = s w g - x s^3 / n sum(x w g), and dw = sum over rows of x s g.
 
-        That is torch's gradient of LayerNorm for rows of mean 0, which also subtracts s / n sum(w g).
+        Torch's gradient of LayerNorm with mean 0 is this dx minus s / n sum(w g), so that term is added.
         """
         x, weight, scale = ctx.saved_tensors
         if torch.is_grad_enabled():
@@ -885,7 +885,7 @@ class ChunkedLossSum(torch.autograd.Function):
         """Scale the gradients computed in the forward pass.
 
         Raises:
-            RuntimeError: these gradients, of which none can be derived, are to be differentiated again.
+            RuntimeError: a second derivative is requested, which the stored gradients do not have.
         """
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("skip_logits=True has no second derivatives; pass skip_logits=False")

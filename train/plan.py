@@ -270,9 +270,9 @@ def loss_bytes(config: ScratchGPTConfig, plan: PlanArguments, device: str = "cud
     product, which a CPU without bfloat16 units computes in float32 first.
     """
     chunk = min(plan.micro_batch_tokens, default_chunk_tokens(config.vocab_size, torch.device(device)))
-    per_logit = 8 if plan.compute_bytes == FP32 else 10
-    if per_logit == 10 and device == "cpu" and not has_bfloat16_hardware(torch.device(device)):
-        per_logit += 6
+    is_low = plan.compute_bytes < FP32
+    is_emulated = is_low and device == "cpu" and not has_bfloat16_hardware(torch.device(device))
+    per_logit = 8 + 2 * is_low + 6 * is_emulated
     last_norm = plan.micro_batch_tokens * config.hidden_size * (3 * FP32 + plan.compute_bytes)
     return last_norm + config.vocab_size * (FP32 * config.hidden_size + per_logit * chunk)
 

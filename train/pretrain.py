@@ -209,7 +209,7 @@ def expected_time(
 
 
 def memory_warning(config: PreTrainedConfig, device: torch.device) -> str:
-    """A line if training needs more memory than there is: Linux kills a process on a CPU then, without a word."""
+    """A warning if training needs more memory than is free: Linux kills such a process without a message."""
     needed = BYTES_PER_PARAMETER * getattr(config, "parameter_count", 0)
     free = free_memory_of(device)
     if needed <= free:

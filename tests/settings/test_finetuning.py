@@ -49,6 +49,11 @@ def test_the_batch_fits_the_processes_and_the_memory(num_examples, num_processes
     assert chosen(num_examples, micro_batch_size=3, num_processes=num_processes).check_processes(num_processes) is None
 
 
+@pytest.mark.parametrize(("steps", "given", "expected"), [(50, None, 5), (5, None, 1), (500, None, 10), (50, 10, 10)])
+def test_short_runs_log_more_often_unless_told_otherwise(steps, given, expected):
+    assert chosen(100, max_steps=steps, logging_steps=given).logging_steps == expected
+
+
 def test_a_batch_smaller_than_the_number_of_processes_is_refused():
     with pytest.raises(ValueError, match=r"--global_batch_size \(1\) must be a multiple of .* x processes \(2\) = 2"):
         chosen(100, global_batch_size=1, num_processes=2).check_processes(2)

@@ -131,7 +131,8 @@ def trainings_for_flops(
 ) -> list[Training]:
     """A training for each model that takes so many FLOPs, counted as in `flops_per_token`.
 
-    The first model has at least `MIN_STEPS`, whatever they cost; others are left out if these would cost too much.
+    The smallest model is always included and trains for at least `MIN_STEPS`, even if that exceeds `flops`. A larger
+    model is included only if `MIN_STEPS` fit.
     """
     trainings: list[Training] = []
     for config in candidates:

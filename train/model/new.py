@@ -119,10 +119,11 @@ def ladder(tokenizer: PreTrainedTokenizerBase, overrides: str | None = None) -> 
     """Models of the family of the preset laptop, from small to large, with one key/value head per layer.
 
     Args:
-        overrides: more changes to each of them, as in `--config_overrides`. Models that they do not fit are left out.
+        overrides: further changes to each model, as in `--config_overrides`. A model is left out if the changes make
+            its config invalid.
 
     Raises:
-        ValueError: as `build_config`, if they fit no model.
+        ValueError: the changes make every config invalid; see `build_config`.
     """
     fixed = parse_overrides(overrides or "")
     configs: list[ScratchGPTConfig] = []

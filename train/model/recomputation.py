@@ -42,9 +42,9 @@ def set_gradient_checkpointing(model: PreTrainedModel, how: str) -> None:
 def keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep the results of matrix products and of attention, with two exceptions.
 
-    Results that are narrower than the input: of an MLP's last product, which the backward pass does not need, and of
-    grouped keys and values, which take little time. Attention with dropout: if an operation that draws random numbers
-    were not run again, all later dropout of the layer would draw others.
+    - Products that are narrower than their input: the backward pass does not need that of an MLP's last matrix, and
+      grouped keys and values are cheap to compute.
+    - Attention with dropout: it must run again to draw its random numbers, or later dropout would draw different ones.
     """
     is_kept = False
     if operation in PRODUCTS:

@@ -89,6 +89,7 @@ class TuneArguments(LoopArguments):
         "Steps between evaluations (default: a tenth of the run); 0: only before the first and after the last step."
     )
     save_steps: int | None = option("Steps between checkpoints (default: --eval_steps, so that the best is saved).")
+    logging_steps: int | None = option("Steps between log lines (default: a tenth of the run, at most 10).")
     max_eval_samples: int = option("Validation examples per evaluation; 0: all.", 0)
     load_best_model_at_end: bool = option(
         "Finish with the weights with the lowest validation loss instead of the last ones.", True
@@ -147,7 +148,7 @@ class TuneArguments(LoopArguments):
             "max_steps": steps,
             "eval_steps": eval_steps,
             "save_steps": eval_steps if self.save_steps is None else self.save_steps,
-            "logging_steps": min(self.logging_steps, max(1, steps // 10)),
+            "logging_steps": self.logging_steps or min(10, max(1, steps // 10)),
             "load_best_model_at_end": self.load_best_model_at_end,
         }
         arguments = FinetuneArguments(**shared | chosen)

@@ -12,8 +12,8 @@ PRESET_NAMES = ("tiny", "laptop", "small", "gpt2", "gpt2-medium", "gpt2-large", 
 
 GradientCheckpointing = Literal["false", "selective", "true"]
 GRADIENT_CHECKPOINTING = (
-    "Recompute activations in the backward pass instead of storing them. true: all within a layer, a second forward "
-    "pass. selective: all but most results of matrix products and attention, which takes little time."
+    "Recompute activations in the backward pass instead of storing them. true: everything inside a layer, which takes "
+    "a second forward pass. selective: only what is cheap; most results of matrix products and attention are stored."
 )
 
 
@@ -46,7 +46,7 @@ class BudgetArguments:
 
     minutes: float | None = option(
         "Train for about this many minutes on this machine. Chooses the model, the batch, the number of steps and the "
-        "learning rates; of these, all but the steps can be given."
+        "learning rates. Options that you set are kept, but --max_steps cannot be set."
     )
     flops: float | None = option("The same for a number of floating-point operations, such as 1e15.")
 
@@ -125,7 +125,7 @@ class LoopArguments:
         6.0,
     )
     max_skipped: int = option("Stop the run after this many skipped updates in a row.", 5)
-    logging_steps: int = option("Steps between log lines.", 10)
+    logging_steps: int | None = option("Steps between log lines.", 10)
     async_save: bool = option("Write checkpoints in the background, from a copy in memory.", False)
     max_eval_samples: int = option("Validation sequences per evaluation; 0: all.", 256)
     save_total_limit: int = option("Number of newest checkpoints to keep, in addition to the best one.", 2)
@@ -194,6 +194,7 @@ class TrainArguments(LoopArguments):
 
     global_batch_size: int = option("Sequences per step, over all processes and micro-batches.", 32)
     micro_batch_size: int = option("Sequences per forward pass of one process.", 8)
+    logging_steps: int = option("Steps between log lines.", 10)
     max_steps: int = option("Optimizer steps of the whole run.", 1000)
     eval_steps: int = option("Steps between evaluations; 0: only after the last step.", 250)
     save_steps: int = option("Steps between checkpoints; 0: only after the last step.", 250)
